@@ -1,0 +1,66 @@
+"""trimtab: plug-in guidance for Hugging Face Diffusers.
+
+    import trimtab
+
+    pipe = trimtab.GuidedPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
+    pipe.add_guidance("pag", scale=3.0)
+    image = pipe("a rudder with a trim tab").images[0]
+"""
+
+from __future__ import annotations
+
+from .guidance.base import API_VERSION, Guidance, Run, Step
+from .guidance.branch import COND, UNCOND, AttentionTokens, Branch, Perturbation, Predictions, Prompt
+from .guidance.errors import (
+    ConflictError,
+    GuidanceRuntimeError,
+    ParameterError,
+    PluginError,
+    RecipeError,
+    TrimtabError,
+    UnknownGuidanceError,
+    UnsupportedPipelineError,
+    UnsupportedSchedulerError,
+)
+from .guidance.noise import Level, NoiseAlgebra, noise_algebra
+from .guidance.parameters import parameter
+from .guidance.planner import Plan
+from .guidance.registry import plugins, register, unregister
+from .pipelines.embedded import ClassConditionalPipeline
+from .pipelines.guided import GuidedPipeline, guide
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "API_VERSION",
+    "COND",
+    "UNCOND",
+    "AttentionTokens",
+    "Branch",
+    "ClassConditionalPipeline",
+    "ConflictError",
+    "GuidanceRuntimeError",
+    "Guidance",
+    "GuidedPipeline",
+    "Level",
+    "NoiseAlgebra",
+    "ParameterError",
+    "Perturbation",
+    "Plan",
+    "PluginError",
+    "Predictions",
+    "Prompt",
+    "RecipeError",
+    "Run",
+    "Step",
+    "TrimtabError",
+    "UnknownGuidanceError",
+    "UnsupportedPipelineError",
+    "UnsupportedSchedulerError",
+    "guide",
+    "noise_algebra",
+    "parameter",
+    "plugins",
+    "register",
+    "unregister",
+]

@@ -1,0 +1,221 @@
+"""The `trimtab` command.
+
+Exit codes: 0 done, 2 a mistake in what was asked for (one line on stderr; `TRIMTAB_DEBUG=1` shows the traceback), 130
+interrupted. Paths of written files go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .guidance.errors import PluginError, TrimtabError
+
+DEBUG = "TRIMTAB_DEBUG"
+
+REQUEST_OPTIONS: tuple[tuple[str, type, str], ...] = (
+    ("model", str, "Hub repository or folder; by default the small embedded model"),
+    ("revision", str, "commit, branch or tag of the Hub repository"),
+    ("negative-prompt", str, "what the image should not show"),
+    ("steps", int, "number of denoising steps"),
+    ("scheduler", str, "class name of a Diffusers scheduler, such as EulerDiscreteScheduler"),
+    ("height", int, "in pixels"),
+    ("width", int, "in pixels"),
+    ("guidance-scale", float, "the pipeline's own classifier-free guidance"),
+    ("dtype", str, "float32 (default), bfloat16 or float16"),
+    ("device", str, "cpu, cuda, cuda:1, ...; by default a GPU if there is one"),
+)
+TRAINING_OPTIONS: tuple[tuple[str, type, str], ...] = (
+    ("output", str, "folder for the model, its checkpoints and its log; a stopped run continues there"),
+    ("data", str, "folder with the four IDX files of Fashion-MNIST"),
+    ("steps", int, "optimizer steps"),
+    ("batch-size", int, "images a step"),
+    ("learning-rate", float, "its highest value"),
+    ("warmup", int, "steps until it is reached"),
+    ("label-dropout", float, "share of labels replaced by the null class"),
+    ("ema-decay", float, "of the averaged weights"),
+    ("mixed-precision", str, "no, bf16 or fp16"),
+    ("seed", int, "of the weights, the order of the data and the noise"),
+    ("checkpoint-every", int, "steps"),
+    ("validate-every", int, "steps"),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, like every other error of this command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"trimtab: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser("trimtab", description="Guide any Diffusers pipeline while it samples.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    for command, action, text in (
+        ("generate", generate, "make images"),
+        ("explain", explain, "show what generate would compute, without computing it"),
+    ):
+        sub = commands.add_parser(command, help=text, allow_abbrev=False)
+        sub.set_defaults(action=action)
+        _add_generation_options(sub)
+
+    show_parser = commands.add_parser("show", help="print the recipe, the seed and all settings of an image")
+    show_parser.add_argument("file", type=Path, metavar="FILE.png")
+    show_parser.set_defaults(action=show)
+
+    plugins = commands.add_parser("plugins", help="list the installed guidances").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    listing = plugins.add_parser("list", help="all of them, with their state")
+    info = plugins.add_parser("info", help="one of them, with its parameters")
+    info.add_argument("name")
+    for sub, action in ((listing, list_plugins), (info, describe_plugin)):
+        sub.add_argument("--json", action="store_true", help="for programs")
+        sub.set_defaults(action=action)
+
+    training = commands.add_parser("train", help="train a model").add_subparsers(required=True, metavar="WHAT")
+    base = training.add_parser("base", help="the embedded model", allow_abbrev=False)
+    _add_options(base, TRAINING_OPTIONS)
+    base.set_defaults(action=train_base)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, options: Sequence[tuple[str, type, str]]) -> None:
+    for name, kind, text in options:
+        parser.add_argument(f"--{name}", type=kind, metavar=name.split("-")[-1].upper(), help=text)
+
+
+def _add_generation_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="?", help="for a model that takes text")
+    parser.add_argument("--class", action="append", dest="classes", metavar="NAME|INDEX", help="repeatable")
+    parser.add_argument("--seeds", metavar="SEEDS", help="0-7 or 0,3,5; by default 0")
+    _add_options(parser, REQUEST_OPTIONS)
+    parser.add_argument("--guidance", action="append", metavar="NAME[:PARAMETER=VALUE,...]", help="repeatable")
+    parser.add_argument(
+        "--recipe", metavar="FILE", help="guidances from a recipe: a file, a folder or a Hub repository"
+    )
+    parser.add_argument("--compare", action="store_true", help="a sheet: none, each guidance alone, all together")
+    parser.add_argument(
+        "--like", type=Path, metavar="FILE.png", help="repeat this image; other options replace its own"
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("out"), metavar="FOLDER", help="by default out")
+
+
+def generate(args: argparse.Namespace) -> None:
+    """`trimtab generate`: write the images or the sheets, and print where they are."""
+    from .pipelines import jobs
+
+    job = jobs.read(args, [name for name, _, _ in REQUEST_OPTIONS])
+    for path in jobs.run(job, args.output):
+        print(path)
+
+
+def explain(args: argparse.Namespace) -> None:
+    """`trimtab explain`: print the plan of each class or prompt; nothing is generated."""
+    from .pipelines import jobs
+
+    jobs.explain(jobs.read(args, [name for name, _, _ in REQUEST_OPTIONS]))
+
+
+def show(args: argparse.Namespace) -> None:
+    """`trimtab show`: print what an image's file says about it."""
+    from .pipelines import pictures
+
+    print(json.dumps(pictures.load(args.file)[1], indent=2, ensure_ascii=False))
+
+
+def list_plugins(args: argparse.Namespace) -> None:
+    """`trimtab plugins list`: one line a plug-in."""
+    from .guidance import registry
+
+    found = [registry.status(name) for name in registry.plugins()]
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    lines = [("NAME", "STATUS", "PHASES", "FROM")]
+    for one in found:
+        source = f"{one['distribution']} {one['version']}" if one["distribution"] else one["value"]
+        lines.append((one["name"], one["status"], ", ".join(one["phases"]) or "-", source))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
+
+
+def describe_plugin(args: argparse.Namespace) -> None:
+    """`trimtab plugins info`: what a plug-in does, and its parameters."""
+    from .guidance import registry
+    from .guidance.parameters import describe_range, fields_of
+
+    status = registry.status(args.name)
+    if status["status"] != "ok":
+        raise PluginError(status["error"].strip().splitlines()[-1])
+    cls = registry.find(args.name)
+    parameters = [
+        {
+            "name": name,
+            "type": str(field.type),
+            "default": _plain(getattr(cls, name, field.default)),
+            "allowed": describe_range(field),
+            "unit": field.metadata["unit"],
+            "doc": field.metadata["doc"],
+        }
+        for name, field in fields_of(cls).items()
+    ]
+    text = inspect.getdoc(cls) or ""
+    if args.json:
+        print(json.dumps({**status, "doc": text, "parameters": parameters}, indent=2))
+        return
+    print(
+        f"{status['name']} ({status['distribution'] or status['value']} {status['version']})\n\n{text}\n\nParameters:"
+    )
+    for one in parameters:
+        unit = f" {one['unit']}" if one["unit"] else ""
+        print(f"  {one['name']}: {one['type']} = {one['default']}  ({one['allowed']}{unit})\n      {one['doc']}")
+
+
+def train_base(args: argparse.Namespace) -> None:
+    """`trimtab train base`: train the embedded model, or continue; print where it is."""
+    from .pipelines.embedded.train import TrainingConfig, train
+
+    names = [name.replace("-", "_") for name, _, _ in TRAINING_OPTIONS]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    print(train(TrainingConfig(**given)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    Args:
+        arguments: without the program's name; by default those of this process.
+    """
+    args = build_parser().parse_args(arguments)
+    try:
+        args.action(args)
+    except (TrimtabError, ValueError, OSError) as error:
+        if os.environ.get(DEBUG, "") not in ("", "0"):
+            raise
+        print(f"trimtab: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("trimtab: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    """The value if JSON has it, else its text."""
+    known = isinstance(value, (bool, int, str, type(None))) or (isinstance(value, float) and math.isfinite(value))
+    return value if known else str(value)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,172 @@
+"""The hook interface: what a guidance is.
+
+| phase | hook | may do |
+| --- | --- | --- |
+| 1 setup | `setup(run)` | encode a condition, resolve layers, install weights through the run's exit stack |
+| 2 branches | `branches(step)` | declare the predictions that it needs |
+| 3 delta | `delta(step, predictions)` | return a term that is added to the prediction |
+| 4 project | `project(step, prediction, predictions)` | reshape the sum |
+| 5 clean | `guide_x0(step, x0)` or `loss(step, x0)` | edit the clean estimate, or give a loss whose gradient edits it |
+| 6 sample | `after_step(step, sample)` | edit the sample after the scheduler |
+| 7 teardown | `teardown(run)` | release; always called |
+
+All hooks are optional. Deltas commute; phases 4 to 6 run in registration order unless `before`/`after` say otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from .branch import Branch, Predictions
+from .errors import ParameterError
+from .noise import Level
+from .parameters import check_value, fields_of, parameter, unknown_parameter
+
+API_VERSION = "1.0"
+
+
+class Run(Protocol):
+    """What a guidance sees of one call of the pipeline. `state` belongs to this guidance and to this run alone."""
+
+    state: SimpleNamespace
+    exit_stack: ExitStack
+    dry: bool  # True while a plan is only explained: load nothing heavy
+
+    def attention_layers(self, layers: str | Sequence[str]) -> tuple[str, ...]:
+        """Names of the self-attentions that `"auto"`, a name, a block or an anchored pattern stands for."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One noise level of a run, as a guidance sees it.
+
+    Args:
+        index: 0 for the first, noisiest level.
+        count: number of noise levels of the run.
+        timestep: what the scheduler calls this level.
+        level: alpha and sigma of `x_t = alpha x_0 + sigma n`.
+        sample: x_t `[batch, ...]`; `None` where only the plan is made.
+        own: the prediction that the pipeline arrived at by itself, its own CFG included; `None` likewise.
+        state: this guidance's state in this run.
+    """
+
+    index: int
+    count: int
+    timestep: float
+    level: Level
+    sample: torch.Tensor | None = None
+    own: torch.Tensor | None = None
+    state: SimpleNamespace = dataclasses.field(default_factory=SimpleNamespace)
+
+
+@dataclass(kw_only=True)
+class Guidance:
+    """Base class of all guidances. Subclass it as a dataclass whose fields are made with `parameter(...)`.
+
+    Class attributes:
+        name: the plug-in's public name.
+        exclusive: a slot that only one attached guidance may claim, such as `"cfg"`.
+        before, after: names of guidances that phases 4 to 6 of this one must precede or follow.
+        needs: of `"attention"`, `"gradient"`: what the pipeline must offer.
+        differentiate: `"x0"` if `loss` is differentiated with respect to the clean estimate only, `"x_t"` if through
+            the denoiser.
+    """
+
+    name: ClassVar[str] = ""
+    api_version: ClassVar[str] = API_VERSION
+    exclusive: ClassVar[str | None] = None
+    before: ClassVar[tuple[str, ...]] = ()
+    after: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    differentiate: ClassVar[str] = "x0"
+
+    start: float = parameter(
+        0.0, "First part of the run in which it acts, as a fraction of the noise levels.", ge=0, le=1
+    )
+    stop: float = parameter(1.0, "End of that part: it acts while start <= index / count < stop.", ge=0, le=1)
+    sigma_max: float = parameter(
+        math.inf, "It acts only while sigma / alpha is at most this.", ge=0, unit="noise per signal", finite=False
+    )
+    sigma_min: float = parameter(
+        0.0, "It acts only while sigma / alpha is at least this.", ge=0, unit="noise per signal"
+    )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in fields_of(type(self)):
+            raise unknown_parameter(self.label, name, type(self))
+        object.__setattr__(self, name, check_value(self.label, type(self), name, value))
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    @property
+    def label(self) -> str:
+        """The name that messages use."""
+        return type(self).name or type(self).__name__
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters and their values."""
+        return {name: getattr(self, name) for name in fields_of(type(self))}
+
+    def validate(self) -> None:
+        """Check what concerns several parameters at once; called when built and before each run.
+
+        Raises:
+            ParameterError: naming the parameters and what is allowed.
+        """
+        for low, high in (("start", "stop"), ("sigma_min", "sigma_max")):
+            if getattr(self, low) > getattr(self, high):
+                raise ParameterError(
+                    f"{self.label}: {low}={getattr(self, low):g} lies after {high}={getattr(self, high):g}; "
+                    f"allowed: {low} <= {high}."
+                )
+
+    def acts(self, step: Step) -> bool:
+        """Whether the step lies in this guidance's window; outside it, it costs nothing."""
+        inside = self.start <= step.index / step.count < self.stop
+        return inside and self.sigma_min <= step.level.ratio <= self.sigma_max
+
+    # -- hooks -----------------------------------------------------------------------------------------------------
+    def setup(self, run: Run) -> None:
+        """Phase 1: prepare `run.state`."""
+
+    def branches(self, step: Step) -> Sequence[Branch]:
+        """Phase 2: the predictions that this step needs; none where the guidance is switched off."""
+        return ()
+
+    def delta(self, step: Step, predictions: Predictions) -> torch.Tensor | None:
+        """Phase 3: the term `[batch, ...]` to add to the prediction."""
+        return None
+
+    def project(self, step: Step, prediction: torch.Tensor, predictions: Predictions) -> torch.Tensor:
+        """Phase 4: the reshaped prediction `[batch, ...]`."""
+        return prediction
+
+    def guide_x0(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
+        """Phase 5: the edited clean estimate `[batch, ...]`."""
+        return x0
+
+    def loss(self, step: Step, x0: torch.Tensor) -> torch.Tensor | None:
+        """Phase 5: a loss `[batch]`; the clean estimate moves against its gradient."""
+        return None
+
+    def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
+        """Phase 6: the edited next sample `[batch, ...]`."""
+        return sample
+
+    def teardown(self, run: Run) -> None:
+        """Phase 7: release what setup took; called on every path."""
+
+    @classmethod
+    def overrides(cls, hook: str) -> bool:
+        """Whether this class defines a hook of its own."""
+        return getattr(cls, hook) is not getattr(Guidance, hook)

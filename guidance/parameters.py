@@ -1,0 +1,160 @@
+"""Parameters of a guidance: typed, documented, range-checked, serialisable.
+
+A parameter is a dataclass field made with `parameter(...)`. Its range is checked when the guidance is built and again
+whenever the attribute is set, so a guidance object can never hold a value that it does not allow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import ParameterError, did_you_mean
+
+
+def parameter(
+    default: Any,
+    doc: str,
+    *,
+    ge: float | None = None,
+    le: float | None = None,
+    choices: Sequence[Any] | None = None,
+    unit: str = "",
+    finite: bool = True,
+) -> Any:
+    """Declare one parameter of a guidance.
+
+    Args:
+        default: its default value.
+        doc: what it does, one sentence.
+        ge, le: smallest and largest value allowed.
+        choices: the only values allowed.
+        unit: of the number, for the documentation.
+        finite: whether infinity is refused (NaN always is).
+    """
+    spec = {"doc": doc, "ge": ge, "le": le, "choices": choices, "unit": unit, "finite": finite}
+    if isinstance(default, (list, dict, set)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=spec)
+    return dataclasses.field(default=default, metadata=spec)
+
+
+def fields_of(owner: type) -> dict[str, dataclasses.Field[Any]]:
+    """The declared parameters of a guidance class, by name."""
+    return {field.name: field for field in dataclasses.fields(owner) if "doc" in field.metadata}
+
+
+@functools.lru_cache(maxsize=256)
+def types_of(owner: type) -> dict[str, Any]:
+    """The declared types of a guidance class's attributes, by name."""
+    return typing.get_type_hints(owner)
+
+
+def describe_range(field: dataclasses.Field[Any]) -> str:
+    """The allowed values in words: `>= 0`, `0 to 1`, `one of 'a', 'b'`."""
+    spec = field.metadata
+    if spec["choices"] is not None:
+        return "one of " + ", ".join(repr(choice) for choice in spec["choices"])
+    if spec["ge"] is not None and spec["le"] is not None:
+        return f"{spec['ge']:g} to {spec['le']:g}"
+    if spec["ge"] is not None:
+        return f">= {spec['ge']:g}"
+    if spec["le"] is not None:
+        return f"<= {spec['le']:g}"
+    return "any"
+
+
+def unknown_parameter(plugin: str, name: str, owner: type) -> ParameterError:
+    """The error for a parameter that the plug-in does not have."""
+    known = sorted(fields_of(owner))
+    hint = did_you_mean(name, known)
+    return ParameterError(f"{plugin}: no parameter {name!r}.{hint} It takes: {', '.join(known)}.")
+
+
+def check_value(plugin: str, owner: type, name: str, value: Any) -> Any:
+    """Return `value`, converted to the field's type, or raise a `ParameterError` that names what is allowed."""
+    field = fields_of(owner)[name]
+    spec = field.metadata
+    try:
+        converted = _convert(value, types_of(owner)[name])
+        if spec["choices"] is not None and converted is not None and converted not in spec["choices"]:
+            raise ValueError("is not allowed")
+        _check_range(converted, spec)
+    except ValueError as why:
+        allowed = describe_range(field)
+        ending = "." if allowed == "any" else f"; allowed: {allowed}."
+        raise ParameterError(f"{plugin}: {name}={value!r} {why}{ending}") from None
+    return converted
+
+
+def _check_range(value: Any, spec: Mapping[str, Any]) -> None:
+    """Check a number, or each number of a container; `ValueError` says what is wrong with it."""
+    if isinstance(value, (tuple, list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_range(item, spec)
+    if isinstance(value, float):
+        if math.isnan(value):
+            raise ValueError("is not a number")
+        if spec["finite"] and math.isinf(value):
+            raise ValueError("is infinite")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = spec["ge"], spec["le"]
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise ValueError("is out of range")
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """`value` as the type hint wants it: integers become floats, sequences tuples; `ValueError` where it cannot."""
+    kind, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return _convert_union(value, args)
+    if kind is typing.Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in args):
+            raise ValueError("is not one of " + ", ".join(map(repr, args)))
+        return value
+    if kind in (int, float):
+        if isinstance(value, bool):
+            raise ValueError("is a truth value, not a number")
+        if isinstance(value, numbers.Integral if kind is int else numbers.Real):
+            try:
+                return kind(value)
+            except OverflowError:
+                raise ValueError("is too large") from None
+    elif kind in (tuple, list, Sequence) and isinstance(value, (tuple, list)):
+        fixed = kind is tuple and args and args[-1] is not ...
+        if fixed and len(value) != len(args):
+            raise ValueError(f"has {len(value)} values, not {len(args)}")
+        hints = args if fixed else [args[0] if args else Any] * len(value)
+        items = [_convert(item, item_hint) for item, item_hint in zip(value, hints, strict=True)]
+        return items if kind is list else tuple(items)
+    elif kind in (dict, Mapping) and isinstance(value, dict):
+        key_hint, item_hint = args or (Any, Any)
+        return {_convert(key, key_hint): _convert(item, item_hint) for key, item in value.items()}
+    elif kind is Any or (isinstance(kind, type) and kind is not Sequence and isinstance(value, kind)):
+        return value
+    raise ValueError(f"is a {type(value).__name__}, not {_in_words(hint)}")
+
+
+def _convert_union(value: Any, hints: Sequence[Any]) -> Any:
+    """Prefer the value's own type, so that `2` stays an integer where both `float` and `int` are allowed."""
+    exact = [hint for hint in hints if type(value) is (typing.get_origin(hint) or hint)]
+    reasons = []
+    for hint in exact + [hint for hint in hints if hint not in exact]:
+        try:
+            return _convert(value, hint)
+        except ValueError as why:
+            reasons.append(why)
+    if exact or isinstance(value, bool):
+        raise reasons[0]
+    raise ValueError(f"is a {type(value).__name__}, not {' or '.join(map(_in_words, hints))}")
+
+
+def _in_words(hint: Any) -> str:
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")

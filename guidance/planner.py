@@ -1,0 +1,119 @@
+"""The planner: which predictions a step needs, shared between guidances, and what a run will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .base import Guidance, Step
+from .branch import COND, UNCOND, Branch
+
+HOOKS = ("branches", "delta", "project", "guide_x0", "loss", "after_step")
+
+
+def wanted_branches(acting: Mapping[str, Guidance], steps: Mapping[str, Step]) -> tuple[Branch, ...]:
+    """The branches that the acting guidances ask for, each once, in registration order.
+
+    Args:
+        acting: the guidances whose window holds the step, by name.
+        steps: each guidance's view of the step, by the same names.
+    """
+    wanted: dict[Branch, None] = {}
+    for name, guidance in acting.items():
+        wanted.update(dict.fromkeys(guidance.branches(steps[name])))
+    return tuple(wanted)
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """What one call of `scheduler.step` costs.
+
+    Args:
+        index: noise level.
+        acting: names of the guidances that act.
+        own: branches that the pipeline computes by itself.
+        extra: branches computed for the guidances.
+        calls: forward calls of the denoiser.
+    """
+
+    index: int
+    acting: tuple[str, ...]
+    own: tuple[Branch, ...]
+    extra: tuple[Branch, ...]
+    calls: int
+
+    @property
+    def evaluations(self) -> int:
+        """Predictions computed for each image."""
+        return len(self.own) + len(self.extra)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One guidance in the plan's table."""
+
+    name: str
+    plugin: str
+    phases: tuple[str, ...]
+    window: str
+    steps: int
+    extra: str
+    layers: tuple[str, ...]
+    parameters: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a run, made before anything is computed."""
+
+    pipeline: str
+    scheduler: str
+    steps: tuple[PlannedStep, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def evaluations(self) -> int:
+        """Predictions per image over the whole run."""
+        return sum(step.evaluations for step in self.steps)
+
+    @property
+    def own_evaluations(self) -> int:
+        """Those that the pipeline computes without any guidance of ours."""
+        return sum(len(step.own) for step in self.steps)
+
+    @property
+    def calls(self) -> int:
+        """Forward calls of the denoiser over the whole run."""
+        return sum(step.calls for step in self.steps)
+
+    def __str__(self) -> str:
+        lines = [f"{self.pipeline} with {self.scheduler}, {len(self.steps)} scheduler steps"]
+        table = [("guidance", "plug-in", "phases", "window", "acts on", "extra branches", "layers")]
+        for row in self.rows:
+            plugin = row.plugin if row.plugin != row.name else ""
+            layers = ", ".join(row.layers[:3]) + (f" and {len(row.layers) - 3} more" if len(row.layers) > 3 else "")
+            acts = f"{row.steps}/{len(self.steps)} steps"
+            table.append((row.name, plugin, ", ".join(row.phases), row.window, acts, row.extra, layers))
+        kept = [column for column in range(len(table[0])) if any(line[column] for line in table[1:])] or [0]
+        widths = {column: max(len(line[column]) for line in table) for column in kept}
+        lines += ["  " + "  ".join(line[c].ljust(widths[c]) for c in kept).rstrip() for line in table]
+        if not self.rows:
+            lines[1:] = ["  no guidance attached"]
+        most = max((step.evaluations for step in self.steps), default=0)
+        least = min((step.evaluations for step in self.steps), default=0)
+        each = f"{most}" if most == least else f"{least} to {most}"
+        lines.append(
+            f"  evaluations an image: {each} a step, {self.evaluations} in total "
+            f"({self.own_evaluations} without guidance); {self.calls} forward calls of the denoiser"
+        )
+        return "\n".join(lines)
+
+
+def extra_of(wanted: Sequence[Branch], own: Sequence[Branch]) -> tuple[Branch, ...]:
+    """The wanted branches that the pipeline does not compute by itself."""
+    return tuple(branch for branch in wanted if branch not in own)
+
+
+def own_branches(has_cfg: bool) -> tuple[Branch, ...]:
+    """What the pipeline computes by itself."""
+    return (COND, UNCOND) if has_cfg else (COND,)

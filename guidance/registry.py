@@ -1,0 +1,201 @@
+"""The plug-ins: found through entry points of the group `trimtab.guidance`, or registered in this process.
+
+The entry point's name is the plug-in's. Names without a dot are this package's own; a plug-in from elsewhere is called
+`vendor.name`. Discovery reads metadata only; a plug-in's module is imported when the plug-in is first used.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import traceback
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from .base import Guidance
+from .blocking import blocked_by
+from .contract import HOOKS, check_contract, check_name
+from .errors import PluginError, UnknownGuidanceError, did_you_mean
+from .parameters import fields_of, unknown_parameter
+
+GROUP = "trimtab.guidance"
+
+GuidanceType = TypeVar("GuidanceType", bound=Guidance)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One plug-in as its metadata describes it; nothing of it is imported yet.
+
+    Args:
+        name: its public name.
+        value: where its class is, `"module:object"`.
+        distribution, version: what provides it; empty for a class registered in this process.
+        origin: `"entry point"` or `"registered"`.
+        rivals: plug-ins of other distributions that claim the same name; then none of them can be used.
+    """
+
+    name: str
+    value: str
+    distribution: str
+    version: str
+    origin: str = "entry point"
+    rivals: tuple[Plugin, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        source = f"{self.distribution} {self.version}" if self.distribution else f"registered from {self.value}"
+        return f"{self.name} ({source})"
+
+    def load(self) -> type[Guidance]:
+        """Its class, imported and checked at the first call.
+
+        Raises:
+            PluginError: it is blocked, broken, made for another hook interface, or its name is claimed twice.
+        """
+        if reason := blocked_by(self.name):
+            raise PluginError(f"{self.name} is blocked by {reason}.")
+        if self.rivals:
+            raise _claimed_twice(self, *self.rivals)
+        if self in _classes:
+            return _classes[self]
+        # Python's import lock makes the import happen once. Holding ours meanwhile could deadlock with a module that
+        # registers something while another thread imports it.
+        try:
+            cls = check_contract(self.name, EntryPoint(self.name, self.value, GROUP).load())
+            check_name(self.name, cls)
+        except PluginError as error:
+            raise PluginError(f"Plug-in {self} cannot be used. {error}") from None
+        except (Exception, SystemExit) as error:
+            raise PluginError(f"Plug-in {self} is broken: {type(error).__name__}: {error}") from error
+        with _lock:
+            return _classes.setdefault(self, cls)
+
+
+_lock = threading.RLock()
+_discovered: dict[str, Plugin] | None = None
+_registered: dict[str, Plugin] = {}
+_classes: dict[Plugin, type[Guidance]] = {}
+
+
+def plugins(refresh: bool = False) -> dict[str, Plugin]:
+    """All plug-ins by name, also blocked and broken ones; `refresh` reads the installed metadata again."""
+    global _discovered
+    with _lock:
+        if _discovered is None or refresh:
+            _discovered = _discover()
+        return dict(sorted({**_discovered, **_registered}.items()))
+
+
+def find(name: str) -> type[Guidance]:
+    """The class of a plug-in.
+
+    Raises:
+        UnknownGuidanceError: there is none of this name; the message lists those that there are.
+        PluginError: it cannot be used; see `Plugin.load`.
+    """
+    return _plugin(name).load()
+
+
+def create(name: str, /, **parameters: Any) -> Guidance:
+    """A new guidance: `create("pag", scale=3.0)`.
+
+    Raises:
+        ParameterError: an unknown parameter, or a value that is not allowed. Others: see `find`.
+    """
+    cls = find(name)
+    for unknown in sorted(parameters.keys() - fields_of(cls).keys()):
+        raise unknown_parameter(name, unknown, cls)
+    return cls(**parameters)
+
+
+def register(cls: type[GuidanceType], name: str | None = None, *, override: bool = False) -> type[GuidanceType]:
+    """Make a class of this process, such as one from a notebook, a plug-in. Returns it, so it serves as a decorator.
+
+    Args:
+        name: its public name; by default the class's own `name`. A class without one of its own is given it.
+        override: let it replace a plug-in of the same name.
+
+    Raises:
+        PluginError: the class breaks the contract, or the name is taken; the message names both.
+    """
+    chosen = getattr(cls, "name", "") if name is None else name
+    if not chosen:
+        raise PluginError(f"{cls!r} has no name; give it one: name = 'vendor.name'.")
+    check_contract(chosen, cls)
+    takes_name = name is not None and not vars(cls).get("name")
+    if not takes_name:
+        check_name(chosen, cls)
+    plugin = Plugin(chosen, f"{cls.__module__}:{cls.__qualname__}", "", "", "registered")
+    with _lock:
+        taken = plugins().get(chosen)
+        if taken is not None and _classes.get(taken) is cls:
+            return cls
+        if taken is not None and not override:
+            raise _claimed_twice(taken, plugin)
+        if takes_name:
+            cls.name = chosen
+        _registered[chosen] = plugin
+        _classes[plugin] = cls
+    return cls
+
+
+def unregister(name: str) -> None:
+    """Undo `register`; a plug-in that it replaced is back. A name that was not registered: `UnknownGuidanceError`."""
+    with _lock:
+        if name not in _registered:
+            raise UnknownGuidanceError(f"{name!r} is not registered.{did_you_mean(name, _registered)}")
+        _classes.pop(_registered.pop(name), None)
+
+
+def identify(cls: type[Guidance]) -> Plugin | None:
+    """The plug-in that this very class is, or `None` for a class that is not registered."""
+    plugin = plugins().get(cls.name)
+    try:
+        return plugin if plugin is not None and plugin.load() is cls else None
+    except PluginError:
+        return None
+
+
+def status(name: str) -> dict[str, Any]:
+    """What a listing shows of a plug-in, for JSON: `status` is `"ok"`, `"broken"` or `"blocked"`. Loads the plug-in."""
+    plugin = _plugin(name)
+    listing = {key: getattr(plugin, key) for key in ("name", "value", "distribution", "version", "origin")}
+    listing |= {"status": "ok", "error": None, "api_version": None, "phases": [], "exclusive": None}
+    try:
+        cls = plugin.load()
+    except PluginError as error:
+        cause = error.__cause__
+        text = str(error) if cause is None else "".join(traceback.format_exception(cause))
+        return listing | {"status": "blocked" if blocked_by(name) else "broken", "error": text}
+    phases = [hook for hook in HOOKS if cls.overrides(hook)]
+    return listing | {"api_version": cls.api_version, "phases": phases, "exclusive": cls.exclusive}
+
+
+def _plugin(name: str) -> Plugin:
+    # A package may have been installed since the last look.
+    known = plugins() if name in plugins() else plugins(refresh=True)
+    if name in known:
+        return known[name]
+    message = f"There is no guidance {name!r}.{did_you_mean(name, known)} Installed: {', '.join(known) or 'none'}."
+    if re.fullmatch(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", name):
+        package = "trimtab-" + re.sub(r"[._]", "-", name.lower())
+        message += f" A package may provide it, perhaps (if you trust its author): pip install {package}"
+    raise UnknownGuidanceError(message)
+
+
+def _discover() -> dict[str, Plugin]:
+    claims: dict[str, list[Plugin]] = {}
+    for point in entry_points(group=GROUP):
+        distribution, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
+        plugin = Plugin(point.name, point.value, distribution or "unknown", version or "unknown")
+        claims.setdefault(point.name, []).append(plugin)
+    return {name: replace(first, rivals=tuple(rest)) for name, (first, *rest) in claims.items()}
+
+
+def _claimed_twice(*claims: Plugin) -> PluginError:
+    claimants = " and ".join(map(str, claims))
+    return PluginError(
+        f"The plug-in name {claims[0].name!r} is claimed twice: by {claimants}. Uninstall or rename one, "
+        "or choose one yourself: trimtab.register(cls, override=True)."
+    )

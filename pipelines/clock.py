@@ -1,0 +1,105 @@
+"""Where a run stands: the noise level of the denoiser call that is about to happen, and of each `scheduler.step`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..guidance.base import Step
+from ..guidance.errors import ParameterError, UnsupportedSchedulerError
+from ..guidance.noise import Level, NoiseAlgebra, noise_algebra
+
+UNKNOWN_LEVEL = Level(math.nan, math.nan)
+"""The level of a scheduler that is not understood, where no guidance needs it."""
+
+
+class Clock:
+    """Follows one scheduler through one run.
+
+    Two calls of `scheduler.step` at one noise level (Heun's method) are one step with two evaluations, so steps are
+    counted by distinct timesteps.
+
+    Args:
+        scheduler: the scheduler after `set_timesteps`.
+        algebra: its noise algebra, or `None` where it has none and nothing needs it.
+        timestep: the timestep of the first denoiser call if it is known; only trusted if it is one of the schedule.
+    """
+
+    def __init__(self, scheduler: Any, algebra: NoiseAlgebra | None, timestep: float | None = None) -> None:
+        self.algebra = algebra
+        self.timesteps = [float(t) for t in scheduler.timesteps]
+        begin = getattr(scheduler, "begin_index", None)
+        if begin is None and timestep in self.timesteps:
+            begin = self.timesteps.index(timestep)
+        self.begin = begin or 0
+        self.calls = 0
+        self.input_scale: float | None = None
+
+    @property
+    def position(self) -> int:
+        """Index in `scheduler.timesteps` of the next `scheduler.step` call."""
+        return min(self.begin + self.calls, len(self.timesteps) - 1)
+
+    def locate(self, timestep: Any) -> None:
+        """Correct the position by the timestep that `scheduler.step` is called with."""
+        value = float(torch.as_tensor(timestep).flatten()[0])
+        if self.timesteps[self.position] != value and value in self.timesteps:
+            later = [index for index, t in enumerate(self.timesteps) if t == value and index >= self.position]
+            self.begin = (later or [self.timesteps.index(value)])[0] - self.calls
+
+    def step(self) -> Step:
+        """The step at the present position, without a sample."""
+        return self.steps()[self.position - self.begin]
+
+    def steps(self) -> list[Step]:
+        """One step for each `scheduler.step` call of the run, from its beginning."""
+        timesteps = self.timesteps[self.begin :]
+        indices: list[int] = []
+        for place, timestep in enumerate(timesteps):
+            if place == 0:
+                indices.append(0)
+            else:
+                indices.append(indices[-1] + (timestep != timesteps[place - 1]))
+        return [
+            Step(index, indices[-1] + 1, timestep, self._level(place))
+            for place, (index, timestep) in enumerate(zip(indices, timesteps, strict=True))
+        ]
+
+    def _level(self, place: int) -> Level:
+        if self.algebra is None:
+            return UNKNOWN_LEVEL
+        at = self.begin + place
+        scale = self.input_scale if at == self.position else None
+        return self.algebra.level(self.timesteps[at], index=at, input_scale=scale)
+
+
+def algebra_or_none(scheduler: Any, needed_by: Sequence[str]) -> NoiseAlgebra | None:
+    """The scheduler's noise algebra; without one, an error if any guidance needs it.
+
+    Raises:
+        UnsupportedSchedulerError: naming the scheduler, the guidances, and what works instead.
+    """
+    try:
+        return noise_algebra(scheduler)
+    except UnsupportedSchedulerError as error:
+        if needed_by:
+            raise UnsupportedSchedulerError(f"{', '.join(needed_by)}: {error}") from None
+        return None
+
+
+def planned_clock(scheduler: Any, algebra: NoiseAlgebra | None, num_inference_steps: int) -> Clock:
+    """A clock for a run that has not begun; `scheduler` must be a copy, for its timesteps are set.
+
+    Raises:
+        ParameterError: the scheduler refuses that number of steps.
+    """
+    for extra in ({}, {"mu": 1.0}):
+        try:
+            scheduler.set_timesteps(num_inference_steps, **extra)
+            return Clock(scheduler, algebra)
+        except (ValueError, TypeError) as error:
+            refusal = error
+    raise ParameterError(f"{type(scheduler).__name__}: num_inference_steps={num_inference_steps}: {refusal}")

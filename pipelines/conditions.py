@@ -1,0 +1,195 @@
+"""Conditions: which rows carry the prompt, which the negative one, and how to ask the denoiser for another.
+
+The pipeline's own `encode_prompt` is watched, not re-implemented. What it returned is recognised in the denoiser's
+arguments, which tells the roles of the rows; and for a branch with another prompt the same method is called again and
+its results take the place of the first ones. Class-conditional denoisers are handled by their `class_labels`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..guidance.branch import Condition, Prompt
+from ..guidance.errors import UnsupportedPipelineError
+from .interception import tap_method
+from .rows import map_tensors
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One call of `encode_prompt`: what it was given, and its tensors by the names in its return statement."""
+
+    arguments: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+
+    def positive(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in self.tensors.items() if not name.startswith("negative")}
+
+    def negative(self) -> dict[str, torch.Tensor]:
+        """The negative tensors under the names of their positive twins."""
+        return {name.removeprefix("negative_"): v for name, v in self.tensors.items() if name.startswith("negative")}
+
+
+class Conditions:
+    """The conditions of one run of one pipeline."""
+
+    def __init__(self, pipe: Any, call_arguments: Mapping[str, Any], stack: ExitStack) -> None:
+        self._pipe = pipe
+        self._call_arguments = call_arguments
+        self._encodings: list[Encoding] = []
+        self._made: dict[Condition, dict[str, torch.Tensor]] = {}
+        self._encode = getattr(pipe, "encode_prompt", None)
+        if self._encode is not None:
+            self._signature = inspect.signature(self._encode)
+            self._names = _returned_names(type(pipe).encode_prompt)
+            tap_method(stack, pipe, "encode_prompt", self._watch)
+
+    def _watch(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        self._encodings.append(self._encoding(self._signature.bind(*args, **kwargs), result))
+        return result
+
+    def _encoding(self, bound: inspect.BoundArguments, result: Any) -> Encoding:
+        bound.apply_defaults()
+        values = result if isinstance(result, (tuple, list)) else (result,)
+        names = self._names if len(self._names) == len(values) else [f"output_{i}" for i in range(len(values))]
+        tensors = {name: value for name, value in zip(names, values, strict=True) if isinstance(value, torch.Tensor)}
+        return Encoding(dict(bound.arguments), tensors)
+
+    # -- roles -----------------------------------------------------------------------------------------------------
+    def roles(self, module: Any, kwargs: Mapping[str, Any], rows: int) -> list[str] | None:
+        """The role of each row, where the denoiser's arguments tell it beyond doubt; otherwise `None`."""
+        labels = kwargs.get("class_labels")
+        null = self._null_class(module)
+        if isinstance(labels, torch.Tensor) and labels.shape == (rows,) and null is not None:
+            missing = (labels == null).tolist()
+            return ["cond"] * rows if all(missing) else ["uncond" if none else "cond" for none in missing]
+        if self._encode is None:
+            return ["cond"] * rows
+        known = [(role, tensor) for role, tensors in self._known() for tensor in tensors.values()]
+        found: list[list[str]] = []
+
+        def compare(tensor: torch.Tensor, name: str) -> torch.Tensor:
+            if tensor.ndim and tensor.shape[0] == rows:
+                roles = [_role_of(row, known) for row in tensor]
+                if None not in roles:
+                    found.append([role for role in roles if role is not None])
+            return tensor
+
+        map_tensors(dict(kwargs), compare)
+        return found[0] if found else None
+
+    def _known(self) -> list[tuple[str, dict[str, torch.Tensor]]]:
+        known: list[tuple[str, dict[str, torch.Tensor]]] = []
+        for position, encoding in enumerate(self._encodings):
+            known.append(("cond" if position == 0 else "uncond", encoding.positive()))
+            known.append(("uncond", encoding.negative()))
+        return known
+
+    # -- other conditions ------------------------------------------------------------------------------------------
+    def substitute(self, condition: Condition, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of rows that carry the prompt, with another condition in its place.
+
+        Raises:
+            UnsupportedPipelineError: the pipeline has no such condition, or its embeddings are not among the arguments.
+        """
+        kind = type(self._pipe).__name__
+        if isinstance(kwargs.get("class_labels"), torch.Tensor) and not isinstance(condition, Prompt):
+            null = self._null_class(module)
+            if null is None:
+                raise UnsupportedPipelineError(f"{kind}: its denoiser has class labels but no null class.")
+            return args, {**kwargs, "class_labels": torch.full_like(kwargs["class_labels"], null)}
+        if self._encode is None or not self._encodings:
+            raise UnsupportedPipelineError(
+                f"{kind}: there is no {condition!s} branch, because this pipeline has neither prompts nor a null class."
+            )
+        if condition not in self._made:
+            self._made[condition] = self._encode_other(condition)
+        pairs = [(v, self._made[condition][n]) for n, v in self._encodings[0].positive().items() if n in self._made[condition]]
+        replaced = []
+
+        def swap(tensor: torch.Tensor, name: str) -> torch.Tensor:
+            for old, new in pairs:
+                if tensor.shape == old.shape and torch.equal(tensor, old.to(tensor)):
+                    replaced.append(name)
+                    return new.to(tensor)
+            return tensor
+
+        args, kwargs = map_tensors((args, dict(kwargs)), swap)
+        if not replaced:
+            raise UnsupportedPipelineError(
+                f"{kind}: what encode_prompt returned is not found among the denoiser's arguments, so a branch with "
+                "another prompt cannot be made. Use the pipeline's own guidance_scale and negative_prompt."
+            )
+        return args, kwargs
+
+    def _encode_other(self, condition: Condition) -> dict[str, torch.Tensor]:
+        first = self._encodings[0]
+        given = self._call_arguments.get("negative_prompt")
+        text = condition.text if isinstance(condition, Prompt) else given
+        if not isinstance(condition, Prompt) and first.negative():
+            return first.negative()
+        arguments = dict(first.arguments)
+        with torch.no_grad():
+            if "do_classifier_free_guidance" in arguments:
+                arguments.update(do_classifier_free_guidance=True, negative_prompt=text)
+                return self._encode_again(arguments).negative()
+            count = _batch_of(arguments.get("prompt"), first)
+            for name in arguments:
+                if name.startswith("prompt") and name.endswith("embeds") or name.startswith("pooled"):
+                    arguments[name] = None
+                elif name == "prompt" or (name.startswith("prompt_") and isinstance(arguments[name], (str, list))):
+                    arguments[name] = [text or ""] * count
+            return self._encode_again(arguments).positive()
+
+    def _encode_again(self, arguments: dict[str, Any]) -> Encoding:
+        assert self._encode is not None
+        kwargs = arguments.pop("kwargs", {})
+        bound = self._signature.bind(**arguments, **kwargs)
+        return self._encoding(bound, self._encode(*bound.args, **bound.kwargs))
+
+    def _null_class(self, module: Any) -> int | None:
+        if hasattr(self._pipe, "null_class"):
+            return int(self._pipe.null_class)
+        embeddings = getattr(getattr(module, "config", None), "num_embeds_ada_norm", None)
+        # A DiT trained with label dropout holds its null class after the last one.
+        return int(embeddings) if embeddings is not None and hasattr(self._pipe, "get_label_ids") else None
+
+
+def _role_of(row: torch.Tensor, known: Sequence[tuple[str, torch.Tensor]]) -> str | None:
+    roles = {
+        role
+        for role, tensor in known
+        if tensor.shape[1:] == row.shape and any(torch.equal(row, other.to(row)) for other in tensor)
+    }
+    return roles.pop() if len(roles) == 1 else None
+
+
+def _batch_of(prompt: Any, encoding: Encoding) -> int:
+    if isinstance(prompt, (list, tuple)):
+        return len(prompt)
+    if isinstance(prompt, str):
+        return 1
+    return next(iter(encoding.tensors.values())).shape[0]
+
+
+def _returned_names(function: Any) -> list[str]:
+    """The names in the last return statement of a function; empty where the source is not at hand."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    except (OSError, TypeError, SyntaxError):
+        return []
+    returns = [node for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
+    if not returns:
+        return []
+    value = max(returns, key=lambda node: node.lineno).value
+    elements = value.elts if isinstance(value, ast.Tuple) else [value]
+    return [element.id if isinstance(element, ast.Name) else "" for element in elements]

@@ -1,0 +1,204 @@
+"""One denoiser within one run: its calls, the roles of its rows, and the calls made for extra branches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..guidance.branch import COND, UNCOND, Branch
+from ..guidance.errors import UnsupportedPipelineError
+from .conditions import Conditions
+from .families import Family
+from .interception import outer_contexts_kept, set_attribute
+from .observation import Observation
+from .perturbation import Layout, Perturber, Segment
+from .rows import AmbiguousRowsError, check_splittable, join_rows, take_rows
+
+
+@dataclass
+class Call:
+    """One forward call that the pipeline made.
+
+    Args:
+        rows: rows in it, `None` where the input does not tell.
+        roles: the role of each row, `None` while it is not known.
+        output: the pipeline's own rows as the denoiser returned them `[rows, ...]`.
+        handed_back: the same as the pipeline received them.
+        extra: raw predictions of the branches that rode along.
+        graph, leaf: output and input with their gradient graph, where a loss needs one.
+    """
+
+    module: nn.Module
+    original: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    rows: int | None
+    roles: list[str] | None
+    output: torch.Tensor
+    handed_back: torch.Tensor
+    extra: dict[Branch, torch.Tensor] = field(default_factory=dict)
+    graph: torch.Tensor | None = None
+    leaf: torch.Tensor | None = None
+
+    def where(self, role: str) -> list[int]:
+        """Indices of the rows with this role."""
+        return [index for index, known in enumerate(self.roles or ()) if known == role]
+
+
+class Denoiser:
+    """Follows one candidate module through a run."""
+
+    def __init__(self, module: nn.Module, conditions: Conditions, stack: ExitStack) -> None:
+        self.module = module
+        self.family = Family(module)
+        self.perturber = Perturber(self.family, stack)
+        self.observation: Observation | None = None
+        self.observed_roles: dict[tuple[int, int], list[str]] = {}
+        self._conditions = conditions
+        self._context: str | None = None
+        self._enter_context = getattr(module, "cache_context", None)
+        if self._enter_context is not None:
+            set_attribute(stack, module, "cache_context", self._named_context)
+
+    @contextmanager
+    def _named_context(self, name: str, **kwargs: Any) -> Iterator[None]:
+        assert self._enter_context is not None
+        outer, self._context = self._context, name
+        try:
+            with self._enter_context(name, **kwargs):
+                yield
+        finally:
+            self._context = outer
+
+    # -- roles -----------------------------------------------------------------------------------------------------
+    def roles(self, ordinal: int, rows: int | None, kwargs: Mapping[str, Any]) -> list[str] | None:
+        """The roles of a call's rows before it is made: observed earlier, or told by context name or condition."""
+        if rows is None:
+            return None
+        if (ordinal, rows) in self.observed_roles:
+            return self.observed_roles[ordinal, rows]
+        words = set((self._context or "").replace("pred_", "").split("_"))
+        if words == {"cond"} or words == {"uncond"}:
+            return [words.pop()] * rows
+        return self._conditions.roles(self.module, kwargs, rows)
+
+    def can_join(self) -> bool:
+        """Whether further rows may share the pipeline's own call: not where a step cache would see them."""
+        return not getattr(self.family.module, "is_cache_enabled", False)
+
+    # -- calls -----------------------------------------------------------------------------------------------------
+    def call_joined(
+        self, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], roles: list[str],
+        branches: Sequence[Branch],
+    ) -> tuple[Any, dict[Branch, torch.Tensor]]:  # fmt: skip
+        """The pipeline's call with further rows; returns its own part of the output, and the branches' raw rows.
+
+        Raises:
+            AmbiguousRowsError: an argument does not split into rows without doubt, or a branch has no parent here.
+        """
+        rows = len(roles)
+        check_splittable(args, kwargs, rows)
+        perturbed = [branch for branch in branches if branch.perturbation is not None]
+        perturbed.sort(key=lambda branch: self.perturber.joins_at(branch.perturbation))  # type: ignore[arg-type]
+        ordered = [branch for branch in branches if branch.perturbation is None] + perturbed
+        parts, counts, parents = [(tuple(args), dict(kwargs))], [rows], list(range(rows))
+        segments: list[Segment] = []
+        spans: dict[Branch, slice] = {}
+        for branch in ordered:
+            source = [index for index, role in enumerate(roles) if role == branch.condition]
+            asked = branch.condition
+            if not source and branch.perturbation is None:
+                source = [index for index, role in enumerate(roles) if role == "cond"]
+            elif branch.perturbation is None:
+                asked = "cond"
+            if not source:
+                raise AmbiguousRowsError(f"no rows of {branch.condition} in this call")
+            part = take_rows((tuple(args), dict(kwargs)), rows, torch.tensor(source))
+            start = len(parents)
+            if branch.perturbation is None:
+                part = self._conditions.substitute(asked, self.module, *part) if asked != "cond" else part
+                parents += range(start, start + len(source))
+            else:
+                joins_at = self.perturber.joins_at(branch.perturbation)
+                segments.append(Segment(start, start + len(source), branch.perturbation, joins_at))
+                parents += source
+            parts.append(part)
+            counts.append(len(source))
+            spans[branch] = slice(start, start + len(source))
+        all_args, all_kwargs = join_rows(parts, counts)
+        layout = Layout(len(parents), torch.tensor(parents), tuple(segments), all_kwargs)
+        output = self.perturber.call(original, layout, all_args, all_kwargs)
+        whole = primary(output)
+        if whole.shape[0] != len(parents):
+            raise AmbiguousRowsError(f"the denoiser returned {whole.shape[0]} rows for {len(parents)}")
+        return take_rows(output, len(parents), slice(0, rows)), {branch: whole[span] for branch, span in spans.items()}
+
+    def call_alone(self, call: Call, branch: Branch, roles: list[str]) -> torch.Tensor:
+        """A branch as a call of its own with the pipeline's arguments; returns its raw rows."""
+        args, kwargs, rows = tuple(call.args), dict(call.kwargs), len(roles)
+        source = [i for i, role in enumerate(roles) if role == branch.condition]
+        own = bool(source)
+        source = source or [i for i, role in enumerate(roles) if role == "cond"]
+        chosen = source
+        if len(source) < rows:
+            try:
+                check_splittable(args, kwargs, rows)
+                args, kwargs = take_rows((args, kwargs), rows, torch.tensor(source))
+                chosen = list(range(len(source)))
+            except AmbiguousRowsError:
+                if not own:
+                    raise UnsupportedPipelineError(
+                        f"{type(self.family.module).__name__}: its arguments do not split into rows, so a branch with "
+                        f"another condition ({branch}) cannot be made."
+                    ) from None
+        if not own:
+            args, kwargs = self._conditions.substitute(branch.condition, self.module, args, kwargs)
+        count = rows if chosen is source else len(source)
+        segments = () if branch.perturbation is None else (Segment(0, count, branch.perturbation, -1),)
+        layout = Layout(count, torch.arange(count), segments, kwargs)
+        name = f"trimtab_{branch.condition if isinstance(branch.condition, str) else hash(branch)}"
+        name += "" if branch.perturbation is None else f"_{type(branch.perturbation).__name__}"
+        context = self._enter_context(name) if self._enter_context is not None else nullcontext()
+        with outer_contexts_kept(self.family.module), context:
+            output = primary(self.perturber.call(call.original, layout, args, kwargs))
+        return output[torch.tensor(chosen)] if len(chosen) < output.shape[0] else output
+
+
+def primary(output: Any) -> torch.Tensor:
+    """The prediction within what a denoiser returned."""
+    if isinstance(output, torch.Tensor):
+        return output
+    if dataclasses.is_dataclass(output):
+        output = tuple(getattr(output, item.name) for item in dataclasses.fields(output))
+    if isinstance(output, (tuple, list)) and output:
+        return primary(output[0])
+    raise UnsupportedPipelineError(f"a denoiser returned a {type(output).__name__}, in which no prediction was found")
+
+
+def with_primary(output: Any, prediction: torch.Tensor) -> Any:
+    """`output` with its prediction replaced."""
+    if isinstance(output, torch.Tensor):
+        return prediction
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return dataclasses.replace(output, **{dataclasses.fields(output)[0].name: prediction})
+    return type(output)((prediction, *output[1:]))
+
+
+def input_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+    """Rows of a denoiser call, by its first tensor: the sample."""
+    for value in (*args, kwargs.get("sample"), kwargs.get("hidden_states"), *kwargs.values()):
+        if isinstance(value, torch.Tensor) and value.ndim > 1:
+            return int(value.shape[0])
+        if isinstance(value, (list, tuple)):
+            return None
+    return None
+
+
+OWN = {"cond": COND, "uncond": UNCOND}
+"""The branches that the pipeline's own rows are, by role."""

@@ -1,0 +1,115 @@
+"""`explain_guidance`: the plan of a run, from the same declarations that the run will follow."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+
+from ..guidance.base import Guidance
+from ..guidance.errors import ParameterError
+from ..guidance.order import ordered
+from ..guidance.planner import HOOKS, Plan, PlannedStep, Row, extra_of, own_branches, wanted_branches
+from .clock import algebra_or_none, planned_clock
+from .components import denoisers_of, schedulers_of
+from .families import Family
+from .run import SetupView, needs_level
+
+_CFG_NAMES = ("guidance_scale", "true_cfg_scale")
+
+
+def make_plan(
+    pipe: Any, guidances: Mapping[str, Guidance], num_inference_steps: int | None, call: Mapping[str, Any]
+) -> Plan:
+    """The plan of `pipe(num_inference_steps=..., **call)` under these guidances; nothing is computed.
+
+    Raises:
+        ParameterError: an argument that the pipeline's call does not have, layers that match nothing, and whatever
+            else can be refused before a run.
+    """
+    signature = inspect.signature(type(pipe).__call__).parameters
+    unknown = [name for name in call if name not in signature]
+    if unknown:
+        raise ParameterError(f"{type(pipe).__name__}: its call takes no {', '.join(unknown)}.")
+    defaults = {name: p.default for name, p in signature.items() if p.default is not inspect.Parameter.empty}
+    arguments = {**defaults, **call}
+    steps = num_inference_steps or defaults.get("num_inference_steps") or 50
+    guidances = {name: guidances[name] for name in ordered(guidances)}
+    needing = [name for name, guidance in guidances.items() if needs_level(guidance)]
+    scheduler = copy.deepcopy(schedulers_of(pipe)[-1])
+    clock = planned_clock(scheduler, algebra_or_none(scheduler, needing), int(steps))
+    own = own_branches(_has_cfg(pipe, arguments))
+    with ExitStack() as stack:
+        run = SimpleNamespace(stack=stack, families=[Family(module) for module in denoisers_of(pipe)])
+        views = {name: SetupView(name, run, dry=True) for name in guidances}
+        for name, guidance in guidances.items():
+            guidance.validate()
+            stack.callback(guidance.teardown, views[name])
+            guidance.setup(views[name])
+        planned = []
+        per_guidance: dict[str, list[int]] = {name: [] for name in guidances}
+        for step in clock.steps():
+            acting = {name: guidance for name, guidance in guidances.items() if guidance.acts(step)}
+            seen = {name: dataclasses.replace(step, state=views[name].state) for name in acting}
+            extra = extra_of(wanted_branches(acting, seen), own)
+            for name, guidance in acting.items():
+                per_guidance[name].append(len(extra_of(wanted_branches({name: guidance}, seen), own)))
+            calls = _calls(pipe, own, len(extra))
+            planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls))
+        rows = tuple(_row(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
+    return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows)
+
+
+def _calls(pipe: Any, own: Any, extra: int) -> int:
+    """Forward calls of one step: the pipeline's own, and the branches' where they may not share them."""
+    base = len(own) if any(hasattr(module, "cache_context") for module in denoisers_of(pipe)) else 1
+    if getattr(pipe, "guidance_rows", "auto") == "sequential":
+        return base + extra
+    return base
+
+
+def _has_cfg(pipe: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether the call computes an unconditional prediction by itself, by the pipeline's own test where it has one."""
+    scale = next((arguments[name] for name in reversed(_CFG_NAMES) if arguments.get(name) is not None), 1.0)
+    if "true_cfg_scale" in arguments:
+        negative = arguments.get("negative_prompt") or arguments.get("negative_prompt_embeds")
+        return scale > 1 and negative is not None
+    test = getattr(type(pipe), "do_classifier_free_guidance", None)
+    if isinstance(test, property) and test.fget is not None:
+        try:
+            return bool(test.fget(_WithScale(pipe, float(scale))))
+        except Exception:  # a property that reads what only a running call sets: judge by the scale
+            return scale > 1
+    distilled = any(getattr(getattr(m, "config", None), "guidance_embeds", False) for m in denoisers_of(pipe))
+    return scale > 1 and not distilled
+
+
+class _WithScale:
+    """The pipeline as its own properties would see it with this guidance scale."""
+
+    def __init__(self, pipe: Any, scale: float) -> None:
+        self._pipe = pipe
+        self._guidance_scale = self.guidance_scale = scale
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
+
+
+def _row(name: str, guidance: Guidance, view: SetupView, extras: list[int]) -> Row:
+    phases = tuple(hook for hook in HOOKS if guidance.overrides(hook))
+    low, high = guidance.start, guidance.stop
+    window = "all steps" if (low, high) == (0.0, 1.0) else f"{low:g} to {high:g} of the levels"
+    if guidance.sigma_min > 0 or guidance.sigma_max != float("inf"):
+        window += f", sigma {guidance.sigma_min:g} to {guidance.sigma_max:g}"
+    layers = tuple(
+        layer
+        for value in vars(view.state).values()
+        for layer in getattr(getattr(value, "perturbation", None), "layers", ())
+    )
+    counts = sorted(set(extras)) or [0]
+    extra = f"+{counts[0]}" if len(counts) == 1 else f"+{counts[0]} to +{counts[-1]}"
+    return Row(name, guidance.label, phases, window, len(extras), extra, layers, guidance.parameters)

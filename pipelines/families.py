@@ -1,0 +1,200 @@
+"""What must be known of a denoiser's architecture: its blocks in call order, its self-attentions, its image tokens.
+
+Nothing here knows a guidance. A denoiser is inspected, not looked up by name; the few facts that cannot be seen from
+outside (in which order text and image are joined) are in the two tables below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from ..guidance.branch import AttentionTokens
+from ..guidance.errors import ParameterError, did_you_mean
+
+TEXT_FIRST = {"FluxTransformer2DModel", "QwenImageTransformer2DModel", "CogVideoXTransformer3DModel", "ChromaTransformer2DModel"}
+IMAGE_FIRST = {"SD3Transformer2DModel"}
+"""Denoisers whose attention joins text and image, by which comes first in its query."""
+
+_UNET_GROUPS = ("down_blocks", "mid_block", "up_blocks")
+_BLOCK_LISTS = (
+    "transformer_blocks", "joint_transformer_blocks", "double_stream_blocks", "double_blocks", "blocks",
+    "visual_transformer_blocks", "single_transformer_blocks", "single_stream_blocks", "single_blocks", "layers",
+)  # fmt: skip
+_OFFICIAL = re.compile(r"([dmu])(\d+)")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One denoiser, seen by its parts.
+
+    Args:
+        denoiser: the module whose output reaches the scheduler.
+    """
+
+    denoiser: nn.Module
+
+    @property
+    def module(self) -> nn.Module:
+        """The denoiser itself, unwrapped from `torch.compile`."""
+        inner = self.denoiser.__dict__.get("_modules", {}).get("_orig_mod")
+        return inner if inner is not None else self.denoiser
+
+    @property
+    def name(self) -> str:
+        """`"unet"`, `"mmdit"` (text and image attend jointly), `"dit"`, or `"other"` where no blocks were found."""
+        if any(hasattr(self.module, group) for group in _UNET_GROUPS):
+            return "unet"
+        if not self.blocks:
+            return "other"
+        joint = any(is_joint(attention) for attention in self.attentions.values())
+        return "mmdit" if joint else "dit"
+
+    @cached_property
+    def blocks(self) -> dict[str, nn.Module]:
+        """The outer blocks by name, in the order in which the denoiser calls them; each maps hidden states onward."""
+        found: dict[str, nn.Module] = {}
+        for group in _UNET_GROUPS:
+            part = getattr(self.module, group, None)
+            if isinstance(part, nn.ModuleList):
+                found.update({f"{group}.{index}": block for index, block in enumerate(part)})
+            elif isinstance(part, nn.Module):
+                found[group] = part
+        if not found:
+            for group in _BLOCK_LISTS:
+                part = getattr(self.module, group, None)
+                if isinstance(part, nn.ModuleList):
+                    found.update({f"{group}.{index}": block for index, block in enumerate(part)})
+        return found
+
+    @cached_property
+    def attentions(self) -> dict[str, nn.Module]:
+        """The self-attentions (joint ones included) by full name, in call order."""
+        return {
+            f"{block_name}.{name}": module
+            for block_name, block in self.blocks.items()
+            for name, module in block.named_modules()
+            if name and is_self_attention(name, module)
+        }
+
+    @property
+    def auto(self) -> tuple[str, ...]:
+        """The layers that `layers="auto"` stands for: a UNet's middle block; the block just past a transformer's middle.
+
+        A UNet whose middle block has no attention uses those of its last downward block that has.
+        """
+        names = list(self.attentions)
+        if self.name == "unet":
+            groups = ["mid_block", *(block for block in reversed(self.blocks) if block.startswith("down_blocks"))]
+        else:
+            blocks = list(self.blocks)
+            middle = round(0.54 * len(blocks))
+            groups = blocks[middle:] + blocks[:middle][::-1]
+        for group in groups:
+            chosen = tuple(name for name in names if name.startswith(group + "."))
+            if chosen:
+                return chosen
+        return ()
+
+    def resolve(self, layers: str | Sequence[str], plugin: str) -> tuple[str, ...]:
+        """Full names of the self-attentions that a specification stands for, in call order.
+
+        Args:
+            layers: `"auto"`; `"down"`, `"mid"`, `"up"`; the `d0`, `m0`, `u2` of the PAG paper's code; a block or
+                attention by name (`"blocks.13"`, `"up_blocks.1.attentions.0"`), each dotted part of which may be a
+                regular expression that must match that whole part (`"blocks.(13|14)"`); or a list of those.
+            plugin: who asks, for messages.
+
+        Raises:
+            ParameterError: nothing matches; the message lists the blocks.
+        """
+        chosen: set[str] = set()
+        for spec in [layers] if isinstance(layers, str) else layers:
+            matched = set(self.auto) if spec == "auto" else {name for name in self.attentions if self._matches(spec, name)}
+            if not matched:
+                blocks = _summary(list(self.blocks))
+                hint = did_you_mean(spec, ["auto", *self.blocks, *self.attentions])
+                raise ParameterError(
+                    f"{plugin}: layers={spec!r} matches no self-attention of {type(self.module).__name__}.{hint} "
+                    f"Allowed: 'auto', or a name or pattern among {blocks or 'none: it has no known blocks'}."
+                )
+            chosen |= matched
+        return tuple(name for name in self.attentions if name in chosen)
+
+    def _matches(self, spec: str, name: str) -> bool:
+        official = _OFFICIAL.fullmatch(spec)
+        if official and self.name == "unet":
+            group = {"d": "down_blocks", "m": "mid_block", "u": "up_blocks"}[official[1]]
+            members = [other for other in self.attentions if other.startswith(group)]
+            return int(official[2]) < len(members) and members[int(official[2])] == name
+        wanted, parts = spec.split("."), name.split(".")
+        return any(
+            all(_part_matches(pattern, part) for pattern, part in zip(wanted, parts[start:], strict=False))
+            for start in range(len(parts) - len(wanted) + 1)
+        )
+
+    def image_tokens(self, attention: nn.Module, image: int, text: int, length: int) -> AttentionTokens:
+        """Which tokens of an attention's sequence of `length` are image.
+
+        Args:
+            attention: the attention module.
+            image: tokens of its `hidden_states`.
+            text: text tokens that were joined to them, before or inside this attention.
+            length: tokens in its query.
+
+        Raises:
+            ParameterError: it joins text and image in an order that is not known.
+        """
+        if text == 0 or length == text:
+            return AttentionTokens(0, length)
+        kind = type(self.module).__name__
+        if kind in TEXT_FIRST:
+            return AttentionTokens(text, length)
+        if kind in IMAGE_FIRST:
+            return AttentionTokens(0, length - text)
+        raise ParameterError(
+            f"{kind} joins text and image tokens in an order that is not known here, so attention cannot be perturbed "
+            "on image tokens only."
+        )
+
+    def text_length(self, attention: nn.Module, own_text: int | None, kwargs: Mapping[str, Any]) -> int:
+        """Text tokens joined to the image tokens of an attention: its own, or those merged in before a single block."""
+        if own_text is not None:
+            return own_text if is_joint(attention) else 0
+        merged = any(module is attention for name, module in self.attentions.items() if name.startswith("single_"))
+        states = kwargs.get("encoder_hidden_states")
+        return int(states.shape[1]) if merged and states is not None else 0
+
+
+def is_self_attention(name: str, module: nn.Module) -> bool:
+    """Whether a module is an attention among the image tokens (and possibly text), not one onto a condition only."""
+    if not hasattr(module, "processor") or not (hasattr(module, "to_q") or hasattr(module, "to_qkv")):
+        return False
+    crossing = getattr(module, "is_cross_attention", None)
+    if crossing is not None:
+        return not crossing
+    return not re.search(r"(attn2|cross_attn|crossattn)$", name)
+
+
+def is_joint(attention: nn.Module) -> bool:
+    """Whether an attention projects text tokens of its own beside the image tokens."""
+    return getattr(attention, "add_k_proj", None) is not None
+
+
+def _part_matches(pattern: str, part: str) -> bool:
+    aliases = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
+    if pattern == "blocks":
+        return part.endswith("blocks") or part == "layers"
+    try:
+        return re.fullmatch(aliases.get(pattern, pattern), part) is not None
+    except re.error:
+        return False
+
+
+def _summary(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 8 else ", ".join([*names[:3], "...", *names[-3:]])

@@ -1,0 +1,243 @@
+"""The guidable pipeline: the same object, whose class is a dynamic subclass of its own.
+
+The subclass carries the stock name, so that `save_pretrained`, `AutoPipeline...from_pipe` and logs see the stock
+pipeline. Calling it without guidance is the stock call.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from ..guidance import recipe, registry
+from ..guidance.base import Guidance
+from ..guidance.errors import ParameterError, UnknownGuidanceError, did_you_mean
+from ..guidance.order import check_conflicts, ordered
+from ..guidance.planner import Plan
+from .components import check_guidable
+from .explain import make_plan
+from .run import GuidedRun
+
+ROWS = ("auto", "batched", "sequential")
+
+
+class GuidedMixin:
+    """What `trimtab.guide` adds to a pipeline."""
+
+    _trimtab_guidances: dict[str, Guidance]
+
+    # -- attaching -------------------------------------------------------------------------------------------------
+    def add_guidance(self, guidance: str | Guidance, /, *, name: str | None = None, **parameters: Any) -> Guidance:
+        """Attach a guidance; it acts in every call from now on.
+
+        Args:
+            guidance: a plug-in's name, or an instance of a `Guidance` subclass.
+            name: the name under which it is attached; by default the plug-in's own.
+            **parameters: the plug-in's parameters, where it is given by name.
+
+        Returns:
+            The guidance, whose parameters may be read and set between runs.
+
+        Raises:
+            UnknownGuidanceError: no such plug-in; the message lists those that are installed.
+            ParameterError: an unknown parameter or a value that is not allowed, or layers that match nothing.
+            ConflictError: the name is taken, or another guidance claims the same slot or the opposite order.
+        """
+        if isinstance(guidance, str):
+            guidance = registry.create(guidance, **parameters)
+        elif not isinstance(guidance, Guidance):
+            raise ParameterError(
+                f"add_guidance: {guidance!r} is a {type(guidance).__name__}; needed: a plug-in's name, or an instance of "
+                "a trimtab.Guidance subclass."
+            )
+        elif parameters:
+            raise ParameterError(
+                f"{guidance.label}: parameters {', '.join(parameters)} given beside an instance; set them on the instance."
+            )
+        name = name or guidance.label
+        if name in self._guidances():
+            raise ParameterError(
+                f"A guidance named {name!r} is attached already. Change its parameters through "
+                f"pipe.guidances[{name!r}], remove it first, or attach this one under another name=."
+            )
+        attached = {**self._guidances(), name: guidance}
+        check_conflicts(attached)
+        ordered(attached)
+        # Layers that match nothing should fail here, not after the text encoders have run.
+        make_plan(self, {name: guidance}, None, {})
+        self._guidances()[name] = guidance
+        return guidance
+
+    def remove_guidance(self, name: str) -> None:
+        """Detach a guidance.
+
+        Raises:
+            UnknownGuidanceError: nothing of that name is attached.
+        """
+        if name not in self._guidances():
+            known = list(self._guidances())
+            raise UnknownGuidanceError(
+                f"No guidance named {name!r} is attached.{did_you_mean(name, known)} Attached: {', '.join(known) or 'none'}."
+            )
+        del self._guidances()[name]
+
+    def clear_guidance(self) -> None:
+        """Detach all guidances."""
+        self._guidances().clear()
+
+    @contextmanager
+    def guidance(self, guidance: str | Guidance, /, *, name: str | None = None, **parameters: Any) -> Iterator[Guidance]:
+        """Attach a guidance within a `with` block; takes what `add_guidance` takes."""
+        added = self.add_guidance(guidance, name=name, **parameters)
+        try:
+            yield added
+        finally:
+            attached = self._guidances()
+            for key in [key for key, value in attached.items() if value is added]:
+                del attached[key]
+
+    @property
+    def guidances(self) -> Mapping[str, Guidance]:
+        """The attached guidances by name, in the order in which they act."""
+        attached = self._guidances()
+        return MappingProxyType({name: attached[name] for name in ordered(attached)})
+
+    def _guidances(self) -> dict[str, Guidance]:
+        return self.__dict__.setdefault("_trimtab_guidances", {})
+
+    # -- running ---------------------------------------------------------------------------------------------------
+    guidance_rows: str = "auto"
+    """`"auto"` or `"batched"`: branches share the pipeline's denoiser call; `"sequential"`: each is a call of its own."""
+    guidance_max_rows: int | None = None
+    """The most rows in one denoiser call (images times branches); beyond it, branches become calls of their own."""
+
+    def explain_guidance(self, num_inference_steps: int | None = None, **call: Any) -> Plan:
+        """Print what a call would do, and return the plan. Nothing is computed.
+
+        Args:
+            num_inference_steps: as in the call; the pipeline's own default if not given.
+            **call: other arguments of the call that matter for the cost, such as `guidance_scale`.
+        """
+        plan = make_plan(self, self._guidances(), num_inference_steps, call)
+        print(plan)
+        return plan
+
+    def _guided_call(self, stock_call: Any, *args: Any, **kwargs: Any) -> Any:
+        attached = self._guidances()
+        if not attached:
+            return stock_call(self, *args, **kwargs)
+        if self.guidance_rows not in ROWS:
+            raise ParameterError(f"guidance_rows={self.guidance_rows!r}; allowed: {', '.join(map(repr, ROWS))}.")
+        bound = inspect.signature(stock_call).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        with GuidedRun(self, attached, bound.arguments, self.guidance_rows, self.guidance_max_rows) as run:
+            result = stock_call(self, *args, **kwargs)
+        self.__dict__["last_guided_run"] = SimpleNamespace(
+            evaluations=run.evaluations, forward_calls=run.forward_calls
+        )
+        return result
+
+    # -- recipes ---------------------------------------------------------------------------------------------------
+    def save_guidance(self, folder: str | os.PathLike[str]) -> None:
+        """Write the recipe, `guidance.json`, into a folder."""
+        recipe.save(folder, self.guidances)
+
+    def load_guidance(self, source: str | os.PathLike[str], **hub: Any) -> None:
+        """Replace the attached guidances by those of a recipe: a file, a folder, or a repository on the Hub.
+
+        Raises:
+            RecipeError: a recipe that is corrupt, or that names a plug-in that is not installed.
+        """
+        loaded = recipe.read(source, **hub)
+        check_conflicts(loaded)
+        ordered(loaded)
+        make_plan(self, loaded, None, {})
+        self.clear_guidance()
+        self._guidances().update(loaded)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Diffusers' own `save_pretrained`, with the recipe beside it if guidances are attached."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if self._guidances():
+            self.save_guidance(save_directory)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _bare_guided, (stock_class(type(self)),), self.__dict__.copy()
+
+
+@functools.lru_cache(maxsize=None)
+def guided_class(stock: type) -> type:
+    """The guidable subclass of a stock pipeline class, under the stock name."""
+
+    @functools.wraps(stock.__call__)  # type: ignore[operator]
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._guided_call(stock.__call__, *args, **kwargs)  # type: ignore[operator]
+
+    body = {
+        "__call__": __call__,
+        "__module__": stock.__module__,
+        "__qualname__": stock.__qualname__,
+        "__doc__": stock.__doc__,
+    }
+    return type(stock.__name__, (GuidedMixin, stock), body)
+
+
+def stock_class(kind: type) -> type:
+    """The Diffusers class that a guidable class is made of; a class that is not guidable is returned as it is."""
+    if not issubclass(kind, GuidedMixin):
+        return kind
+    return next(base for base in kind.__mro__ if not issubclass(base, GuidedMixin) and base is not GuidedMixin)
+
+
+def _bare_guided(stock: type) -> Any:
+    kind = guided_class(stock)
+    return kind.__new__(kind)
+
+
+def guide(pipe: DiffusionPipeline) -> Any:
+    """Make a pipeline guidable, in place, and return it.
+
+    Raises:
+        UnsupportedPipelineError: it has nothing that guidance could hold on to; the message says what is missing.
+    """
+    if isinstance(pipe, GuidedMixin):
+        return pipe
+    check_guidable(pipe)
+    pipe.__class__ = guided_class(type(pipe))
+    return pipe
+
+
+class GuidedPipeline:
+    """Loads any Diffusers pipeline as a guidable one."""
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Any:
+        """Load from the Hub, a folder, or `"trimtab/embedded"`, the small model that ships with this package.
+
+        Args:
+            source: repository, folder, or `"trimtab/embedded"`.
+            **options: whatever `DiffusionPipeline.from_pretrained` takes.
+
+        A recipe (`guidance.json`) in a local folder is attached.
+        """
+        from .embedded import MODEL_FOLDER, REPOSITORY, ClassConditionalPipeline, is_class_conditional
+
+        if str(source) == REPOSITORY:
+            source = MODEL_FOLDER
+        kind = ClassConditionalPipeline if is_class_conditional(source) else DiffusionPipeline
+        pipe = guide(kind.from_pretrained(source, **options))
+        if os.path.isfile(os.path.join(source, recipe.FILE)):
+            pipe.load_guidance(source)
+        return pipe
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("Use GuidedPipeline.from_pretrained(...), or trimtab.guide(pipe) for a pipeline you have.")
+
+

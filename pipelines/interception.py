@@ -1,0 +1,153 @@
+"""How a running pipeline is held on to: the denoiser's call, the scheduler's step; and how everything is let go.
+
+The denoiser is held at the instance's `_compiled_call_impl`, where `nn.Module.__call__` looks first: outermost, before
+offload hooks, and outside a compiled graph. The scheduler is held by a dynamic subclass of the same name, because an
+instance attribute would make a deep copy of the scheduler advance the original. Every change is pushed on an exit stack
+together with its undoing, which touches only what is still ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+_ABSENT = object()
+
+
+def set_attribute(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an instance attribute until the stack closes; then put back what was there, if ours is still there.
+
+    Writes to `__dict__` directly: wrapped modules pass an ordinary assignment on to the module inside.
+    """
+    previous = owner.__dict__.get(name, _ABSENT)
+    owner.__dict__[name] = value
+
+    def undo() -> None:
+        if owner.__dict__.get(name, _ABSENT) is value:
+            if previous is _ABSENT:
+                del owner.__dict__[name]
+            else:
+                owner.__dict__[name] = previous
+
+    stack.callback(undo)
+
+
+def tap_call(stack: ExitStack, module: nn.Module, on_call: Callable[..., Any]) -> None:
+    """Route calls of `module` to `on_call(module, original, args, kwargs)` until the stack closes."""
+    original = module.__dict__.get("_compiled_call_impl") or functools.partial(nn.Module._call_impl, module)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return on_call(module, original, args, kwargs)
+
+    set_attribute(stack, module, "_compiled_call_impl", call)
+
+
+def tap_forward(stack: ExitStack, module: nn.Module, wrapper: Callable[..., Any]) -> None:
+    """Route `module.forward` to `wrapper(original, *args, **kwargs)` until the stack closes.
+
+    For modules inside the denoiser: an instance `forward` acts in a compiled graph as well, where a forward hook that
+    was added after the first call would be silently ignored.
+    """
+    original = module.__dict__.get("forward") or functools.partial(type(module).forward, module)
+    set_attribute(stack, module, "forward", functools.partial(wrapper, original))
+
+
+def tap_method(stack: ExitStack, owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Route the method `name` of one object to `around(original, *args, **kwargs)`, keeping its signature."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    set_attribute(stack, owner, name, method)
+
+
+def tap_scheduler(
+    stack: ExitStack,
+    scheduler: Any,
+    on_step: Callable[[Any, inspect.BoundArguments, Callable[..., Any]], Any],
+    on_scale: Callable[[Any, Any, Any], None],
+) -> None:
+    """Route `scheduler.step` to `on_step(scheduler, bound arguments, original)` until the stack closes.
+
+    `on_scale(scheduler, given, returned)` sees what `scale_model_input` did. Copies that the pipeline makes of the
+    scheduler are routed as well, each with itself as `scheduler`.
+    """
+    stock = type(scheduler)
+    signature = inspect.signature(stock.step)
+    open_run = [True]
+
+    @functools.wraps(stock.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not open_run[0]:
+            return stock.step(self, *args, **kwargs)
+        return on_step(self, signature.bind(self, *args, **kwargs), stock.step)
+
+    body: dict[str, Any] = {"step": step, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
+    body["__reduce_ex__"] = lambda self, protocol: (_bare, (stock,), self.__dict__.copy())
+    body["__deepcopy__"] = _copy_within_run
+    if hasattr(stock, "scale_model_input"):
+
+        @functools.wraps(stock.scale_model_input)
+        def scale_model_input(self: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+            scaled = stock.scale_model_input(self, sample, *args, **kwargs)
+            if open_run[0]:
+                on_scale(self, sample, scaled)
+            return scaled
+
+        body["scale_model_input"] = scale_model_input
+    guided = type(stock.__name__, (stock,), body)
+    scheduler.__class__ = guided
+
+    def undo() -> None:
+        open_run[0] = False
+        if type(scheduler) is guided:
+            scheduler.__class__ = stock
+
+    stack.callback(undo)
+
+
+def _copy_within_run(scheduler: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy that is routed as its original is; pickling, by contrast, gives the stock class."""
+    twin = type(scheduler).__new__(type(scheduler))
+    memo[id(scheduler)] = twin
+    twin.__dict__.update(copy.deepcopy(scheduler.__dict__, memo))
+    return twin
+
+
+def _bare(stock: type) -> Any:
+    return stock.__new__(stock)
+
+
+@contextmanager
+def outer_contexts_kept(module: nn.Module) -> Iterator[None]:
+    """Put the cache contexts of every step cache inside `module` back as they were.
+
+    A nested `cache_context` leaves none behind, and the next call of the outer one would fail.
+    """
+    try:
+        from diffusers.hooks.hooks import StateManager
+    except ImportError:  # an older layout without named contexts has nothing to keep
+        yield
+        return
+    managers = [
+        value
+        for child in module.modules()
+        if (registry := getattr(child, "_diffusers_hook", None)) is not None
+        for hook in registry.hooks.values()
+        for value in vars(hook).values()
+        if isinstance(value, StateManager)
+    ]
+    kept = [(manager, manager._context) for manager in managers]
+    try:
+        yield
+    finally:
+        for manager, context in kept:
+            manager.set_context(context)

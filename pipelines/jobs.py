@@ -1,0 +1,133 @@
+"""What one command line asks for, and doing it: `trimtab generate` and `trimtab explain`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..guidance import recipe
+from ..guidance.base import Guidance
+from ..guidance.errors import RecipeError
+from . import options, pictures
+from .comparison import compare, variants
+from .generation import Request, attach, call_arguments, generate, installed_versions, load_pipeline, resolve
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request a class or prompt, all on the same model, times the seeds.
+
+    Args:
+        requests: their seed is replaced.
+        seeds: at least one.
+        guidances: by name; `None` for those that the model's own folder lists, if any.
+        compare: make a sheet a request, not an image a seed.
+        repeats: the file that the job repeats with nothing changed, if it does.
+    """
+
+    requests: Sequence[Request]
+    seeds: Sequence[int]
+    guidances: dict[str, Guidance] | None = None
+    compare: bool = False
+    repeats: Path | None = None
+
+
+def read(args: Namespace, names: Sequence[str]) -> Job:
+    """The job that parsed arguments describe.
+
+    Args:
+        args: of `trimtab generate`.
+        names: options that replace the request's field of the same name.
+
+    Raises:
+        TrimtabError, ValueError, OSError: an option that cannot be used, or a file that cannot be read.
+    """
+    base = Request(device="cuda" if torch.cuda.is_available() else "cpu")
+    recorded = pictures.load(args.like)[1] if args.like else {}
+    if recorded:
+        base = Request.from_metadata(recorded)
+    fields = [name.replace("-", "_") for name in names]
+    changes: dict[str, Any] = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
+    guidances = _guidances(args)
+    subjects: list[dict[str, Any]] = [{"class_label": label, "prompt": args.prompt} for label in args.classes or ()]
+    if not subjects and args.prompt is not None:
+        subjects = [{"class_label": None, "prompt": args.prompt}]
+    unchanged = not (changes or subjects or guidances or args.seeds or args.compare)
+    base = dataclasses.replace(base, **changes)
+    return Job(
+        requests=[dataclasses.replace(base, **subject) for subject in subjects or [{}]],
+        seeds=options.seeds(args.seeds) if args.seeds else recorded.get("seeds", [base.seed]),
+        guidances=guidances or (recipe.load(base.guidance) if recorded else None),
+        compare=args.compare or "rows" in recorded,
+        repeats=args.like if unchanged else None,
+    )
+
+
+def run(job: Job, folder: Path) -> Iterator[Path]:
+    """Make the job's images or sheets and yield each file once it is complete."""
+    pipe, guidances, requests = _prepare(job)
+    rows = len(variants(guidances)) if job.compare else 1
+    pipe.set_progress_bar_config(leave=False, disable=not sys.stderr.isatty())
+    total = len(requests) * len(job.seeds) * rows
+    with tqdm(total=total, desc="images", unit="image", disable=None) as bar:
+        for request in requests:
+            if job.compare:
+                picture, metadata = compare(pipe, request, guidances, job.seeds, done=bar.update)
+                yield _write(job, picture, folder / f"compare-{request.file_stem()}.png", metadata)
+                continue
+            for seed in job.seeds:
+                one = dataclasses.replace(request, seed=seed)
+                image = generate(pipe, one)
+                bar.update()
+                yield _write(job, image, folder / f"{one.file_stem()}.png", one.metadata(image))
+
+
+def explain(job: Job) -> None:
+    """Print what one image of the job's first class or prompt would cost; nothing is generated."""
+    pipe, _, requests = _prepare(job)
+    pipe.explain_guidance(**call_arguments(pipe, requests[0]))
+
+
+def _prepare(job: Job) -> tuple[Any, dict[str, Guidance], list[Request]]:
+    """The loaded pipeline with its guidances attached, these, and the requests as the model understands them."""
+    pipe = load_pipeline(job.requests[0])
+    guidances = dict(pipe.guidances) if job.guidances is None else job.guidances
+    attach(pipe, guidances)
+    stored = recipe.dump(guidances)
+    return pipe, guidances, [dataclasses.replace(resolve(request, pipe), guidance=stored) for request in job.requests]
+
+
+def _guidances(args: Namespace) -> dict[str, Guidance]:
+    """Those of `--recipe`, then those of `--guidance`."""
+    found = recipe.read(args.recipe) if args.recipe else {}
+    for name, guidance in options.guidances(args.guidance or ()).items():
+        if name in found:
+            raise RecipeError(f"--guidance: {name} is in {args.recipe} already; give it in one place.")
+        found[name] = guidance
+    return found
+
+
+def _write(job: Job, image: Any, path: Path, metadata: dict[str, Any]) -> Path:
+    """Write the file; where the job repeats another, say on stderr whether it came out the same."""
+    if job.repeats is None:
+        return pictures.save(image, path, metadata)
+    original, recorded = pictures.load(job.repeats)
+    written = pictures.save(image, path, metadata)
+    if original.mode == image.mode and original.size == image.size and original.tobytes() == image.tobytes():
+        print(f"trimtab: the same as {job.repeats}, bit for bit", file=sys.stderr)
+        return written
+    now, then = installed_versions(), recorded.get("versions", {})
+    differing = [
+        f"{name} {then.get(name)} then, {now.get(name)} now" for name in now if now.get(name) != then.get(name)
+    ]
+    reason = "; ".join(differing) or "the model's files or the machine must have changed"
+    print(f"trimtab: warning: differs from {job.repeats}: {reason}", file=sys.stderr)
+    return written

@@ -1,0 +1,167 @@
+"""Observe, then act: how the denoiser's outputs became the `model_output` of `scheduler.step`.
+
+A pipeline combines the rows of its denoiser calls, cuts channels or tokens off, may flip the sign and may convert:
+
+    model_output = sum_i w_i view(row_i) + w_x x_t
+
+The weights are fitted by least squares at `scheduler.step`, which tells, without knowing the pipeline, which row is the
+condition (largest weight), which the unconditional one (negative weight), which calls are no part of the step (weight
+zero), the slice (`view`) and the sign of a delta (the sum of the weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+TOLERANCE = 1e-3
+"""Relative residual under which the fitted combination is taken as the pipeline's own."""
+UNRELATED = 0.5
+"""Relative residual above which the denoiser's output cannot be what the scheduler was given."""
+_SAMPLES = 1 << 15
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of a denoiser row that reaches the scheduler: a slice along one dimension, or everything."""
+
+    dim: int = 0
+    start: int = 0
+    length: int | None = None
+
+    def of(self, rows: torch.Tensor) -> torch.Tensor:
+        """`rows` `[batch, ...]`, cut."""
+        return rows if self.length is None else rows.narrow(self.dim, self.start, self.length)
+
+    def transpose(self, part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """`part` put back into zeros of the shape of `like`: the transpose of `of`."""
+        if self.length is None:
+            return part
+        whole = torch.zeros_like(like)
+        whole.narrow(self.dim, self.start, self.length).copy_(part)
+        return whole
+
+
+@dataclass(frozen=True)
+class Observation:
+    """How one step's `model_output` came about.
+
+    Args:
+        weights: one per row group, in the order of the calls.
+        on_sample: the weight of x_t itself, 0 unless the pipeline converts the prediction.
+        view: what is cut from each row.
+        batch: images in the batch.
+        copies: how often the combination is repeated along the batch (DiT hands the scheduler two copies).
+        residual: relative error of the fit.
+        certain: whether the weights can be told apart (false where two rows are equal).
+    """
+
+    weights: tuple[float, ...]
+    on_sample: float
+    view: View
+    batch: int
+    copies: int
+    residual: float
+    certain: bool
+
+    @property
+    def gain(self) -> float:
+        """What a delta on every row arrives as: 1, -1 where the sign is flipped, another number where it is scaled."""
+        total = sum(self.weights)
+        if self.residual > TOLERANCE:
+            return 1.0 if total >= 0 else -1.0
+        nearest = round(total)
+        return float(nearest) if nearest and abs(total - nearest) < 1e-2 else total
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the pipeline seems to rescale its combination afterwards, so that the weights depend on the data."""
+        if len(self.weights) < 2 or abs(self.on_sample) > TOLERANCE:
+            return False
+        return self.residual > TOLERANCE or abs(abs(sum(self.weights)) - 1) > 1e-2
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """`"cond"`, `"uncond"`, or `"other"` for each row group, from the weights."""
+        sign = -1.0 if sum(self.weights) < 0 else 1.0
+        weights = [sign * weight for weight in self.weights]
+        best = max(range(len(weights)), key=weights.__getitem__)
+        lowest = min(range(len(weights)), key=weights.__getitem__)
+        roles = ["other"] * len(weights)
+        if weights[lowest] < -1e-4:
+            roles[lowest] = "uncond"
+        roles[best] = "cond"
+        return tuple(roles)
+
+
+def observe(outputs: Sequence[torch.Tensor], model_output: torch.Tensor, sample: torch.Tensor) -> Observation | None:
+    """Fit `model_output` on the `outputs` of the step's denoiser calls, or return `None` if no view fits.
+
+    Args:
+        outputs: one `[rows, ...]` tensor a call.
+        model_output: what the scheduler was given.
+        sample: x_t as the scheduler was given it.
+    """
+    best: Observation | None = None
+    for copies in (1, 2):
+        if model_output.shape[0] % copies:
+            continue
+        batch = model_output.shape[0] // copies
+        if copies == 2 and not torch.equal(model_output[:batch], model_output[batch:]):
+            continue
+        target, state = own_channels(model_output, sample)[:batch], sample[:batch]
+        if not outputs or any(output.ndim != target.ndim or output.shape[0] % batch for output in outputs):
+            continue
+        groups = [group for output in outputs for group in output.split(batch)]
+        for view in _views(groups, target):
+            columns = [view.of(group) for group in groups]
+            fitted = _fit(columns, target, None)
+            if fitted[1] > TOLERANCE and state.shape == target.shape:
+                converted = _fit(columns, target, state)
+                fitted = converted if converted[1] <= TOLERANCE else fitted
+            weights, residual, certain = fitted
+            found = Observation(
+                tuple(weights[: len(groups)]), sum(weights[len(groups) :]), view, batch, copies, residual, certain
+            )
+            if best is None or found.residual < best.residual:
+                best = found
+    return best
+
+
+def own_channels(model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    """`model_output` without the learned variance that some pipelines pass on as further channels."""
+    channels = sample.shape[1] if sample.ndim > 1 else 0
+    if sample.ndim == model_output.ndim > 2 and model_output.shape[1] == 2 * channels:
+        return model_output[:, :channels]
+    return model_output
+
+
+def _views(groups: Sequence[torch.Tensor], target: torch.Tensor) -> list[View]:
+    shape = groups[0].shape
+    if any(group.shape != shape for group in groups):
+        return []
+    differing = [dim for dim in range(target.ndim) if shape[dim] != target.shape[dim]]
+    if not differing:
+        return [View()]
+    if len(differing) > 1 or shape[differing[0]] < target.shape[differing[0]]:
+        return []
+    dim, length = differing[0], target.shape[differing[0]]
+    return [View(dim, 0, length), View(dim, shape[dim] - length, length)]
+
+
+def _fit(
+    columns: Sequence[torch.Tensor], target: torch.Tensor, state: torch.Tensor | None
+) -> tuple[list[float], float, bool]:
+    """Least-squares weights of the columns (and of x_t), the relative residual, and whether they are determined."""
+    stride = max(1, target.numel() // _SAMPLES)
+    chosen = [*columns] if state is None else [*columns, state]
+    matrix = torch.stack([column.detach().reshape(-1)[::stride] for column in chosen], dim=1).double().cpu()
+    vector = target.detach().reshape(-1)[::stride].double().cpu()
+    norms = matrix.norm(dim=0).clamp_min(1e-30)
+    solution = torch.linalg.lstsq(matrix / norms, vector[:, None], rcond=1e-7, driver="gelsd").solution[:, 0] / norms
+    scale = vector.norm().clamp_min(1e-30)
+    residual = ((matrix @ solution - vector).norm() / scale).item()
+    difference = (matrix[:, :1] - matrix[:, 1:]).norm(dim=0).min().item() if matrix.shape[1] > 1 else float("inf")
+    return solution.tolist(), residual, difference > 1e-4 * norms.max().item()

@@ -1,0 +1,128 @@
+"""What a command line says, as values: `0-3,8` as seeds, `pag:scale=3,layers=mid` as a guidance."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..guidance import registry
+from ..guidance.base import Guidance
+from ..guidance.errors import ParameterError
+from ..guidance.parameters import describe_range, fields_of, unknown_parameter
+
+_LARGEST_SEED = 2**63 - 1
+_MOST_SEEDS = 100_000
+_TRUTH = {"true": True, "yes": True, "false": False, "no": False}
+
+
+def seeds(text: str) -> list[int]:
+    """Seeds from `7`, `0,3,5`, `0-7` or `0-3,8`, in the order given and each once.
+
+    Raises:
+        ValueError: anything else, with what is allowed.
+    """
+    found: dict[int, None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first or last > _LARGEST_SEED or last - first >= _MOST_SEEDS:
+            raise ValueError(
+                f"--seeds: {part.strip()!r} is neither a seed nor a range; allowed: whole numbers from 0 and rising "
+                f"ranges of at most {_MOST_SEEDS}, such as 0-7 or 0,3,5."
+            )
+        found |= dict.fromkeys(range(first, last + 1))
+    return list(found)
+
+
+def guidance(text: str) -> Guidance:
+    """A guidance from `name` or `name:parameter=value,parameter=value`.
+
+    Each value is read as the type that its parameter declares. A list's items are joined with `+`, `none` is `None`,
+    and a comma belongs to the value unless `parameter=` follows it.
+
+    Raises:
+        UnknownGuidanceError: no plug-in has this name.
+        ParameterError: a parameter that the plug-in does not have, given twice, or a value that is not allowed.
+    """
+    name, _, rest = text.partition(":")
+    cls = registry.find(name.strip())
+    parameters: dict[str, Any] = {}
+    for part in re.split(r",(?=\s*\w+\s*=)", rest) if rest.strip() else ():
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals:
+            raise ParameterError(
+                f"{name}: {part!r} has no value; type {name}:parameter=value, with one of: "
+                f"{', '.join(sorted(fields_of(cls)))}."
+            )
+        if key not in fields_of(cls):
+            raise unknown_parameter(name, key, cls)
+        if key in parameters:
+            raise ParameterError(f"{name}: {key} is given twice; give it once.")
+        parameters[key] = _value(name, cls, key, value.strip())
+    return registry.create(name.strip(), **parameters)
+
+
+def guidances(texts: Iterable[str]) -> dict[str, Guidance]:
+    """Several guidances by name, in the order given.
+
+    Raises:
+        ParameterError: one name twice.
+    """
+    found: dict[str, Guidance] = {}
+    for text in texts:
+        one = guidance(text)
+        if one.label in found:
+            raise ParameterError(f"--guidance: {one.label} is given twice; give each guidance once.")
+        found[one.label] = one
+    return found
+
+
+def _value(plugin: str, cls: type[Guidance], name: str, text: str) -> Any:
+    kinds = _alternatives(typing.get_type_hints(cls)[name])
+    # The strictest reading first, so that `int | str` takes 3 as a number and `str | list` takes a+b as a list.
+    for kind in sorted(kinds, key=lambda kind: _looseness(kind, text)):
+        with contextlib.suppress(ValueError):
+            return _read(kind, text)
+    raise ParameterError(f"{plugin}: {name}={text!r} cannot be read; allowed: {describe_range(fields_of(cls)[name])}.")
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [kind for part in typing.get_args(hint) for kind in _alternatives(part)]
+    if typing.get_origin(hint) is typing.Literal:
+        return list(dict.fromkeys(type(value) for value in typing.get_args(hint)))
+    return [hint]
+
+
+def _is_sequence(kind: Any) -> bool:
+    origin = typing.get_origin(kind) or kind
+    return isinstance(origin, type) and issubclass(origin, Sequence) and origin is not str
+
+
+def _looseness(kind: Any, text: str) -> int:
+    if _is_sequence(kind):
+        return 1 if "+" in text else 3
+    return 2 if kind in (str, Any, Path) else 0
+
+
+def _read(kind: Any, text: str) -> Any:
+    """The text as one plain type; a `ValueError` if it is not one."""
+    if kind is type(None) and text.lower() == "none":
+        return None
+    if kind is bool and text.lower() in _TRUTH:
+        return _TRUTH[text.lower()]
+    if kind in (int, float, str, Path):
+        return kind(text)
+    if kind is Any:
+        return text
+    if _is_sequence(kind):
+        item, *_ = (*typing.get_args(kind), str)
+        values = [_read(item, word.strip()) for word in text.split("+")]
+        return tuple(values) if (typing.get_origin(kind) or kind) is tuple else values
+    raise ValueError(text)

@@ -1,0 +1,103 @@
+"""Rows: which parts of a denoiser's arguments belong to which image of the batch.
+
+A denoiser call has as many rows as its sample. Extra branches ride along as further rows where every argument splits
+into rows without doubt; where one does not, the branch is a whole call of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+SHARED_NAMES = ("img_ids", "txt_ids", "latent_ids", "rotary", "freqs", "shapes", "coords")
+"""Parts of the names of arguments that all rows share, whatever their first dimension is."""
+
+
+class AmbiguousRowsError(Exception):
+    """An argument of which nobody can tell whether it has rows."""
+
+
+def is_shared(name: str) -> bool:
+    """Whether an argument of this name is one for all rows."""
+    return any(part in name for part in SHARED_NAMES)
+
+
+def map_tensors(value: Any, change: Callable[[torch.Tensor, str], torch.Tensor], name: str = "") -> Any:
+    """`value` with `change(tensor, argument name)` applied to each tensor in it; containers keep their type."""
+    if isinstance(value, torch.Tensor):
+        return change(value, name)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and isinstance(value, Mapping):
+        return type(value)(**{key: map_tensors(item, change, key) for key, item in value.items()})
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, change, str(key)) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, change, name) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(item, change, name) for item in value)
+    return value
+
+
+def take_rows(value: Any, rows: int, index: torch.Tensor | slice, name: str = "") -> Any:
+    """`value` with the rows `index` of every tensor whose first dimension is exactly `rows`."""
+
+    def take(tensor: torch.Tensor, name: str) -> torch.Tensor:
+        if tensor.ndim == 0 or tensor.shape[0] != rows or is_shared(name):
+            return tensor
+        return tensor[index if isinstance(index, slice) else index.to(tensor.device)]
+
+    return map_tensors(value, take, name)
+
+
+def check_splittable(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) -> None:
+    """Raise `AmbiguousRowsError` unless every argument is shared or has exactly `rows` rows."""
+
+    def check(value: Any, name: str) -> None:
+        if is_shared(name):
+            return
+        if isinstance(value, torch.Tensor):
+            if value.ndim and value.shape[0] not in (rows, 1):
+                raise AmbiguousRowsError(f"{name} has shape {tuple(value.shape)} in a call of {rows} rows")
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                check(item, str(key))
+        elif isinstance(value, (list, tuple)):
+            if not all(isinstance(item, torch.Tensor) for item in value):
+                raise AmbiguousRowsError(f"{name} is a list of {len(value)}")
+            for item in value:
+                check(item, name)
+        elif not (value is None or isinstance(value, (bool, int, float, str))):
+            raise AmbiguousRowsError(f"{name} is a {type(value).__name__}")
+
+    for position, value in enumerate(args):
+        check(value, f"argument {position}")
+    for name, value in kwargs.items():
+        check(value, name)
+
+
+def join_rows(values: Sequence[Any], counts: Sequence[int], name: str = "") -> Any:
+    """One argument structure from several of equal shape, the rows of each after those of the one before.
+
+    A tensor counts as rows where its first dimension is `counts[i]` in every structure i; anything else is taken from
+    the first structure.
+
+    Raises:
+        AmbiguousRowsError: tensors with rows that differ in another dimension.
+    """
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        tensors = list(values)
+        if is_shared(name) or not first.ndim:
+            return first
+        if any(tensor.shape[0] != count for tensor, count in zip(tensors, counts, strict=True)):
+            return first
+        if any(tensor.shape[1:] != first.shape[1:] for tensor in tensors):
+            raise AmbiguousRowsError(f"{name} has another length in another branch")
+        return torch.cat([tensor.to(first.dtype) for tensor in tensors])
+    if isinstance(first, Mapping):
+        return {key: join_rows([value[key] for value in values], counts, str(key)) for key in first}
+    if isinstance(first, (list, tuple)):
+        return type(first)(join_rows(parts, counts, name) for parts in zip(*values, strict=True))
+    return first

@@ -1,0 +1,113 @@
+"""Command-line text as seeds and guidances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pytest
+
+from trimtab.guidance import registry
+from trimtab.guidance.base import Guidance
+from trimtab.guidance.errors import ParameterError, UnknownGuidanceError
+from trimtab.guidance.parameters import parameter
+from trimtab.pipelines import options
+
+
+@dataclass
+class Everything(Guidance):
+    """One parameter of each kind."""
+
+    name: ClassVar[str] = "test.everything"
+
+    number: float = parameter(1.0, "A number.", ge=0)
+    count: int | None = parameter(None, "A count.")
+    switch: bool = parameter(False, "A switch.")
+    text: str = parameter("", "A text.")
+    layers: str | list = parameter("auto", "One or several.")
+    weights: list[float] = parameter([], "Several numbers.")
+    either: int | str = parameter(0, "A number or a word.")
+    kind: Literal["a", "b"] = parameter("a", "One of two.", choices=("a", "b"))
+    mapping: dict[str, int] = parameter({}, "No command line can say this.")
+
+
+@pytest.fixture(autouse=True)
+def everything() -> Iterator[None]:
+    registry.register(Everything)
+    yield
+    registry.unregister("test.everything")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("7", [7]), ("0-3", [0, 1, 2, 3]), ("0,3,5", [0, 3, 5]), ("5, 0-2", [5, 0, 1, 2]), ("1,0-2", [1, 0, 2])],
+)
+def test_seeds_are_numbers_and_ranges_in_the_order_given(text: str, expected: list[int]) -> None:
+    assert options.seeds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "-1", "3-1", "1,,2", "1.5", "0-1000000000000", str(2**64)])
+def test_other_seeds_are_refused_with_what_is_allowed(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--seeds: .* such as 0-7 or 0,3,5"):
+        options.seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("number=3", {"number": 3.0}),
+        ("sigma_max=inf", {"sigma_max": math.inf}),
+        ("count=none", {"count": None}),
+        ("count=4", {"count": 4}),
+        ("switch=true", {"switch": True}),
+        ("switch=No", {"switch": False}),
+        ("text=a cat, a dog,number=2", {"text": "a cat, a dog", "number": 2.0}),
+        ("text=", {"text": ""}),
+        ("layers=mid", {"layers": "mid"}),
+        ("layers=mid+up.0", {"layers": ["mid", "up.0"]}),
+        ("weights=1+0.5", {"weights": [1.0, 0.5]}),
+        ("weights=1", {"weights": [1.0]}),
+        ("either=3", {"either": 3}),
+        ("either=x", {"either": "x"}),
+        ("kind=b", {"kind": "b"}),
+    ],
+)
+def test_a_value_is_read_as_its_parameter_declares(text: str, expected: dict[str, Any]) -> None:
+    guidance = options.guidance(f"test.everything:{text}")
+    assert {name: getattr(guidance, name) for name in expected} == expected
+    assert {name: type(getattr(guidance, name)) for name in expected} == {k: type(v) for k, v in expected.items()}
+
+
+def test_a_bare_name_takes_the_defaults() -> None:
+    assert options.guidance("test.everything") == Everything()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nmber=3", "no parameter 'nmber'.*'number'"),
+        ("number=much", "number='much' cannot be read; allowed: >= 0"),
+        ("number=-1", "number=-1.0 is out of range"),
+        ("switch=2", "switch='2' cannot be read"),
+        ("kind=c", "allowed: one of 'a', 'b'"),
+        ("number", "type test.everything:parameter=value"),
+        ("number=1,number=2", "number is given twice"),
+        ("mapping=a", "cannot be read"),
+    ],
+)
+def test_a_mistake_names_the_parameter_and_what_is_allowed(text: str, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        options.guidance(f"test.everything:{text}")
+
+
+def test_an_unknown_guidance_is_refused_by_the_registry() -> None:
+    with pytest.raises(UnknownGuidanceError, match=r"Did you mean 'test\.everything'"):
+        options.guidance("test.everthing:number=1")
+
+
+def test_guidances_keep_their_order_and_none_is_given_twice() -> None:
+    assert list(options.guidances(["test.everything", "pag"])) == ["test.everything", "pag"]
+    with pytest.raises(ParameterError, match="pag is given twice"):
+        options.guidances(["pag:scale=1", "pag:scale=2"])

@@ -1,0 +1,198 @@
+"""Tiny image pipelines with a transformer: Stable Diffusion 3 and 3.5, PixArt, DiT, Flux, Qwen-Image, Z-Image, PRX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline
+
+from .text import (
+    WIDTH,
+    byte_tokenizer,
+    clip_text,
+    clip_tokenizer,
+    qwen_text,
+    qwen_vision_text,
+    t5_encoder,
+    t5_tokenizer,
+)
+from .unets import ddim, vae
+
+HEADS = 2
+HEAD_DIM = 16
+
+
+def flow() -> diffusers.FlowMatchEulerDiscreteScheduler:
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def sd3(**config: Any) -> DiffusionPipeline:
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=diffusers.SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=4,
+            attention_head_dim=HEAD_DIM,
+            num_attention_heads=HEADS,
+            caption_projection_dim=HEADS * HEAD_DIM,
+            joint_attention_dim=2 * WIDTH,
+            pooled_projection_dim=2 * WIDTH,
+            pos_embed_max_size=8,
+            **config,
+        ),
+        vae=vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        text_encoder=clip_text(projection=True),
+        text_encoder_2=clip_text(projection=True),
+        text_encoder_3=t5_encoder(2 * WIDTH),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        tokenizer_3=t5_tokenizer(),
+        scheduler=flow(),
+    )
+
+
+def sd35() -> DiffusionPipeline:
+    return sd3(qk_norm="rms_norm", dual_attention_layers=(0, 1))
+
+
+def pixart() -> DiffusionPipeline:
+    return diffusers.PixArtSigmaPipeline(
+        transformer=diffusers.PixArtTransformer2DModel(
+            sample_size=8,
+            num_layers=3,
+            patch_size=2,
+            attention_head_dim=HEAD_DIM,
+            num_attention_heads=HEADS,
+            caption_channels=WIDTH,
+            in_channels=4,
+            out_channels=8,
+            cross_attention_dim=HEADS * HEAD_DIM,
+        ),
+        vae=vae(),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        scheduler=ddim(),
+    )
+
+
+def dit() -> DiffusionPipeline:
+    return diffusers.DiTPipeline(
+        transformer=diffusers.DiTTransformer2DModel(
+            sample_size=8,
+            num_layers=3,
+            patch_size=2,
+            attention_head_dim=HEAD_DIM,
+            num_attention_heads=HEADS,
+            in_channels=4,
+            out_channels=8,
+        ),
+        vae=vae(),
+        scheduler=ddim(),
+    )
+
+
+def flux_components() -> dict[str, Any]:
+    """The components of a Flux pipeline with distilled guidance; latents of 4 channels are packed to 16."""
+    return {
+        "transformer": diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=HEAD_DIM,
+            num_attention_heads=HEADS,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        "vae": vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        "text_encoder": clip_text(),
+        "text_encoder_2": t5_encoder(),
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": t5_tokenizer(),
+        "scheduler": flow(),
+    }
+
+
+def flux() -> DiffusionPipeline:
+    return diffusers.FluxPipeline(**flux_components())
+
+
+def flux_kontext() -> DiffusionPipeline:
+    return diffusers.FluxKontextPipeline(**flux_components())
+
+
+def qwenimage() -> DiffusionPipeline:
+    return diffusers.QwenImagePipeline(
+        transformer=diffusers.QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=3,
+            attention_head_dim=HEAD_DIM,
+            num_attention_heads=HEADS,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        vae=diffusers.AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        ),
+        text_encoder=qwen_vision_text(),
+        tokenizer=byte_tokenizer(),
+        scheduler=flow(),
+    )
+
+
+def z_image() -> DiffusionPipeline:
+    return diffusers.ZImagePipeline(
+        transformer=diffusers.ZImageTransformer2DModel(
+            in_channels=4,
+            dim=HEADS * HEAD_DIM,
+            n_layers=3,
+            n_refiner_layers=1,
+            n_heads=HEADS,
+            n_kv_heads=HEADS,
+            cap_feat_dim=WIDTH,
+            axes_dims=(4, 6, 6),
+            axes_lens=(256, 32, 32),
+        ),
+        vae=vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        text_encoder=qwen_text(),
+        tokenizer=byte_tokenizer(),
+        scheduler=flow(),
+    )
+
+
+def prx_pixel() -> DiffusionPipeline:
+    transformer = diffusers.PRXTransformer2DModel(
+        patch_size=4,
+        in_channels=3,
+        context_in_dim=WIDTH,
+        hidden_size=HEADS * HEAD_DIM,
+        mlp_ratio=2.0,
+        num_heads=HEADS,
+        depth=3,
+        axes_dim=(8, 8),
+        bottleneck_size=16,
+        resolution_embeds=True,
+    )
+    # A fresh PRX has zeroed gates, so that its blocks, and with them the text, would do nothing.
+    for block in transformer.blocks:
+        block.modulation.lin.reset_parameters()
+    return diffusers.PRXPixelPipeline(
+        transformer=transformer,
+        scheduler=flow(),
+        text_encoder=qwen_text(),
+        tokenizer=byte_tokenizer(),
+        prompt_max_tokens=24,
+    )

@@ -1,0 +1,189 @@
+"""Tiny image pipelines with a UNet: Stable Diffusion, its variants and XL, DDPM, IF, Stable Cascade."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline
+
+from .text import WIDTH, clip_text, clip_tokenizer, t5_encoder, t5_tokenizer
+
+CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
+CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def vae(latent_channels: int = 4, levels: int = 2, **config: Any) -> diffusers.AutoencoderKL:
+    """An image autoencoder that reduces each side by `2 ** (levels - 1)`."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+        sample_size=32,
+        **config,
+    )
+
+
+def unet(**config: Any) -> diffusers.UNet2DConditionModel:
+    """Stable Diffusion's layout with three levels: latents of 16x16, so 16 tokens in the mid block, and 4 heads."""
+    defaults: dict[str, Any] = {
+        "sample_size": 16,
+        "block_out_channels": (8, 16, 16),
+        "down_block_types": (CROSS, CROSS, PLAIN),
+        "up_block_types": (PLAIN_UP, CROSS_UP, CROSS_UP),
+        "layers_per_block": 1,
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    return diffusers.UNet2DConditionModel(**{**defaults, **config})
+
+
+def ddim() -> diffusers.DDIMScheduler:
+    """Stable Diffusion's noise schedule."""
+    return diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+
+
+def sd_components(**config: Any) -> dict[str, Any]:
+    """The components of a Stable Diffusion pipeline; `config` goes to the UNet."""
+    return {
+        "unet": unet(**config),
+        "vae": vae(),
+        "text_encoder": clip_text(),
+        "tokenizer": clip_tokenizer(),
+        "scheduler": ddim(),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+def sd15() -> DiffusionPipeline:
+    return diffusers.StableDiffusionPipeline(**sd_components())
+
+
+def sdxl() -> DiffusionPipeline:
+    addition = 8
+    return diffusers.StableDiffusionXLPipeline(
+        unet=unet(
+            down_block_types=(PLAIN, CROSS, CROSS),
+            up_block_types=(CROSS_UP, CROSS_UP, PLAIN_UP),
+            transformer_layers_per_block=(1, 1, 2),
+            attention_head_dim=(2, 4, 4),
+            use_linear_projection=True,
+            cross_attention_dim=2 * WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=addition,
+            projection_class_embeddings_input_dim=6 * addition + WIDTH,
+        ),
+        vae=vae(),
+        text_encoder=clip_text(),
+        text_encoder_2=clip_text(projection=True),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        scheduler=diffusers.EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading"),
+        add_watermarker=False,
+    )
+
+
+def ddpm() -> DiffusionPipeline:
+    return diffusers.DDPMPipeline(
+        unet=diffusers.UNet2DModel(
+            sample_size=16,
+            block_out_channels=(8, 16, 16),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        ),
+        scheduler=diffusers.DDPMScheduler(),
+    )
+
+
+def lcm() -> DiffusionPipeline:
+    parts = sd_components(time_cond_proj_dim=WIDTH)
+    parts["scheduler"] = diffusers.LCMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False)
+    return diffusers.LatentConsistencyModelPipeline(**parts)
+
+
+def sd_img2img() -> DiffusionPipeline:
+    return diffusers.StableDiffusionImg2ImgPipeline(**sd_components())
+
+
+def sd_inpaint() -> DiffusionPipeline:
+    return diffusers.StableDiffusionInpaintPipeline(**sd_components(in_channels=9))
+
+
+def instruct_pix2pix() -> DiffusionPipeline:
+    return diffusers.StableDiffusionInstructPix2PixPipeline(**sd_components(in_channels=8))
+
+
+def controlnet() -> DiffusionPipeline:
+    parts = sd_components()
+    control = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(8, 8))
+    # A fresh ControlNet ends in zeroed convolutions and would leave the UNet as it is.
+    for convolution in (*control.controlnet_down_blocks, control.controlnet_mid_block):
+        convolution.reset_parameters()
+    control.controlnet_cond_embedding.conv_out.reset_parameters()
+    return diffusers.StableDiffusionControlNetPipeline(**parts, controlnet=control)
+
+
+def deepfloyd_if() -> DiffusionPipeline:
+    return diffusers.IFPipeline(
+        unet=unet(
+            in_channels=3,
+            out_channels=6,
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            encoder_hid_dim=WIDTH,
+            attention_head_dim=4,
+            addition_embed_type="text",
+            addition_embed_type_num_heads=2,
+            cross_attention_norm="group_norm",
+            resnet_time_scale_shift="scale_shift",
+            act_fn="gelu",
+        ),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        scheduler=diffusers.DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2",
+            variance_type="learned_range",
+            thresholding=True,
+            dynamic_thresholding_ratio=0.95,
+            sample_max_value=1.5,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+
+
+def cascade_prior() -> DiffusionPipeline:
+    prior = diffusers.StableCascadeUNet(
+        in_channels=4,
+        out_channels=4,
+        conditioning_dim=WIDTH,
+        block_out_channels=(16, 16),
+        num_attention_heads=(2, 2),
+        down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1),
+        switch_level=(False,),
+        clip_image_in_channels=WIDTH,
+        clip_text_in_channels=WIDTH,
+        clip_text_pooled_in_channels=WIDTH,
+        dropout=(0.0, 0.0),
+    )
+    return diffusers.StableCascadePriorPipeline(
+        prior=prior,
+        text_encoder=clip_text(projection=True),
+        tokenizer=clip_tokenizer(),
+        scheduler=diffusers.DDPMWuerstchenScheduler(),
+        resolution_multiple=2.0,
+    )

@@ -1,0 +1,146 @@
+"""Tiny video pipelines: Wan, LTX, Stable Video Diffusion, AnimateDiff."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline
+from transformers import CLIPImageProcessor
+
+from .diffusion_transformers import HEAD_DIM, HEADS, flow
+from .text import WIDTH, clip_vision, t5_encoder, t5_tokenizer
+from .unets import BETAS, ddim, sd_components
+
+
+def _wan_transformer() -> diffusers.WanTransformer3DModel:
+    return diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=HEADS,
+        attention_head_dim=HEAD_DIM,
+        in_channels=4,
+        out_channels=4,
+        text_dim=WIDTH,
+        freq_dim=32,
+        ffn_dim=WIDTH,
+        num_layers=3,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+
+
+def _wan(**extra: Any) -> DiffusionPipeline:
+    return diffusers.WanPipeline(
+        transformer=_wan_transformer(),
+        vae=diffusers.AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        ),
+        text_encoder=t5_encoder(umt5=True),
+        tokenizer=t5_tokenizer(),
+        scheduler=flow(),
+        **extra,
+    )
+
+
+def wan() -> DiffusionPipeline:
+    return _wan()
+
+
+def wan22() -> DiffusionPipeline:
+    return _wan(transformer_2=_wan_transformer(), boundary_ratio=0.9)
+
+
+def _ltx_components() -> dict[str, Any]:
+    """Space is reduced 8 times and time 8 times."""
+    reduced = (True, True, True, False)
+    model_vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=reduced,
+        decoder_spatio_temporal_scaling=reduced,
+        patch_size=1,
+        patch_size_t=1,
+        encoder_causal=True,
+        decoder_causal=False,
+    )
+    return {
+        "transformer": diffusers.LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=HEADS,
+            attention_head_dim=HEAD_DIM,
+            cross_attention_dim=HEADS * HEAD_DIM,
+            num_layers=3,
+            caption_channels=WIDTH,
+        ),
+        "vae": model_vae,
+        "text_encoder": t5_encoder(),
+        "tokenizer": t5_tokenizer(),
+        "scheduler": flow(),
+    }
+
+
+def ltx() -> DiffusionPipeline:
+    return diffusers.LTXPipeline(**_ltx_components())
+
+
+def ltx_condition() -> DiffusionPipeline:
+    return diffusers.LTXConditionPipeline(**_ltx_components())
+
+
+def svd() -> DiffusionPipeline:
+    addition = 8
+    return diffusers.StableVideoDiffusionPipeline(
+        unet=diffusers.UNetSpatioTemporalConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 32),
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            layers_per_block=1,
+            cross_attention_dim=WIDTH,
+            num_attention_heads=4,
+            addition_time_embed_dim=addition,
+            projection_class_embeddings_input_dim=3 * addition,
+        ),
+        vae=diffusers.AutoencoderKLTemporalDecoder(
+            block_out_channels=(32, 32),
+            down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+            layers_per_block=1,
+        ),
+        image_encoder=clip_vision(),
+        feature_extractor=CLIPImageProcessor(crop_size=224, size=224),
+        scheduler=diffusers.EulerDiscreteScheduler(
+            **BETAS,
+            prediction_type="v_prediction",
+            sigma_max=700.0,
+            sigma_min=0.002,
+            steps_offset=1,
+            timestep_spacing="leading",
+            timestep_type="continuous",
+            use_karras_sigmas=True,
+        ),
+    )
+
+
+def animatediff() -> DiffusionPipeline:
+    parts = sd_components()
+    del parts["safety_checker"], parts["requires_safety_checker"]
+    channels = parts["unet"].config.block_out_channels
+    motion = diffusers.MotionAdapter(
+        block_out_channels=channels,
+        motion_layers_per_block=1,
+        motion_mid_block_layers_per_block=1,
+        motion_num_attention_heads=4,
+        motion_norm_num_groups=4,
+    )
+    return diffusers.AnimateDiffPipeline(**{**parts, "scheduler": ddim()}, motion_adapter=motion)
