@@ -105,9 +105,9 @@ def _check_parameters(name: str, cls: type[Guidance]) -> None:
             raise PluginError(f"{name}: make the field {field.name!r} with trimtab.parameter(default, doc).")
         if not field.metadata["doc"].strip():
             raise PluginError(f"{name}: the parameter {field.name!r} needs a sentence that says what it does.")
-        has_factory = field.default_factory is not dataclasses.MISSING
+        factory = field.default_factory
         try:
-            check_value(name, cls, field.name, field.default_factory() if has_factory else field.default)
+            check_value(name, cls, field.name, field.default if factory is dataclasses.MISSING else factory())
         except ParameterError as error:
             raise PluginError(f"A default is not allowed: {error}") from None
         except NameError as error:

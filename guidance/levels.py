@@ -85,6 +85,20 @@ def scalar(timestep: Any) -> float:
     return float(values[0])
 
 
+def announced(scheduler: Any) -> torch.Tensor:
+    """The scheduler's timesteps.
+
+    Raises:
+        ParameterError: where it has none.
+    """
+    timesteps = getattr(scheduler, "timesteps", None)
+    if timesteps is None:
+        raise ParameterError(
+            f"{type(scheduler).__name__} has no timesteps yet; call scheduler.set_timesteps(num_inference_steps) first."
+        )
+    return torch.as_tensor(timesteps)
+
+
 def position(scheduler: Any, timestep: Any) -> int:
     """Where the scheduler is in its own list of timesteps: as it says itself, otherwise where `timestep` stands.
 
@@ -99,7 +113,7 @@ def position(scheduler: Any, timestep: Any) -> int:
         if value is not None:
             return int(value)
     wanted = scalar(timestep)
-    places = [place for place, value in enumerate(scheduler.timesteps.tolist()) if value == wanted]
+    places = [place for place, value in enumerate(announced(scheduler).tolist()) if value == wanted]
     if not places:
         raise ParameterError(
             f"timestep={wanted:g} is none of {type(scheduler).__name__}'s; allowed: an entry of scheduler.timesteps, "

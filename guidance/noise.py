@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .errors import GuidanceRuntimeError
-from .levels import Level, LevelRule, position
+from .levels import Level, LevelRule, announced, position
 from .parametrisation import Prediction
 from .schedulers import rules_of
 
@@ -97,8 +97,12 @@ class NoiseAlgebra:
         return Level(1.0, math.sqrt(1.0 / input_scale**2 - 1.0))
 
     def levels(self) -> list[Level]:
-        """The level of every call of `step` that `scheduler.timesteps` announces, whatever was stepped so far."""
-        places = self.scheduler.timesteps
+        """The level of every call of `step` that `scheduler.timesteps` announces, whatever was stepped so far.
+
+        Raises:
+            ParameterError: before `set_timesteps`, where the scheduler has no timesteps of its own.
+        """
+        places = announced(self.scheduler)
         calls = range(len(places) - self._rule.trailing)
         return [self._rule.level(self.scheduler, call if self._rule.indexed else places[call]) for call in calls]
 

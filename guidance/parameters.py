@@ -49,10 +49,12 @@ def fields_of(owner: type) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(owner) if "doc" in field.metadata}
 
 
-@functools.lru_cache(maxsize=256)
 def types_of(owner: type) -> dict[str, Any]:
     """The declared types of a guidance class's attributes, by name."""
-    return typing.get_type_hints(owner)
+    return _type_hints(owner)
+
+
+_type_hints = functools.lru_cache(maxsize=256)(typing.get_type_hints)
 
 
 def describe_range(field: dataclasses.Field[Any]) -> str:

@@ -129,7 +129,8 @@ def consistency(scheduler: Any) -> Prediction:
     data, least = float(scheduler.config.sigma_data), float(scheduler.config.sigma_min)
 
     def mixture(level: Level) -> tuple[float, float]:
-        if level.sigma <= least:
+        # The schedule's last sigma is the smallest one up to rounding in float32.
+        if level.sigma <= least * (1.0 + 1e-5):
             raise GuidanceRuntimeError(
                 f"{type(scheduler).__name__}: at its smallest sigma={least:g} the model's output has no weight, so it "
                 f"cannot be guided there; let the guidance end earlier, with sigma_min={2 * least:g}."

@@ -51,7 +51,8 @@ def dump(guidances: Mapping[str, Guidance]) -> dict[str, Any]:
         trimtab = installed_version("trimtab")
     except PackageNotFoundError:
         trimtab = "unknown"
-    return {"format": FORMAT, "trimtab": trimtab, "guidances": [_entry(*item) for item in guidances.items()]}
+    entries = [_entry(name, guidance) for name, guidance in guidances.items()]
+    return {"format": FORMAT, "trimtab": trimtab, "guidances": entries}
 
 
 def load(data: object) -> dict[str, Guidance]:
@@ -62,10 +63,8 @@ def load(data: object) -> dict[str, Guidance]:
     """
     recipe = _object(data, {"format": int, "guidances": list}, "The recipe")
     if recipe["format"] != FORMAT:
-        raise RecipeError(
-            f"The recipe has format {recipe['format']}; this version of trimtab reads format {FORMAT}: "
-            "pip install --upgrade trimtab"
-        )
+        remedy = f"this version of trimtab reads format {FORMAT}: pip install --upgrade trimtab"
+        raise RecipeError(f"The recipe has format {recipe['format']}; {remedy}")
     guidances: dict[str, Guidance] = {}
     for index, item in enumerate(recipe["guidances"]):
         entry = _object(item, KEYS, f"guidances[{index}] of the recipe")
@@ -156,10 +155,8 @@ def _stored(where: str, guidance: Guidance, parameter: str, value: Any) -> Any:
     except (TypeError, ParameterError):
         same = False
     if not same:
-        raise RecipeError(
-            f"{where}: {parameter}={value!r} cannot be stored in a recipe; it holds numbers, strings, truth values, "
-            "None, and tuples, lists and dicts of these."
-        )
+        allowed = "numbers, strings, truth values, None, and tuples, lists and dicts of these"
+        raise RecipeError(f"{where}: {parameter}={value!r} cannot be stored in a recipe; allowed: {allowed}.")
     return stored
 
 
@@ -200,10 +197,8 @@ def _check_versions(where: str, entry: dict[str, Any]) -> None:
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
     if major != api_number(API_VERSION)[0]:
-        raise RecipeError(
-            f"{where} was written for hook interface {entry['api_version']}; this trimtab has {API_VERSION}, "
-            "which may compute something else."
-        )
+        written, here = f"was written for hook interface {entry['api_version']}", f"this trimtab has {API_VERSION}"
+        raise RecipeError(f"{where} {written}; {here}, which may compute something else.")
     if plugin.distribution != entry["distribution"]:
         logger.warning("%s was recorded with %r, but %s is used.", where, entry["distribution"], plugin)
         return

@@ -119,8 +119,7 @@ def register(cls: type[GuidanceType], name: str | None = None, *, override: bool
     Raises:
         PluginError: the class breaks the contract, or the name is taken; the message names both.
     """
-    chosen = getattr(cls, "name", "") if name is None else name
-    if not chosen:
+    if not (chosen := getattr(cls, "name", "") if name is None else name):
         raise PluginError(f"{cls!r} has no name; give it one: name = 'vendor.name'.")
     check_contract(chosen, cls)
     takes_name = name is not None and not vars(cls).get("name")
@@ -129,9 +128,9 @@ def register(cls: type[GuidanceType], name: str | None = None, *, override: bool
     plugin = Plugin(chosen, f"{cls.__module__}:{cls.__qualname__}", "", "", "registered")
     with _lock:
         taken = plugins().get(chosen)
-        if taken is not None and _classes.get(taken) is cls:
+        if taken and _classes.get(taken) is cls:
             return cls
-        if taken is not None and not override:
+        if taken and not override:
             raise _claimed_twice(taken, plugin)
         if takes_name:
             cls.name = chosen
@@ -141,7 +140,7 @@ def register(cls: type[GuidanceType], name: str | None = None, *, override: bool
 
 
 def unregister(name: str) -> None:
-    """Undo `register`; a plug-in that it replaced is back. A name that was not registered: `UnknownGuidanceError`."""
+    """Undo `register`; a plug-in that it replaced is back. A name not registered is an `UnknownGuidanceError`."""
     with _lock:
         if name not in _registered:
             raise UnknownGuidanceError(f"{name!r} is not registered.{did_you_mean(name, _registered)}")
@@ -187,9 +186,8 @@ def _plugin(name: str) -> Plugin:
 def _discover() -> dict[str, Plugin]:
     claims: dict[str, list[Plugin]] = {}
     for point in entry_points(group=GROUP):
-        distribution, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
-        plugin = Plugin(point.name, point.value, distribution or "unknown", version or "unknown")
-        claims.setdefault(point.name, []).append(plugin)
+        distribution, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
+        claims.setdefault(point.name, []).append(Plugin(point.name, point.value, distribution, version))
     return {name: replace(first, rivals=tuple(rest)) for name, (first, *rest) in claims.items()}
 
 

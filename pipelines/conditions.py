@@ -73,7 +73,7 @@ class Conditions:
             missing = (labels == null).tolist()
             return ["cond"] * rows if all(missing) else ["uncond" if none else "cond" for none in missing]
         if self._encode is None:
-            return ["cond"] * rows
+            return None if getattr(self._pipe, "do_classifier_free_guidance", False) else ["cond"] * rows
         known = [(role, tensor) for role, tensors in self._known() for tensor in tensors.values()]
         found: list[list[str]] = []
 

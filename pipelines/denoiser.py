@@ -95,9 +95,11 @@ class Denoiser:
     # -- calls -----------------------------------------------------------------------------------------------------
     def call_joined(
         self, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], roles: list[str],
-        branches: Sequence[Branch],
+        branches: Sequence[Branch], share_prefix: bool = True,
     ) -> tuple[Any, dict[Branch, torch.Tensor]]:  # fmt: skip
         """The pipeline's call with further rows; returns its own part of the output, and the branches' raw rows.
+
+        With `share_prefix`, perturbed rows are computed only from their first perturbed block on.
 
         Raises:
             AmbiguousRowsError: an argument does not split into rows without doubt, or a branch has no parent here.
@@ -125,7 +127,7 @@ class Denoiser:
                 part = self._conditions.substitute(asked, self.module, *part) if asked != "cond" else part
                 parents += range(start, start + len(source))
             else:
-                joins_at = self.perturber.joins_at(branch.perturbation)
+                joins_at = self.perturber.joins_at(branch.perturbation) if share_prefix else -1
                 segments.append(Segment(start, start + len(source), branch.perturbation, joins_at))
                 parents += source
             parts.append(part)

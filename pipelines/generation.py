@@ -12,7 +12,8 @@ import inspect
 import json
 import platform
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,6 +70,14 @@ class Request:
     seed: int = 0
     guidance: Mapping[str, Any] = field(default_factory=lambda: recipe.dump({}))
 
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise RequestError(f"--dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}.")
+        for name, least in (("steps", 1), ("height", 1), ("width", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise RequestError(f"--{name}: {value!r} is not allowed; allowed: whole numbers from {least}.")
+
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Request:
         """The request that a file records.
@@ -91,9 +100,9 @@ class Request:
         """What the image shows, in words."""
         return self.prompt if self.prompt is not None else f"class {self.class_label}"
 
-    def file_stem(self) -> str:
-        """A file name for this request alone: another setting, or another version, gives another name."""
-        record = json.dumps([dataclasses.asdict(self), installed_versions()], sort_keys=True)
+    def file_stem(self, seeds: Sequence[int] = ()) -> str:
+        """A file name for this request (and a sheet's seeds) alone: other settings or versions give another name."""
+        record = json.dumps([dataclasses.asdict(self), installed_versions(), list(seeds)], sort_keys=True)
         words = re.sub(r"[^a-z0-9]+", "-", (self.prompt or self.class_label or "image").lower()).strip("-")[:40]
         return f"{words or 'image'}-{self.seed}-{hashlib.sha256(record.encode()).hexdigest()[:8]}"
 
@@ -113,17 +122,17 @@ def load_pipeline(request: Request) -> Any:
     """The request's model on its device, with its scheduler, and with the guidances that its own folder lists, if any.
 
     Raises:
-        RequestError: no such folder, data type, device or scheduler.
+        RequestError: no such device or scheduler.
         OSError: the Hub has no such repository, or cannot be reached.
     """
-    if request.dtype not in DTYPES:
-        raise RequestError(f"dtype: {request.dtype!r} is not one of {', '.join(DTYPES)}.")
     options = {} if request.revision is None else {"revision": request.revision}
-    pipe = GuidedPipeline.from_pretrained(request.model, torch_dtype=getattr(torch, request.dtype), **options)
+    if not sys.stderr.isatty():
+        diffusers.utils.logging.disable_progress_bar()
+    pipe = GuidedPipeline.from_pretrained(request.model, dtype=getattr(torch, request.dtype), **options)
     try:
         pipe.to(request.device)
     except (RuntimeError, AssertionError) as error:
-        raise RequestError(f"device: {request.device!r} cannot be used here: {error}") from error
+        raise RequestError(f"--device: {request.device!r} cannot be used here: {error}") from error
     if request.scheduler is not None and request.scheduler != type(pipe.scheduler).__name__:
         pipe.scheduler = _scheduler(request.scheduler, pipe)
     return pipe
@@ -202,7 +211,7 @@ def _scheduler(name: str, pipe: Any) -> Any:
         own = type(pipe.scheduler).__name__
         fitting = sorted({kind.__name__ for kind in getattr(pipe.scheduler, "compatibles", ())} | {own})
         raise RequestError(
-            f"scheduler: Diffusers has no {name!r}.{did_you_mean(name, known)} "
+            f"--scheduler: Diffusers has no {name!r}.{did_you_mean(name, known)} "
             f"Those that share {own}'s settings: {', '.join(fitting)}."
         )
     return getattr(diffusers, name).from_config(pipe.scheduler.config)

@@ -114,7 +114,8 @@ class GuidedMixin:
 
     # -- running ---------------------------------------------------------------------------------------------------
     guidance_rows: str = "auto"
-    """`"auto"` or `"batched"`: branches share the pipeline's denoiser call; `"sequential"`: each is a call of its own."""
+    """How branches are computed: `"auto"` in the pipeline's denoiser call, from the block on where they begin to differ;
+    `"batched"` in that call from its beginning; `"sequential"` each in a call of its own. The results agree to rounding."""
     guidance_max_rows: int | None = None
     """The most rows in one denoiser call (images times branches); beyond it, branches become calls of their own."""
 
@@ -210,7 +211,7 @@ def guide(pipe: DiffusionPipeline) -> Any:
     if isinstance(pipe, GuidedMixin):
         return pipe
     check_guidable(pipe)
-    pipe.__class__ = guided_class(type(pipe))
+    pipe.__class__ = guided_class(getattr(type(pipe), "guided_stock", type(pipe)))
     return pipe
 
 

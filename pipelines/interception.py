@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import nn
 
+from ..guidance.errors import UnsupportedSchedulerError
+
 _ABSENT = object()
 
 
@@ -81,7 +83,7 @@ def tap_scheduler(
     scheduler are routed as well, each with itself as `scheduler`.
     """
     stock = type(scheduler)
-    signature = inspect.signature(stock.step)
+    signature = _step_signature(stock)
     open_run = [True]
 
     @functools.wraps(stock.step)
@@ -112,6 +114,22 @@ def tap_scheduler(
             scheduler.__class__ = stock
 
     stack.callback(undo)
+
+
+def _step_signature(stock: type) -> inspect.Signature:
+    """The signature of `step` in the nearest class that names what it takes; a bare wrapper's says nothing.
+
+    Raises:
+        UnsupportedSchedulerError: no class does.
+    """
+    for base in stock.__mro__:
+        if "step" in base.__dict__:
+            signature = inspect.signature(base.__dict__["step"])
+            if {"model_output", "timestep", "sample"} <= set(signature.parameters):
+                return signature
+    raise UnsupportedSchedulerError(
+        f"{stock.__name__}: its step names no model_output, timestep and sample, so guidance cannot tell them apart."
+    )
 
 
 def _copy_within_run(scheduler: Any, memo: dict[int, Any]) -> Any:

@@ -81,7 +81,7 @@ def run(job: Job, folder: Path) -> Iterator[Path]:
         for request in requests:
             if job.compare:
                 picture, metadata = compare(pipe, request, guidances, job.seeds, done=bar.update)
-                yield _write(job, picture, folder / f"compare-{request.file_stem()}.png", metadata)
+                yield _write(job, picture, folder / f"compare-{request.file_stem(job.seeds)}.png", metadata)
                 continue
             for seed in job.seeds:
                 one = dataclasses.replace(request, seed=seed)

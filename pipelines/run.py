@@ -62,7 +62,8 @@ class GuidedRun:
         pipe: the pipeline.
         guidances: the attached guidances by name.
         arguments: the arguments of the pipeline's call, defaults included.
-        rows: `"auto"` or `"batched"` lets branches share the pipeline's call, `"sequential"` makes each a call of its own.
+        rows: `"auto"` lets branches share the pipeline's call from the block on where they begin to differ, `"batched"`
+            from its beginning, and `"sequential"` makes each a call of its own.
         max_rows: most rows in one call; `None` for no limit.
     """
 
@@ -150,7 +151,9 @@ class GuidedRun:
             return call_with_graph(call)
         if branches and call.roles is not None:
             try:
-                output, call.extra = denoiser.call_joined(call.original, call.args, call.kwargs, call.roles, branches)
+                output, call.extra = denoiser.call_joined(
+                    call.original, call.args, call.kwargs, call.roles, branches, share_prefix=self.rows == "auto"
+                )
                 return output
             except AmbiguousRowsError:
                 call.extra = {}
@@ -373,9 +376,11 @@ class GuidedRun:
             roles = [role for role in seen[group : group + groups] for _ in range(batch)]
             weights = observation.weights[group : group + groups]
             group += groups
-            if call.roles is None or (trusted and call.roles != roles and max(map(abs, weights)) > TOLERANCE):
-                if call.roles is not None and "cond" in roles:
-                    call.extra = {}
+            told = call.roles
+            partial = told is not None and any(told.count(role) % batch for role in set(told))
+            contradicted = trusted and told != roles and max(map(abs, weights)) > TOLERANCE
+            if told is None or partial or contradicted:
+                call.extra = {}
                 call.roles = roles
             if denoiser.observation is not None or trusted:
                 denoiser.observed_roles[ordinal, call.output.shape[0]] = call.roles

@@ -6,7 +6,11 @@ The file stands alone on purpose: Diffusers copies it out of its package when a 
 
 from __future__ import annotations
 
+import inspect
+import os
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,9 +122,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _step_kwargs(self, generator: Any) -> dict[str, Any]:
-        import inspect
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Diffusers' own, with this file beside it, so that plain Diffusers can load the folder as `custom_pipeline`."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        shutil.copyfile(__file__, Path(save_directory) / "pipeline.py")
 
+    def _step_kwargs(self, generator: Any) -> dict[str, Any]:
         accepted = inspect.signature(self.scheduler.step).parameters
         return {"generator": generator} if "generator" in accepted else {}
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from trimtab.guidance import registry
 from trimtab.guidance.blocking import ALLOWED, BLOCKED, set_blocked
 

@@ -108,9 +108,7 @@ def sample(
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x_t, scheduler.timesteps[call])
         level = algebra.level(scheduler.timesteps[call])
-        prediction = predict(
-            kind, data.x0(x_t, level), x_t, level, float(getattr(scheduler.config, "sigma_data", 1.0))
-        )
+        prediction = predict(kind, data.x0(x_t, level), x_t, level, float(getattr(scheduler.config, "sigma_data", 1.0)))
         if visit is not None:
             prediction = visit(call, x_t, prediction, level)
         x_t = advance(scheduler, call, prediction, x_t, memory)

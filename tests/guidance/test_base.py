@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+
 from trimtab.guidance.base import Guidance, Step
 from trimtab.guidance.branch import COND, UNCOND, Branch, Predictions
 from trimtab.guidance.errors import ParameterError

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trimtab.guidance.base import Guidance
 from trimtab.guidance.errors import ConflictError
 from trimtab.guidance.order import check_conflicts, ordered

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trimtab.guidance.base import Guidance
 from trimtab.guidance.errors import ParameterError
 from trimtab.guidance.parameters import check_value, describe_range, fields_of, parameter

@@ -16,6 +16,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from trimtab.guidance import recipe
 from trimtab.guidance.base import API_VERSION, Guidance
 from trimtab.guidance.blocking import set_blocked
@@ -188,7 +189,7 @@ def test_a_repository_that_is_not_there_is_one_clear_error(tmp_path: Path) -> No
 
 def test_a_folder_or_file_without_a_recipe_is_one_clear_error(tmp_path: Path) -> None:
     for missing in (tmp_path, tmp_path / "no-such.json", "no/such.json", "no-such"):
-        with pytest.raises(RecipeError, match="No recipe can be read from .*: No such file or directory"):
+        with pytest.raises(RecipeError, match=r"No recipe can be read from .*: No such file or directory"):
             recipe.read(missing)
 
 
@@ -265,7 +266,7 @@ def test_no_command_is_made_of_what_is_not_a_plain_name(changes: dict[str, str])
 def test_a_plug_in_that_cannot_be_used_is_named_with_the_reason(tilt: Path) -> None:
     set_blocked("acme.*")
     with pytest.raises(
-        RecipeError, match="'a' of the recipe needs a plug-in that cannot be used: acme.tilt is blocked"
+        RecipeError, match=r"'a' of the recipe needs a plug-in that cannot be used: acme\.tilt is blocked"
     ):
         recipe.load(entry())
 

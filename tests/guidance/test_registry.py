@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+
 from trimtab.guidance.base import Guidance
 from trimtab.guidance.blocking import ALLOWED, BLOCKED, set_blocked
 from trimtab.guidance.errors import ParameterError, PluginError, UnknownGuidanceError
@@ -195,7 +196,7 @@ def test_a_registered_class_is_a_plug_in(provide: Provide) -> None:
     unregister("me.mine")
     assert "me.mine" not in plugins()
     assert identify(cls) is None
-    with pytest.raises(UnknownGuidanceError, match="'me.mine' is not registered"):
+    with pytest.raises(UnknownGuidanceError, match=r"'me\.mine' is not registered"):
         unregister("me.mine")
 
 

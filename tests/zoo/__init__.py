@@ -25,7 +25,6 @@ LATENT: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent"}
 TEXT: dict[str, Any] = {**LATENT, "prompt": "a red fox in the snow", "negative_prompt": "blurry", "guidance_scale": 5.0}
 T5: dict[str, Any] = {**TEXT, "height": 16, "width": 16, "max_sequence_length": 24}
 FLUX: dict[str, Any] = {**LATENT, "prompt": "a red fox", "height": 16, "width": 16, "max_sequence_length": 24}
-
 VIDEO: dict[str, Any] = {**TEXT, "height": 32, "width": 32, "max_sequence_length": 24}
 
 
