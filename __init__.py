@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from .guidance.base import API_VERSION, Guidance, Run, Step
+from .guidance.blocking import set_blocked
 from .guidance.branch import COND, UNCOND, AttentionTokens, Branch, Perturbation, Predictions, Prompt
 from .guidance.errors import (
     ConflictError,
@@ -39,8 +40,8 @@ __all__ = [
     "Branch",
     "ClassConditionalPipeline",
     "ConflictError",
-    "GuidanceRuntimeError",
     "Guidance",
+    "GuidanceRuntimeError",
     "GuidedPipeline",
     "Level",
     "NoiseAlgebra",
@@ -62,5 +63,6 @@ __all__ = [
     "parameter",
     "plugins",
     "register",
+    "set_blocked",
     "unregister",
 ]

@@ -1,10 +1,9 @@
-"""What a guidance asks the denoiser for: a branch is one prediction, described by value so that equal ones are shared."""
+"""What a guidance asks the denoiser for: a branch is one prediction, described by value."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Union
 
 import torch
 
@@ -16,7 +15,7 @@ class Prompt:
     text: str
 
 
-Condition = Union[str, Prompt]
+Condition = str | Prompt
 """`"cond"` (what the user asked for), `"uncond"` (the empty or negative prompt, the null class), or a `Prompt`."""
 
 

@@ -1,0 +1,1 @@
+"""How a Diffusers pipeline becomes guidable."""

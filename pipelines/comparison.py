@@ -12,8 +12,9 @@ from ..guidance import recipe
 from ..guidance.base import Guidance
 from ..guidance.errors import ParameterError
 from ..guidance.parameters import fields_of
-from .generation import Request, attach, generate
+from .generation import attach, generate
 from .pictures import Row, sheet
+from .request import Request
 
 
 def variants(guidances: Mapping[str, Guidance]) -> dict[str, dict[str, Guidance]]:

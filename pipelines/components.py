@@ -26,8 +26,8 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
 
 def schedulers_of(pipe: Any) -> list[Any]:
     """The schedulers, each once."""
-    found = {id(component): component for component in pipe.components.values() if isinstance(component, SchedulerMixin)}
-    return list(found.values())
+    schedulers = [component for component in pipe.components.values() if isinstance(component, SchedulerMixin)]
+    return list({id(scheduler): scheduler for scheduler in schedulers}.values())
 
 
 def check_guidable(pipe: Any) -> None:

@@ -17,7 +17,12 @@ from torch import nn
 from ..guidance.branch import AttentionTokens
 from ..guidance.errors import ParameterError, did_you_mean
 
-TEXT_FIRST = {"FluxTransformer2DModel", "QwenImageTransformer2DModel", "CogVideoXTransformer3DModel", "ChromaTransformer2DModel"}
+TEXT_FIRST = {
+    "ChromaTransformer2DModel",
+    "CogVideoXTransformer3DModel",
+    "FluxTransformer2DModel",
+    "QwenImageTransformer2DModel",
+}
 IMAGE_FIRST = {"SD3Transformer2DModel"}
 """Denoisers whose attention joins text and image, by which comes first in its query."""
 
@@ -84,7 +89,7 @@ class Family:
 
     @property
     def auto(self) -> tuple[str, ...]:
-        """The layers that `layers="auto"` stands for: a UNet's middle block; the block just past a transformer's middle.
+        """The layers of `layers="auto"`: a UNet's middle block; the block just past a transformer's middle.
 
         A UNet whose middle block has no attention uses those of its last downward block that has.
         """
@@ -115,7 +120,8 @@ class Family:
         """
         chosen: set[str] = set()
         for spec in [layers] if isinstance(layers, str) else layers:
-            matched = set(self.auto) if spec == "auto" else {name for name in self.attentions if self._matches(spec, name)}
+            names = self.auto if spec == "auto" else self.attentions
+            matched = {name for name in names if spec == "auto" or self._matches(spec, name)}
             if not matched:
                 blocks = _summary(list(self.blocks))
                 hint = did_you_mean(spec, ["auto", *self.blocks, *self.attentions])

@@ -165,6 +165,7 @@ class GuidedMixin:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Diffusers' own `save_pretrained`, with the recipe beside it if guidances are attached."""
+        recipe.dump(self.guidances)  # a guidance that no recipe can hold is refused before anything is written
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if self._guidances():
             self.save_guidance(save_directory)

@@ -18,7 +18,8 @@ from ..guidance.base import Guidance
 from ..guidance.errors import RecipeError
 from . import options, pictures
 from .comparison import compare, variants
-from .generation import Request, attach, call_arguments, generate, installed_versions, load_pipeline, resolve
+from .generation import attach, call_arguments, generate, load_pipeline, resolve
+from .request import Request, installed_versions
 
 
 @dataclass(frozen=True)

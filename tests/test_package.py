@@ -82,7 +82,9 @@ def test_every_folder_with_modules_is_a_listed_package_with_an_init() -> None:
 def test_the_command_and_the_built_in_guidances_are_entry_points() -> None:
     (command,) = entry_points(group="console_scripts", name="trimtab")
     assert command.value == "trimtab.cli:main"
-    own = {point.name for point in entry_points(group="trimtab.guidance") if point.dist and point.dist.name == "trimtab"}
+    own = {
+        point.name for point in entry_points(group="trimtab.guidance") if point.dist and point.dist.name == "trimtab"
+    }
     assert own == {"cfg", "pag"}
     assert all(callable(point.load()) for point in entry_points(group="trimtab.guidance") if point.name in own)
 

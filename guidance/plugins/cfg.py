@@ -15,15 +15,16 @@ from ..parameters import parameter
 
 @dataclass
 class CFG(Guidance):
-    """Classifier-free guidance, for pipelines that have none of their own, and in place of the pipeline's own.
+    """Classifier-free guidance, for pipelines that have none, and in place of a pipeline's own.
 
     $$ \\tilde\\epsilon = \\epsilon_u + g\\,(\\epsilon_c - \\epsilon_u) $$
 
     Ho & Salimans, "Classifier-Free Diffusion Guidance", arXiv:2207.12598. A window makes it guidance in a limited
-    interval (Kynkäänniemi et al., arXiv:2404.07724). With `rescale` the sum is brought towards the standard deviation of
-    the conditional prediction (Lin et al., arXiv:2305.08891):
+    interval (Kynkäänniemi et al., arXiv:2404.07724). With `rescale` the sum is brought towards the standard deviation
+    of the conditional prediction (Lin et al., arXiv:2305.08891):
 
-    $$ \\phi\\,\\frac{\\operatorname{std}\\epsilon_c}{\\operatorname{std}\\tilde\\epsilon}\\tilde\\epsilon + (1-\\phi)\\,\\tilde\\epsilon $$
+    $$ \\phi\\,\\frac{\\operatorname{std}\\epsilon_c}{\\operatorname{std}\\tilde\\epsilon}\\tilde\\epsilon
+       + (1-\\phi)\\,\\tilde\\epsilon $$
 
     Where the pipeline computes an unconditional prediction itself, that one is used and the pipeline's own
     `guidance_scale` gives way to this one within the window.
@@ -34,11 +35,11 @@ class CFG(Guidance):
     name: ClassVar[str] = "cfg"
     exclusive: ClassVar[str | None] = "cfg"
 
-    scale: float = parameter(5.0, "Guidance scale g; 1 is the conditional prediction alone, 0 the unconditional one.", ge=0)
+    scale: float = parameter(5.0, "Scale g; 1 is the conditional prediction alone, 0 the unconditional one.", ge=0)
     negative_prompt: str | None = parameter(
         None, "What to steer away from; by default the pipeline's own negative or empty prompt, or the null class."
     )
-    rescale: float = parameter(0.0, "Share phi of the result brought to the conditional standard deviation.", ge=0, le=1)
+    rescale: float = parameter(0.0, "Share phi of the sum that is rescaled.", ge=0, le=1)
 
     @property
     def away_from(self) -> Branch:

@@ -59,7 +59,7 @@ class PAG(Guidance):
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})
 
     scale: float = parameter(3.0, "Strength s; 0 switches it off. (The paper's code counts w = s + 1.)", ge=0)
-    layers: str | list | tuple = parameter(
+    layers: str | tuple[str, ...] = parameter(
         "auto", "Perturbed self-attentions: 'auto', 'mid', 'd2', a block or attention by name or pattern, or a list."
     )
     adaptive_scale: float = parameter(

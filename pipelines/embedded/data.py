@@ -37,8 +37,8 @@ def load(split: str, folder: str | Path | None = None) -> tuple[torch.Tensor, to
 def _read_idx(path: Path) -> np.ndarray:
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} is missing. On Debian or Ubuntu: apt-get install dataset-fashion-mnist. Elsewhere: download the "
-            "four IDX files of Fashion-MNIST (github.com/zalandoresearch/fashion-mnist) and pass their folder as --data."
+            f"{path} is missing. On Debian or Ubuntu: apt-get install dataset-fashion-mnist. Elsewhere: get the "
+            "four IDX files of Fashion-MNIST (zalandoresearch/fashion-mnist on GitHub) and pass their folder as --data."
         )
     raw = gzip.decompress(path.read_bytes())
     if raw[:3] != b"\x00\x00\x08":

@@ -70,7 +70,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | None | Sequence[int | str | None] = None,
+        class_labels: int | str | Sequence[int | str | None] | None = None,
         num_inference_steps: int = 25,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -123,7 +123,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Diffusers' own, with this file beside it, so that plain Diffusers can load the folder as `custom_pipeline`."""
+        """Diffusers' own, with this file beside it, so that the folder is its own `custom_pipeline`."""
         super().save_pretrained(save_directory, *args, **kwargs)
         shutil.copyfile(__file__, Path(save_directory) / "pipeline.py")
 

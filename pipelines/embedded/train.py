@@ -61,7 +61,7 @@ def build_unet() -> UNet2DModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """The noise schedule of training; no clipping, because clipping breaks guidance (it keeps the unclipped epsilon)."""
+    """The noise schedule of training; no clipping, because it would keep the unclipped epsilon and break guidance."""
     return DDIMScheduler(prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing")
 
 
@@ -146,7 +146,9 @@ def _validate(accelerator: Accelerator, unet: Any, ema: EMAModel, scheduler: DDI
     return torch.stack(losses).mean().item()
 
 
-def _export(accelerator: Accelerator, unet: Any, ema: EMAModel, scheduler: DDIMScheduler, config: TrainingConfig) -> Path:
+def _export(
+    accelerator: Accelerator, unet: Any, ema: EMAModel, scheduler: DDIMScheduler, config: TrainingConfig
+) -> Path:
     """Write the averaged weights, in half precision, as an ordinary Diffusers folder."""
     folder = Path(config.output) / "model"
     if accelerator.is_main_process:

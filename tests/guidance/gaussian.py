@@ -12,10 +12,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from trimtab.guidance.noise import Level, noise_algebra
+
+SHAPE = (1, 4, 32, 32)
 
 Visit = Callable[[int, torch.Tensor, torch.Tensor, Level], torch.Tensor]
 """Takes a call's number, its sample, the exact prediction and the level; returns the prediction to use."""
+
+
+def image(seed: int) -> torch.Tensor:
+    """A clean sample within [-0.9, 0.9], so that clipping to [-1, 1] leaves it alone."""
+    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed)) * 1.8 - 0.9
+
+
+def noise(seed: int) -> torch.Tensor:
+    """Standard normal noise."""
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def prepared(scheduler: Any, steps: int = 10) -> Any:
+    """The scheduler itself, ready to step."""
+    scheduler.set_timesteps(steps)
+    return scheduler
 
 
 @dataclass(frozen=True)
@@ -39,19 +58,19 @@ class Gaussian:
 def predict(kind: str, x0: torch.Tensor, x_t: torch.Tensor, level: Level, sigma_data: float = 1.0) -> torch.Tensor:
     """What an exact network of this parametrisation returns, from its definition in the paper that introduced it."""
     alpha, sigma = level.alpha, level.sigma
-    noise = (x_t - alpha * x0) / sigma
+    n = (x_t - alpha * x0) / sigma
     if kind == "epsilon":
-        return noise
+        return n
     if kind == "sample":
         return x0
     if kind == "v_prediction":
-        return (alpha * noise - sigma * x0) / (alpha**2 + sigma**2) ** 0.5
+        return (alpha * n - sigma * x0) / (alpha**2 + sigma**2) ** 0.5
     if kind == "flow_prediction":
-        return noise - x0
+        return n - x0
     if kind == "reversed_flow_prediction":
-        return x0 - noise
+        return x0 - n
     if kind == "trigflow":
-        return alpha * sigma_data * noise - sigma / sigma_data * x0
+        return alpha * sigma_data * n - sigma / sigma_data * x0
     skip = sigma_data**2 / (sigma**2 + sigma_data**2)
     out = sigma * sigma_data / (sigma**2 + sigma_data**2) ** 0.5
     if kind in ("edm_epsilon", "edm_v_prediction"):
@@ -92,18 +111,18 @@ def sample(
     scheduler: Any,
     kind: str,
     data: Gaussian,
-    noise: torch.Tensor,
+    start: torch.Tensor,
     first: int = 0,
     visit: Visit | None = None,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Sample with the exact denoiser of `data`, from `alpha mean + sigma noise` at call number `first` on."""
+    """Sample with the exact denoiser of `data`, from `alpha mean + sigma start` at call number `first` on."""
     algebra = noise_algebra(scheduler)
     if first:
         scheduler.set_begin_index(first)
     levels = algebra.levels()
     memory: dict[str, Any] = {"generator": torch.Generator().manual_seed(seed)}
-    x_t = levels[first].alpha * data.mean + levels[first].sigma * noise
+    x_t = levels[first].alpha * data.mean + levels[first].sigma * start
     for call in range(first, len(levels)):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x_t, scheduler.timesteps[call])

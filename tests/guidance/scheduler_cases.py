@@ -115,3 +115,19 @@ CASES: list[Case] = [
     Case("CMStochasticIterativeScheduler", "consistency", {}, {"num_inference_steps": 8}),
 ]
 """No case clips: a sample that is clipped leaves the path, and a test of levels would see only that."""
+
+TELLS_NO_X0 = {
+    "CMStochasticIterativeScheduler",
+    "DDPMWuerstchenScheduler",
+    "DEISMultistepScheduler",
+    "FlowMapEulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "IPNDMScheduler",
+    "LTXEulerAncestralRFScheduler",
+    "MiniMaxH3Scheduler",
+    "PNDMScheduler",
+    "TCDScheduler",
+}
+"""Schedulers that keep their clean estimate to themselves."""

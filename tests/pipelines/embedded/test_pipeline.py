@@ -1,4 +1,4 @@
-"""The class-conditional pipeline is an ordinary Diffusers pipeline: it samples, saves, and loads without this package."""
+"""The class-conditional pipeline is an ordinary Diffusers pipeline: it samples, saves, loads without this package."""
 
 from __future__ import annotations
 

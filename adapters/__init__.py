@@ -1,0 +1,1 @@
+"""Learned weights: loading, saving, training."""

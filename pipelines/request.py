@@ -1,0 +1,106 @@
+"""A request: everything that one image depends on, as it stands in the image's file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from PIL import Image
+
+from ..guidance import recipe
+from ..guidance.errors import TrimtabError
+from .embedded import REPOSITORY
+
+DTYPES = ("float32", "bfloat16", "float16")
+_RECORDED_PACKAGES = ("trimtab", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "pillow")
+
+
+class RequestError(TrimtabError, ValueError):
+    """Something asked for that this model cannot do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that one image depends on.
+
+    Args:
+        model: a Hub repository, a folder, or `"trimtab/embedded"`.
+        revision: commit, branch or tag of a Hub repository.
+        dtype: one of `DTYPES`.
+        device: where the model runs; the noise is always drawn on the CPU.
+        scheduler: class name of a Diffusers scheduler; `None` keeps the model's own.
+        steps, height, width, guidance_scale: the pipeline's own arguments; `None` keeps its defaults.
+        prompt, negative_prompt: for a model that takes text.
+        class_label: name or index of a class, or `"none"`, for a model that takes a class.
+        seed: of this image.
+        guidance: the recipe, as `recipe.dump` gives it.
+    """
+
+    model: str = REPOSITORY
+    revision: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    scheduler: str | None = None
+    steps: int | None = None
+    height: int | None = None
+    width: int | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    class_label: str | None = None
+    guidance_scale: float | None = None
+    seed: int = 0
+    guidance: Mapping[str, Any] = field(default_factory=lambda: recipe.dump({}))
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise RequestError(f"--dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}.")
+        for name, least in (("steps", 1), ("height", 1), ("width", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise RequestError(f"--{name}: {value!r} is not allowed; allowed: whole numbers from {least}.")
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Request:
+        """The request that a file records.
+
+        Raises:
+            RequestError: the record is not one of this version.
+        """
+        names = {one.name for one in dataclasses.fields(cls)}
+        found = {name: value for name, value in metadata.items() if name in names}
+        if missing := names - found.keys():
+            raise RequestError(f"The file's settings lack {', '.join(sorted(missing))}.")
+        return cls(**found)
+
+    def metadata(self, image: Image.Image) -> dict[str, Any]:
+        """What goes into the image's file: the request, the image's size, and the versions of what made it."""
+        return {**dataclasses.asdict(self), "size": list(image.size), "versions": installed_versions()}
+
+    @property
+    def subject(self) -> str:
+        """What the image shows, in words."""
+        return self.prompt if self.prompt is not None else f"class {self.class_label}"
+
+    def file_stem(self, seeds: Sequence[int] = ()) -> str:
+        """A file name for this request (and a sheet's seeds) alone: other settings or versions give another name."""
+        record = json.dumps([dataclasses.asdict(self), installed_versions(), list(seeds)], sort_keys=True)
+        words = re.sub(r"[^a-z0-9]+", "-", (self.prompt or self.class_label or "image").lower()).strip("-")[:40]
+        return f"{words or 'image'}-{self.seed}-{hashlib.sha256(record.encode()).hexdigest()[:8]}"
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that an image depends on."""
+    found = {"python": platform.python_version()}
+    for name in _RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
