@@ -1,0 +1,97 @@
+"""The delta on the unconditional row, for pipelines that rescale their own combination.
+
+A pipeline that computes `R(u + g (c - u))` with a rescale R gets `u + delta / (1 - g)` in place of u, which makes that
+`R(u + g (c - u) + delta)`: all terms are summed first, and the pipeline's own rescale stays last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..guidance.base import Guidance, Step
+from ..guidance.branch import COND, UNCOND, Branch
+from ..guidance.planner import extra_of
+from .denoiser import Call, Denoiser, with_primary
+from .observation import TOLERANCE, Observation
+
+if TYPE_CHECKING:
+    from .run import GuidedRun
+
+
+class RowDelta:
+    """Whether, and with which g, a delta was handed to the pipeline on the unconditional row of the present step."""
+
+    def __init__(self, run: GuidedRun) -> None:
+        self._run = run
+        self.handed_with: float | None = None
+
+    def applies(self, denoiser: Denoiser, acting: Mapping[str, Guidance], calls: int) -> bool:
+        """Whether the delta must enter before the pipeline's own rescale, and g is known.
+
+        Args:
+            calls: denoiser calls of this step so far.
+        """
+        if any(guidance.exclusive == "cfg" for guidance in acting.values()) or self._scale_of_cfg() in (None, 1.0):
+            return False
+        if not any(guidance.overrides("delta") for guidance in acting.values()):
+            return False
+        if (self._run.arguments.get("guidance_rescale") or 0.0) > 0:
+            return True
+        if denoiser.observation is not None:
+            return denoiser.observation.rescaled
+        # Which of two calls is combined how is seen at the first scheduler step only; until then this way is right for both.
+        return calls > 1
+
+    def _scale_of_cfg(self) -> float | None:
+        arguments = self._run.arguments
+        names = ("true_cfg_scale", "guidance_scale") if "true_cfg_scale" in arguments else ("guidance_scale",)
+        values = [arguments.get(name) for name in names]
+        return next((float(value) for value in values if isinstance(value, (int, float))), None)
+
+    def hand_over(
+        self, call: Call, calls: list[Call], output: Any, acting: Mapping[str, Guidance], step: Step
+    ) -> Any:
+        """The output of a call that holds the unconditional row, with the delta on it.
+
+        Args:
+            call: that call; nothing is done in one without such a row.
+            calls: all calls of the step so far, among them the one with the conditional row.
+        """
+        uncond = call.where("uncond")
+        cond_call = next((earlier for earlier in calls if earlier.where("cond")), None)
+        g = self._scale_of_cfg()
+        if not uncond or cond_call is None or g is None:
+            return output
+        own = {COND: cond_call.output[cond_call.where("cond")], UNCOND: call.output[uncond]}
+        self._run.compute_missing(cond_call, acting, step, tuple(own))
+        cond_call.extra = {branch: rows for branch, rows in cond_call.extra.items() if branch not in own}
+        step = dataclasses.replace(step, own=own[UNCOND] + g * (own[COND] - own[UNCOND]))
+        delta = self._run.hooks.delta(acting, step, {**own, **cond_call.extra})
+        if delta is None:
+            return output
+        edited = call.output.clone()
+        edited[uncond] += (delta / (1.0 - g)).to(edited.dtype)
+        call.handed_back = edited
+        self.handed_with = g
+        return with_primary(output, edited)
+
+    def corrected(
+        self, own: torch.Tensor, observation: Observation, acting: Mapping[str, Guidance], step: Step,
+        available: Mapping[Branch, torch.Tensor],
+    ) -> torch.Tensor:  # fmt: skip
+        """`own`, into which a delta was handed; mended where the pipeline's g was another.
+
+        With weights `1 - g'` and `g'` instead of `1 - g` and `g`, the delta arrived times `(1 - g') / (1 - g)`.
+        """
+        g = self.handed_with
+        if observation.rescaled or g is None or len(observation.weights) != 2 or not observation.certain:
+            return own
+        arrived = min(observation.weights) * observation.gain / (1.0 - g)
+        if abs(arrived - 1.0) < 10 * TOLERANCE:
+            return own
+        delta = self._run.hooks.delta(acting, step, available)
+        return own if delta is None else own + (1.0 - arrived) * delta
