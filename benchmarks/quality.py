@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -24,12 +25,13 @@ from tqdm.auto import tqdm
 
 from trimtab.pipelines.embedded.data import CLASS_NAMES, load
 
+from .images import contact_sheet, from_bytes, real_images, to_bytes
 from .judge import JUDGE_FILE, in_batches, load_efficientnet, load_judge
 from .metrics import Estimate, Gaussian, KernelDistance, frechet_distance, jackknife
-from .report import contact_sheet, markdown
+from .report import markdown
 
 REAL = "real training images"
-MEASURES = ("accuracy", "frechet", "spread", "imagenet_frechet", "imagenet_kernel", "imagenet_spread")
+CONFIGURATION = re.compile(r"(?P<name>[a-z_0-9]+)=(?P<scale>\d+(\.\d+)?)(@(?P<layers>[^@+=]+))?")
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,27 @@ class Settings:
     judge: str = str(JUDGE_FILE)
 
 
-def parse_configuration(text: str) -> dict[str, float]:
-    """`"cfg=2+pag=1"` as `{"cfg": 2.0, "pag": 1.0}`; `"none"` is no guidance.
+def parse_configuration(text: str) -> dict[str, dict[str, Any]]:
+    """`"cfg=2+pag=1@d2,mid"` as `{"cfg": {"scale": 2.0}, "pag": {"scale": 1.0, "layers": ("d2", "mid")}}`.
+
+    `"none"` is no guidance.
 
     Raises:
         ValueError: anything else, with what is allowed.
     """
     if text == "none":
         return {}
-    try:
-        return {name: float(scale) for name, scale in (part.split("=") for part in text.split("+"))}
-    except ValueError:
-        raise ValueError(
-            f"configuration {text!r} is not understood; allowed: 'none', 'NAME=SCALE', 'NAME=SCALE+NAME=SCALE'."
-        ) from None
+    guidances: dict[str, dict[str, Any]] = {}
+    for part in text.split("+"):
+        match = CONFIGURATION.fullmatch(part)
+        if match is None or match["name"] in guidances:
+            raise ValueError(
+                f"configuration {text!r} is not understood at {part!r}; allowed: 'none', or 'NAME=SCALE' or "
+                "'NAME=SCALE@LAYERS', joined by '+', each name once."
+            )
+        layers = {"layers": tuple(match["layers"].split(","))} if match["layers"] else {}
+        guidances[match["name"]] = {"scale": float(match["scale"]), **layers}
+    return guidances
 
 
 def model_hash(folder: str) -> str:
@@ -74,21 +83,11 @@ def model_hash(folder: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def to_bytes(images: torch.Tensor) -> torch.Tensor:
-    """Images in -1..1 as the bytes that a file would hold."""
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def from_bytes(images: torch.Tensor) -> torch.Tensor:
-    """Bytes as images in -1..1."""
-    return images.float().div(127.5).sub(1)
-
-
 def generate(pipe: Any, configuration: str, settings: Settings, file: Path) -> torch.Tensor:
     """The images of one configuration as bytes `[n, 1, 32, 32]`; image i is of class i modulo 10, with seed + i."""
     pipe.clear_guidance()
-    for name, scale in parse_configuration(configuration).items():
-        pipe.add_guidance(name, scale=scale)
+    for name, parameters in parse_configuration(configuration).items():
+        pipe.add_guidance(name, **parameters)
     shape = (0, 1, 32, 32)
     images = load_file(file)["images"] if file.exists() else torch.empty(shape, dtype=torch.uint8)
     with tqdm(total=settings.images, initial=len(images), desc=configuration) as bar:
@@ -105,14 +104,6 @@ def generate(pipe: Any, configuration: str, settings: Settings, file: Path) -> t
             _save({"images": images}, file)
             bar.update(len(indices))
     return images
-
-
-def real_images(count: int, data: str | None) -> torch.Tensor:
-    """The first training images of each class, in the order of generated ones, as bytes."""
-    images, labels = load("train", data)
-    per_class = -(-count // len(CLASS_NAMES))
-    rows = torch.stack([(labels == label).nonzero().flatten()[:per_class] for label in range(len(CLASS_NAMES))], 1)
-    return to_bytes(images[rows.flatten()[:count]])
 
 
 class Measurement:
@@ -191,7 +182,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def differences(rows: Mapping[str, dict[str, Estimate]]) -> dict[str, dict[str, dict[str, float]]]:
     """What one guidance more changes: each configuration minus each that has one guidance less and else the same."""
-    parsed = {name: set(parse_configuration(name).items()) for name in rows if name != REAL}
+    parsed = {name: set(name.split("+")) - {"none"} for name in rows if name != REAL}
     pairs = [(a, b) for a in parsed for b in parsed if parsed[b] < parsed[a] and len(parsed[a] - parsed[b]) == 1]
     return {f"{a} minus {b}": _plain({key: rows[a][key] - rows[b][key] for key in rows[a]}) for a, b in pairs}
 

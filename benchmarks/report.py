@@ -1,12 +1,9 @@
-"""The measurement of quality as a page of Markdown and a sheet of thumbnails."""
+"""The measurement of quality as a page of Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-import torch
-from PIL import Image
 
 COLUMNS = {
     "accuracy": ("accuracy of the requested class", 4),
@@ -75,10 +72,3 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], signed: bool = 
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def contact_sheet(images: Mapping[str, torch.Tensor], columns: int) -> Image.Image:
-    """The first images `[n, 1, height, width]` (bytes) of each set, one line a set, enlarged twice."""
-    lines = [torch.cat(list(pixels[:columns, 0]), dim=1) for pixels in images.values()]
-    sheet = Image.fromarray(torch.cat(lines).numpy())
-    return sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST)

@@ -18,7 +18,9 @@ from ..guidance.base import Guidance, Step
 from ..guidance.errors import GuidanceRuntimeError
 from .clock import Clock
 from .denoiser import Call
+from .hooks import Hooks
 from .observation import Observation
+from .prediction import primary, sample_argument, with_primary
 
 
 def needs_graph(guidance: Guidance) -> bool:
@@ -26,8 +28,27 @@ def needs_graph(guidance: Guidance) -> bool:
     return guidance.overrides("loss") and guidance.differentiate == "x_t"
 
 
+def call_with_graph(call: Call) -> Any:
+    """The pipeline's call with a gradient graph from its sample to its output, of which the pipeline sees nothing."""
+    args, kwargs = list(call.args), dict(call.kwargs)
+    key = sample_argument(args, kwargs)
+    if key is None:
+        raise GuidanceRuntimeError("the denoiser was called without a sample, so no gradient can be taken through it")
+    given = args[key] if isinstance(key, int) else kwargs[key]
+    with torch.enable_grad():
+        call.leaf = primary(given).detach().requires_grad_(True)
+        value = with_primary(given, call.leaf)
+        if isinstance(key, int):
+            args[key] = value
+        else:
+            kwargs[key] = value
+        output = call.original(*args, **kwargs)
+    call.graph = primary(output)
+    return with_primary(output, call.graph.detach())
+
+
 def guide_clean_estimate(
-    run: Any,
+    hooks: Hooks,
     clock: Clock,
     acting: Mapping[str, Guidance],
     step: Step,
@@ -42,7 +63,7 @@ def guide_clean_estimate(
     assert clock.algebra is not None and step.sample is not None
     algebra, level, sample = clock.algebra, step.level, step.sample
     x0 = algebra.x0(prediction, sample, level).float()
-    views = {name: dataclasses.replace(run._view_of(name, step), own=prediction) for name in editing}
+    views = {name: dataclasses.replace(hooks.view(name, step), own=prediction) for name in editing}
     for differentiate in ("x0", "x_t"):
         losing = {n: g for n, g in editing.items() if g.overrides("loss") and g.differentiate == differentiate}
         if not losing:
@@ -107,6 +128,8 @@ def _through_denoiser(
 
 def _onto_sample(gradient: torch.Tensor, given: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
     """The gradient with respect to x_t from that with respect to the denoiser's input, in which x_t lies somewhere."""
+    if given.ndim != sample.ndim and given.numel() == sample.numel():
+        gradient, given = gradient.reshape(sample.shape), given.reshape(sample.shape)
     for dim in range(1, sample.ndim):
         extra = given.shape[dim] - sample.shape[dim]
         if given.ndim != sample.ndim or extra < 0:

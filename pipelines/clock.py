@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,8 +21,7 @@ UNKNOWN_LEVEL = Level(math.nan, math.nan)
 class Clock:
     """Follows one scheduler through one run.
 
-    Two calls of `scheduler.step` at one noise level (Heun's method) are one step with two evaluations, so steps are
-    counted by distinct timesteps.
+    Two calls of `scheduler.step` at one noise level (Heun's method) are one step with two evaluations.
 
     Args:
         scheduler: the scheduler after `set_timesteps`.
@@ -52,28 +53,31 @@ class Clock:
 
     def step(self) -> Step:
         """The step at the present position, without a sample."""
-        return self.steps()[self.position - self.begin]
+        return self._step(self.position)
 
     def steps(self) -> list[Step]:
         """One step for each `scheduler.step` call of the run, from its beginning."""
-        timesteps = self.timesteps[self.begin :]
-        indices: list[int] = []
-        for place, timestep in enumerate(timesteps):
-            if place == 0:
-                indices.append(0)
-            else:
-                indices.append(indices[-1] + (timestep != timesteps[place - 1]))
-        return [
-            Step(index, indices[-1] + 1, timestep, self._level(place))
-            for place, (index, timestep) in enumerate(zip(indices, timesteps, strict=True))
-        ]
+        return [self._step(position) for position in range(self.begin, len(self.timesteps))]
 
-    def _level(self, place: int) -> Level:
+    def _step(self, position: int) -> Step:
+        first, last = self._noise_steps[self.begin], self._noise_steps[-1]
+        # A trailing timestep may stand for no call of its own.
+        index = self._noise_steps[min(position, len(self._noise_steps) - 1)] - first
+        return Step(index, last - first + 1, self.timesteps[position], self._level(position))
+
+    @cached_property
+    def _noise_steps(self) -> list[int]:
+        """The noise level of each call; where the scheduler is not known, neighbours of equal timestep are one level."""
+        if self.algebra is not None:
+            return self.algebra.noise_steps()
+        changes = [a != b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False)]
+        return list(accumulate(changes, initial=0))
+
+    def _level(self, position: int) -> Level:
         if self.algebra is None:
             return UNKNOWN_LEVEL
-        at = self.begin + place
-        scale = self.input_scale if at == self.position else None
-        return self.algebra.level(self.timesteps[at], index=at, input_scale=scale)
+        scale = self.input_scale if position == self.position else None
+        return self.algebra.level(self.timesteps[position], index=position, input_scale=scale)
 
 
 def algebra_or_none(scheduler: Any, needed_by: Sequence[str]) -> NoiseAlgebra | None:
@@ -96,10 +100,11 @@ def planned_clock(scheduler: Any, algebra: NoiseAlgebra | None, num_inference_st
     Raises:
         ParameterError: the scheduler refuses that number of steps.
     """
-    for extra in ({}, {"mu": 1.0}):
+    refusals = []
+    for shift in ({}, {"mu": 1.0}):  # a scheduler with dynamic shifting asks for mu, which only a call can tell
         try:
-            scheduler.set_timesteps(num_inference_steps, **extra)
+            scheduler.set_timesteps(num_inference_steps, **shift)
             return Clock(scheduler, algebra)
         except (ValueError, TypeError) as error:
-            refusal = error
-    raise ParameterError(f"{type(scheduler).__name__}: num_inference_steps={num_inference_steps}: {refusal}")
+            refusals.append(error)
+    raise ParameterError(f"{type(scheduler).__name__}: num_inference_steps={num_inference_steps}: {refusals[0]}")

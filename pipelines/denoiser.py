@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from ..guidance.errors import UnsupportedPipelineError
 from .conditions import Conditions
 from .families import Family
 from .interception import outer_contexts_kept, set_attribute
-from .observation import Observation
+from .observation import TOLERANCE, Observation
 from .perturbation import Layout, Perturber, Segment
+from .prediction import primary
 from .rows import AmbiguousRowsError, check_splittable, join_rows, take_rows
 
 
@@ -87,6 +87,28 @@ class Denoiser:
         if words == {"cond"} or words == {"uncond"}:
             return [words.pop()] * rows
         return self._conditions.roles(self.module, kwargs, rows)
+
+    def settle_roles(self, observation: Observation, calls: Sequence[Call]) -> None:
+        """Settle each row's role by what was observed, and drop branches that were computed for the wrong rows."""
+        batch, group = observation.batch, 0
+        seen = observation.roles
+        trusted = observation.certain and observation.residual <= TOLERANCE
+        for ordinal, call in enumerate(calls):
+            groups = call.output.shape[0] // batch
+            roles = [role for role in seen[group : group + groups] for _ in range(batch)]
+            weights = observation.weights[group : group + groups]
+            group += groups
+            told = call.roles
+            partial = told is not None and any(told.count(role) % batch for role in set(told))
+            contradicted = trusted and told != roles and max(map(abs, weights)) > TOLERANCE
+            if told is None or partial or contradicted:
+                call.extra = {}
+                call.roles = roles
+            if self.observation is not None or trusted:
+                self.observed_roles[ordinal, call.output.shape[0]] = call.roles
+        if not any(call.where("cond") for call in calls):
+            calls[0].roles = ["cond"] * batch + (calls[0].roles or [])[batch:]
+        self.observation = observation
 
     def can_join(self) -> bool:
         """Whether further rows may share the pipeline's own call: not where a step cache would see them."""
@@ -170,36 +192,6 @@ class Denoiser:
         with outer_contexts_kept(self.family.module), context:
             output = primary(self.perturber.call(call.original, layout, args, kwargs))
         return output[torch.tensor(chosen)] if len(chosen) < output.shape[0] else output
-
-
-def primary(output: Any) -> torch.Tensor:
-    """The prediction within what a denoiser returned."""
-    if isinstance(output, torch.Tensor):
-        return output
-    if dataclasses.is_dataclass(output):
-        output = tuple(getattr(output, item.name) for item in dataclasses.fields(output))
-    if isinstance(output, (tuple, list)) and output:
-        return primary(output[0])
-    raise UnsupportedPipelineError(f"a denoiser returned a {type(output).__name__}, in which no prediction was found")
-
-
-def with_primary(output: Any, prediction: torch.Tensor) -> Any:
-    """`output` with its prediction replaced."""
-    if isinstance(output, torch.Tensor):
-        return prediction
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return dataclasses.replace(output, **{dataclasses.fields(output)[0].name: prediction})
-    return type(output)((prediction, *output[1:]))
-
-
-def input_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Rows of a denoiser call, by its first tensor: the sample."""
-    for value in (*args, kwargs.get("sample"), kwargs.get("hidden_states"), *kwargs.values()):
-        if isinstance(value, torch.Tensor) and value.ndim > 1:
-            return int(value.shape[0])
-        if isinstance(value, (list, tuple)):
-            return None
-    return None
 
 
 OWN = {"cond": COND, "uncond": UNCOND}

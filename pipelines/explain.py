@@ -11,13 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..guidance.base import Guidance
-from ..guidance.errors import ParameterError
+from ..guidance.errors import ParameterError, did_you_mean
 from ..guidance.order import ordered
 from ..guidance.planner import HOOKS, Plan, PlannedStep, Row, extra_of, own_branches, wanted_branches
 from .clock import algebra_or_none, planned_clock
-from .components import denoisers_of, schedulers_of
+from .components import check_condition, denoisers_of, schedulers_of
 from .families import Family
-from .run import SetupView, needs_level
+from .hooks import SetupView, needs_level
 
 _CFG_NAMES = ("guidance_scale", "true_cfg_scale")
 
@@ -34,14 +34,18 @@ def make_plan(
     signature = inspect.signature(type(pipe).__call__).parameters
     unknown = [name for name in call if name not in signature]
     if unknown:
-        raise ParameterError(f"{type(pipe).__name__}: its call takes no {', '.join(unknown)}.")
+        takes = ", ".join(name for name in signature if name != "self")
+        hint = did_you_mean(unknown[0], signature)
+        raise ParameterError(f"{type(pipe).__name__}: its call takes no {', '.join(unknown)}.{hint} It takes: {takes}.")
     defaults = {name: p.default for name, p in signature.items() if p.default is not inspect.Parameter.empty}
     arguments = {**defaults, **call}
-    steps = num_inference_steps or defaults.get("num_inference_steps") or 50
+    steps = num_inference_steps if num_inference_steps is not None else defaults.get("num_inference_steps") or 50
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ParameterError(f"num_inference_steps={steps!r}; allowed: a whole number >= 1.")
     guidances = {name: guidances[name] for name in ordered(guidances)}
     needing = [name for name, guidance in guidances.items() if needs_level(guidance)]
     scheduler = copy.deepcopy(schedulers_of(pipe)[-1])
-    clock = planned_clock(scheduler, algebra_or_none(scheduler, needing), int(steps))
+    clock = planned_clock(scheduler, algebra_or_none(scheduler, needing), steps)
     own = own_branches(_has_cfg(pipe, arguments))
     with ExitStack() as stack:
         run = SimpleNamespace(stack=stack, families=[Family(module) for module in denoisers_of(pipe)])
@@ -57,7 +61,10 @@ def make_plan(
             seen = {name: dataclasses.replace(step, state=views[name].state) for name in acting}
             extra = extra_of(wanted_branches(acting, seen), own)
             for name, guidance in acting.items():
-                per_guidance[name].append(len(extra_of(wanted_branches({name: guidance}, seen), own)))
+                asked = extra_of(wanted_branches({name: guidance}, seen), own)
+                for branch in asked:
+                    check_condition(pipe, branch, name)
+                per_guidance[name].append(len(asked))
             calls = _calls(pipe, own, len(extra))
             planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls))
         rows = tuple(_row(name, guidances[name], views[name], per_guidance[name]) for name in guidances)

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 
 from ..guidance import recipe, registry
 from ..guidance.base import Guidance
-from ..guidance.errors import ParameterError, UnknownGuidanceError, did_you_mean
+from ..guidance.errors import ParameterError, UnknownGuidanceError, UnsupportedPipelineError, did_you_mean
 from ..guidance.order import check_conflicts, ordered
 from ..guidance.planner import Plan
 from .components import check_guidable
@@ -26,6 +26,11 @@ from .explain import make_plan
 from .run import GuidedRun
 
 ROWS = ("auto", "batched", "sequential")
+_UNSAFE = (
+    "{source}: only weights in safetensors format are loaded, and some are missing. {error} Weights in other formats "
+    "(.bin, .pt, .ckpt) are pickles, which run code when they are loaded. If you trust their author, convert them once: "
+    "load with DiffusionPipeline.from_pretrained(..., use_safetensors=False), then save_pretrained(...)."
+)
 
 
 class GuidedMixin:
@@ -47,19 +52,24 @@ class GuidedMixin:
 
         Raises:
             UnknownGuidanceError: no such plug-in; the message lists those that are installed.
-            ParameterError: an unknown parameter or a value that is not allowed, or layers that match nothing.
-            ConflictError: the name is taken, or another guidance claims the same slot or the opposite order.
+            ParameterError: an unknown parameter or a value that is not allowed, layers that match nothing, a name that
+                is taken.
+            ConflictError: another guidance claims the same slot or the opposite order.
+            UnsupportedPipelineError, UnsupportedSchedulerError: it needs what this pipeline or scheduler does not have.
         """
+        if name is not None and (not isinstance(name, str) or not name):
+            raise ParameterError(f"add_guidance: name={name!r}; allowed: a string that is not empty, or None.")
         if isinstance(guidance, str):
             guidance = registry.create(guidance, **parameters)
         elif not isinstance(guidance, Guidance):
+            given = f"{guidance.__name__} is a class" if isinstance(guidance, type) else f"{guidance!r} is given"
             raise ParameterError(
-                f"add_guidance: {guidance!r} is a {type(guidance).__name__}; needed: a plug-in's name, or an instance of "
-                "a trimtab.Guidance subclass."
+                f"add_guidance: {given}; needed: a plug-in's name such as 'pag', or an instance of a trimtab.Guidance "
+                "subclass."
             )
         elif parameters:
             raise ParameterError(
-                f"{guidance.label}: parameters {', '.join(parameters)} given beside an instance; set them on the instance."
+                f"{guidance.label}: {', '.join(parameters)} given beside an instance; set parameters on the instance."
             )
         name = name or guidance.label
         if name in self._guidances():
@@ -99,8 +109,8 @@ class GuidedMixin:
         try:
             yield added
         finally:
-            attached = self._guidances()
-            for key in [key for key, value in attached.items() if value is added]:
+            attached, key = self._guidances(), name or added.label
+            if attached.get(key) is added:
                 del attached[key]
 
     @property
@@ -136,6 +146,9 @@ class GuidedMixin:
             return stock_call(self, *args, **kwargs)
         if self.guidance_rows not in ROWS:
             raise ParameterError(f"guidance_rows={self.guidance_rows!r}; allowed: {', '.join(map(repr, ROWS))}.")
+        most = self.guidance_max_rows
+        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+            raise ParameterError(f"guidance_max_rows={most!r}; allowed: a whole number >= 1, or None for no limit.")
         bound = inspect.signature(stock_call).bind(self, *args, **kwargs)
         bound.apply_defaults()
         with GuidedRun(self, attached, bound.arguments, self.guidance_rows, self.guidance_max_rows) as run:
@@ -171,7 +184,7 @@ class GuidedMixin:
             self.save_guidance(save_directory)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _bare_guided, (stock_class(type(self)),), self.__dict__.copy()
+        return _bare_guided, (stock_class(type(self)),), {**self.__dict__, "_trimtab_guidances": {**self._guidances()}}
 
 
 @functools.lru_cache(maxsize=None)
@@ -225,16 +238,27 @@ class GuidedPipeline:
 
         Args:
             source: repository, folder, or `"trimtab/embedded"`.
-            **options: whatever `DiffusionPipeline.from_pretrained` takes.
+            **options: whatever `DiffusionPipeline.from_pretrained` takes. `use_safetensors` is true unless given:
+                weights in other formats are pickles, which run code when loaded.
 
         A recipe (`guidance.json`) in a local folder is attached.
+
+        Raises:
+            UnsupportedPipelineError: weights that are not safetensors, or nothing that guidance could hold on to.
+            RecipeError: see `load_guidance`.
         """
         from .embedded import MODEL_FOLDER, REPOSITORY, ClassConditionalPipeline, is_class_conditional
 
         if str(source) == REPOSITORY:
             source = MODEL_FOLDER
         kind = ClassConditionalPipeline if is_class_conditional(source) else DiffusionPipeline
-        pipe = guide(kind.from_pretrained(source, **options))
+        options.setdefault("use_safetensors", True)
+        try:
+            pipe = guide(kind.from_pretrained(source, **options))
+        except OSError as error:
+            if options["use_safetensors"] and "safetensors" in str(error):
+                raise UnsupportedPipelineError(_UNSAFE.format(source=source, error=error)) from error
+            raise
         if os.path.isfile(os.path.join(source, recipe.FILE)):
             pipe.load_guidance(source)
         return pipe

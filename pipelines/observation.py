@@ -25,20 +25,23 @@ _SAMPLES = 1 << 15
 
 @dataclass(frozen=True)
 class View:
-    """The part of a denoiser row that reaches the scheduler: a slice along one dimension, or everything."""
+    """The part of a denoiser row that reaches the scheduler: a slice along one dimension, another shape, or all as it is."""
 
     dim: int = 0
     start: int = 0
     length: int | None = None
+    shape: tuple[int, ...] | None = None
 
     def of(self, rows: torch.Tensor) -> torch.Tensor:
-        """`rows` `[batch, ...]`, cut."""
+        """`rows` `[batch, ...]`, cut or reshaped."""
+        if self.shape is not None:
+            return rows.reshape(len(rows), *self.shape)
         return rows if self.length is None else rows.narrow(self.dim, self.start, self.length)
 
     def transpose(self, part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """`part` put back into zeros of the shape of `like`: the transpose of `of`."""
         if self.length is None:
-            return part
+            return part.reshape(like.shape)
         whole = torch.zeros_like(like)
         whole.narrow(self.dim, self.start, self.length).copy_(part)
         return whole
@@ -112,7 +115,7 @@ def observe(outputs: Sequence[torch.Tensor], model_output: torch.Tensor, sample:
         if copies == 2 and not torch.equal(model_output[:batch], model_output[batch:]):
             continue
         target, state = own_channels(model_output, sample)[:batch], sample[:batch]
-        if not outputs or any(output.ndim != target.ndim or output.shape[0] % batch for output in outputs):
+        if not outputs or any(output.shape[0] % batch for output in outputs):
             continue
         groups = [group for output in outputs for group in output.split(batch)]
         for view in _views(groups, target):
@@ -142,9 +145,11 @@ def _views(groups: Sequence[torch.Tensor], target: torch.Tensor) -> list[View]:
     shape = groups[0].shape
     if any(group.shape != shape for group in groups):
         return []
+    if [size for size in shape[1:] if size > 1] == [size for size in target.shape[1:] if size > 1]:
+        return [View() if shape == target.shape else View(shape=tuple(target.shape[1:]))]
+    if len(shape) != target.ndim:
+        return []
     differing = [dim for dim in range(target.ndim) if shape[dim] != target.shape[dim]]
-    if not differing:
-        return [View()]
     if len(differing) > 1 or shape[differing[0]] < target.shape[differing[0]]:
         return []
     dim, length = differing[0], target.shape[differing[0]]

@@ -14,9 +14,9 @@ import torch
 
 from ..guidance.base import Guidance, Step
 from ..guidance.branch import COND, UNCOND, Branch
-from ..guidance.planner import extra_of
-from .denoiser import Call, Denoiser, with_primary
+from .denoiser import Call, Denoiser
 from .observation import TOLERANCE, Observation
+from .prediction import with_primary
 
 if TYPE_CHECKING:
     from .run import GuidedRun

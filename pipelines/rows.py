@@ -64,7 +64,8 @@ def check_splittable(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) 
             for key, item in value.items():
                 check(item, str(key))
         elif isinstance(value, (list, tuple)):
-            if not all(isinstance(item, torch.Tensor) for item in value):
+            # A list as long as there are rows may hold one entry a row, or tensors that have rows each.
+            if len(value) == rows or not all(isinstance(item, torch.Tensor) for item in value):
                 raise AmbiguousRowsError(f"{name} is a list of {len(value)}")
             for item in value:
                 check(item, name)

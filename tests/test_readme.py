@@ -23,5 +23,5 @@ def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert MODEL_FOLDER.is_dir()
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "readme"}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "README.md", "exec", dont_inherit=True), names)
     assert names["image"].size == (32, 32)  # type: ignore[attr-defined]

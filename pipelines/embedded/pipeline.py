@@ -35,7 +35,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ("latents",)
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, class_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, unet: UNet2DModel, scheduler: SchedulerMixin, class_names: list[str] | tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(class_names=list(class_names))

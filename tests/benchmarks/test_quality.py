@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from trimtab.benchmarks.images import contact_sheet, from_bytes, to_bytes
 from trimtab.benchmarks.metrics import Estimate
-from trimtab.benchmarks.quality import REAL, differences, from_bytes, parse_configuration, to_bytes
-from trimtab.benchmarks.report import COLUMNS, contact_sheet, table
+from trimtab.benchmarks.quality import REAL, differences, parse_configuration
+from trimtab.benchmarks.report import COLUMNS, table
 
 
 @pytest.mark.parametrize(
     ("text", "guidances"),
-    [("none", {}), ("pag=1.5", {"pag": 1.5}), ("cfg=2+pag=1", {"cfg": 2.0, "pag": 1.0})],
+    [
+        ("none", {}),
+        ("pag=1.5", {"pag": {"scale": 1.5}}),
+        ("cfg=2+pag=1@d2,mid", {"cfg": {"scale": 2.0}, "pag": {"scale": 1.0, "layers": ("d2", "mid")}}),
+    ],
 )
-def test_a_configuration_is_none_or_a_sum_of_guidances(text: str, guidances: dict[str, float]) -> None:
+def test_a_configuration_is_none_or_a_sum_of_guidances(text: str, guidances: dict[str, Any]) -> None:
     assert parse_configuration(text) == guidances
 
 
-@pytest.mark.parametrize("text", ["cfg", "cfg=", "cfg=2,pag=1", "", "cfg=2+"])
+@pytest.mark.parametrize("text", ["cfg", "cfg=", "cfg=2,pag=1", "", "cfg=2+", "cfg=two", "pag=1@", "pag=1+pag=2"])
 def test_any_other_configuration_is_refused_with_what_is_allowed(text: str) -> None:
-    with pytest.raises(ValueError, match="allowed: 'none', 'NAME=SCALE'"):
+    with pytest.raises(ValueError, match="allowed: 'none', or 'NAME=SCALE'"):
         parse_configuration(text)
 
 

@@ -1,0 +1,293 @@
+"""Without guidance the stock pipeline, bit for bit; and afterwards every object as a stock run leaves it, on every path."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import pytest
+import torch
+from fingerprint import of_pipeline
+from torch import nn
+from zoo import CASES, Case, run
+
+import trimtab
+from trimtab import COND, AttentionTokens, Branch, Guidance, Perturbation, Predictions, Run, Step, parameter
+
+NAMES = ["sd15", "sdxl", "sd3", "pixart", "dit", "ddpm", "flux", "wan", "qwenimage"]
+HOOKS = ["setup", "branches", "delta", "project", "guide_x0", "loss", "after_step", "teardown"]
+SHORT = {"num_inference_steps": 2}
+
+
+class Boom(Exception):
+    """What fails on purpose here."""
+
+
+@dataclass(frozen=True)
+class FailingAttention(Perturbation):
+    """Raises where it should attend."""
+
+    def attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        tokens: AttentionTokens,
+        mask: torch.Tensor | None,
+        scale: float | None,
+    ) -> torch.Tensor:
+        raise Boom("attention")
+
+
+@dataclass(frozen=True)
+class Passing(FailingAttention):
+    """Changes nothing that matters: values instead of attention."""
+
+    def attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return value
+
+
+@dataclass
+class Failing(Guidance):
+    """Acts in every phase and raises in one of them, at the second step."""
+
+    name: ClassVar[str] = "test.failing"
+    log: ClassVar[list[str]] = []
+
+    where: str = parameter("", "The hook that raises.")
+
+    def reach(self, hook: str, step: Step | None = None) -> None:
+        if hook == self.where and (step is None or (step.index > 0 and not step.state.dry)):
+            raise Boom(hook)
+
+    def setup(self, run: Run) -> None:
+        run.state.dry = run.dry
+        layers = run.attention_layers("auto")
+        run.state.branch = Branch("cond", (FailingAttention if self.where == "attention" else Passing)(layers))
+        if not run.dry:
+            self.log.append("setup")
+            self.reach("setup")
+
+    def branches(self, step: Step) -> Sequence[Branch]:
+        self.reach("branches", step)
+        return (COND, step.state.branch)
+
+    def delta(self, step: Step, predictions: Predictions) -> torch.Tensor:
+        self.reach("delta", step)
+        return predictions[COND] - predictions[step.state.branch]
+
+    def project(self, step: Step, prediction: torch.Tensor, predictions: Predictions) -> torch.Tensor:
+        self.reach("project", step)
+        return 0.5 * prediction
+
+    def guide_x0(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
+        self.reach("guide_x0", step)
+        return 0.5 * x0
+
+    def loss(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
+        self.reach("loss", step)
+        return x0.square().flatten(1).sum(1)
+
+    def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
+        self.reach("after_step", step)
+        return 0.5 * sample
+
+    def teardown(self, run: Run) -> None:
+        if not run.state.dry:
+            self.log.append("teardown")
+            self.reach("teardown")
+
+
+@dataclass
+class FailingThroughTheDenoiser(Failing):
+    """The same with a gradient graph kept through the denoiser."""
+
+    name: ClassVar[str] = "test.failing_gradient"
+    differentiate: ClassVar[str] = "x_t"
+
+
+class Known(NamedTuple):
+    """A pipeline after a stock run, what that gave, and what every object was like."""
+
+    pipe: Any
+    case: Case
+    output: torch.Tensor
+    objects: dict[str, str]
+    frame: dict[str, str]
+
+
+@functools.lru_cache(maxsize=1)
+def known(name: str) -> Known:
+    case = CASES[name]
+    pipe = case.build()
+    output = run(pipe, case, **SHORT)
+    trimtab.guide(pipe)
+    return Known(pipe, case, output, of_pipeline(pipe), of_pipeline(pipe, values=False))
+
+
+def check_as_stock(known: Known) -> None:
+    """The frame (classes, hooks, functions, attributes) at once; values as well after another stock run."""
+    assert of_pipeline(known.pipe, values=False) == known.frame
+    known.pipe.clear_guidance()
+    assert torch.equal(run(known.pipe, known.case, **SHORT), known.output)
+    assert of_pipeline(known.pipe) == known.objects
+
+
+@contextmanager
+def fails() -> Iterator[None]:
+    """Before Python 3.11 an exception takes no note, so the one from a hook is the cause of one of ours."""
+    with pytest.raises((Boom, trimtab.GuidanceRuntimeError)) as raised:
+        yield
+    assert isinstance(raised.value, Boom) or isinstance(raised.value.__cause__, Boom)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_guidance_it_is_the_stock_pipeline(name: str) -> None:
+    pipe, case, output, *_ = known(name)
+    assert torch.equal(run(pipe, case, **SHORT), output)
+
+    pipe.add_guidance("pag", scale=2.0)
+    guided = run(pipe, case, **SHORT)
+    assert not torch.equal(guided, output)
+    assert of_pipeline(pipe, values=False) == known(name).frame
+    pipe.remove_guidance("pag")
+    assert torch.equal(run(pipe, case, **SHORT), output)
+
+    with pipe.guidance("pag", scale=2.0):
+        assert torch.equal(run(pipe, case, **SHORT), guided)
+    check_as_stock(known(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fresh_pipeline_is_left_by_a_guided_run_as_by_a_stock_run(name: str) -> None:
+    case = CASES[name]
+    stock, guided = case.build(), case.build()
+    run(stock, case, **SHORT)
+    trimtab.guide(guided).add_guidance("pag", scale=2.0)
+    run(guided, case, **SHORT)
+    assert of_pipeline(guided, values=False, identity=False) == of_pipeline(stock, values=False, identity=False)
+
+
+@pytest.mark.parametrize("where", [*HOOKS, "attention"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exception_in_a_hook_leaves_nothing_behind(name: str, where: str) -> None:
+    pipe, case, *_ = known(name)
+    pipe.add_guidance(Failing(), name="before")
+    pipe.add_guidance(Failing(where=where), name="failing")
+    pipe.add_guidance(Failing(), name="behind")
+    Failing.log.clear()
+    with fails():
+        run(pipe, case, **SHORT)
+    assert Failing.log.count("teardown") == Failing.log.count("setup") == (2 if where == "setup" else 3)
+    check_as_stock(known(name))
+
+
+@pytest.mark.parametrize("rows", ["auto", "batched", "sequential"])
+@pytest.mark.parametrize("where", ["attention", "loss", "after_step", ""])
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_an_exception_leaves_nothing_behind_however_rows_are_computed(name: str, where: str, rows: str) -> None:
+    pipe, case, *_ = known(name)
+    pipe.guidance_rows = rows
+    pipe.add_guidance(FailingThroughTheDenoiser(where=where))
+    try:
+        if where:
+            with fails():
+                run(pipe, case, **SHORT)
+        else:
+            run(pipe, case, **SHORT)
+    finally:
+        del pipe.guidance_rows
+    check_as_stock(known(name))
+
+
+class Fuse:
+    """Lets a component fail at its second call once it is armed; it stays in place for the stock run as well."""
+
+    def __init__(self) -> None:
+        self.left: int | None = None
+
+    def burn(self, *_: Any) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                self.left = None
+                raise Boom("component")
+
+
+def fused_scheduler(pipe: Any, case: Case, fuse: Fuse) -> None:
+    stock = type(pipe.scheduler)
+
+    @functools.wraps(stock.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        fuse.burn()
+        return stock.step(self, *args, **kwargs)
+
+    pipe.scheduler.__class__ = type(stock.__name__, (stock,), {"step": step, "__module__": stock.__module__})
+
+
+def fused_denoiser(pipe: Any, case: Case, fuse: Fuse) -> None:
+    denoiser: nn.Module = getattr(pipe, case.denoiser)
+    inner = list(denoiser.children())[-1]
+    inner.register_forward_pre_hook(fuse.burn)
+
+
+@pytest.mark.parametrize("fit", [fused_scheduler, fused_denoiser])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exception_in_a_component_leaves_nothing_behind(name: str, fit: Callable[..., None]) -> None:
+    case = CASES[name]
+    pipe, fuse = case.build(), Fuse()
+    fit(pipe, case, fuse)
+    output = run(pipe, case, **SHORT)
+    trimtab.guide(pipe)
+    before = Known(pipe, case, output, of_pipeline(pipe), of_pipeline(pipe, values=False))
+    pipe.add_guidance("pag", scale=2.0)
+    guided = run(pipe, case, **SHORT)
+    pipe.add_guidance(Failing())
+    Failing.log.clear()
+    fuse.left = 2
+    with fails():
+        run(pipe, case, **SHORT)
+    assert Failing.log == ["setup", "teardown"]
+    pipe.remove_guidance("test.failing")
+    assert torch.equal(run(pipe, case, **SHORT), guided)
+    check_as_stock(before)
+
+
+def test_an_interrupt_leaves_nothing_behind() -> None:
+    pipe, case, *_ = known("sd15")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    pipe.add_guidance(Failing())
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, case, callback_on_step_end=interrupt, **SHORT)
+    check_as_stock(known("sd15"))
+
+
+def test_what_somebody_else_put_in_place_meanwhile_is_not_undone() -> None:
+    """A scheduler exchanged in mid-run, for instance, stays the new one."""
+    pipe, case, *_ = known("sd15")
+    theirs = lambda *args, **kwargs: None  # noqa: E731
+
+    def exchange(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe.encode_prompt = theirs
+        return tensors
+
+    pipe.add_guidance("pag")
+    run(pipe, case, callback_on_step_end=exchange, **SHORT)
+    assert pipe.__dict__.pop("encode_prompt") is theirs
+    check_as_stock(known("sd15"))
+
+
+def test_the_private_attribute_that_calls_go_through_is_there() -> None:
+    """`nn.Module.__call__` looks at `_compiled_call_impl` first; `module.compile()` sets it, on the instance."""
+    module = nn.Linear(2, 2)
+    assert "_compiled_call_impl" in vars(nn.Module) and nn.Module._compiled_call_impl is None
+    module.__dict__["_compiled_call_impl"] = lambda value: "taken"
+    assert module(torch.zeros(1, 2)) == "taken"
+    del module.__dict__["_compiled_call_impl"]
+    assert module(torch.zeros(1, 2)).shape == (1, 2)

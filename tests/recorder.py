@@ -1,0 +1,82 @@
+"""Records what really reaches a denoiser and a scheduler, independently of the engine: from underneath it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+
+@dataclass
+class Forward:
+    """One call of the denoiser's own `forward`: its arguments and its raw output, in rows."""
+
+    arguments: dict[str, Any]
+    output: torch.Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.output)
+
+
+@dataclass
+class SchedulerStep:
+    """What the stock `step` received, and the denoiser's calls since the step before."""
+
+    model_output: torch.Tensor
+    timestep: Any
+    sample: torch.Tensor
+    forwards: list[Forward] = field(default_factory=list)
+
+
+@dataclass
+class Record:
+    """A run, step by step."""
+
+    steps: list[SchedulerStep] = field(default_factory=list)
+
+    @property
+    def forwards(self) -> list[Forward]:
+        return [forward for step in self.steps for forward in step.forwards]
+
+
+def rows_of(output: Any) -> torch.Tensor:
+    """The prediction in what a denoiser returned; a list of images becomes one tensor."""
+    if isinstance(output, torch.Tensor):
+        return output
+    first = output[0]
+    return torch.stack(list(first)) if isinstance(first, (list, tuple)) else first
+
+
+def recorded(pipe: DiffusionPipeline, *denoisers: str) -> Record:
+    """Have every later run of `pipe` recorded; the stock classes and modules do the work as ever."""
+    record, pending = Record(), []
+    for name in denoisers:
+        module = getattr(pipe, name)
+
+        def forward(*args: Any, original: Any = module.forward, **kwargs: Any) -> Any:
+            bound = inspect.signature(original).bind(*args, **kwargs)
+            output = original(*args, **kwargs)
+            kept = {key: value.detach().clone() if isinstance(value, torch.Tensor) else value
+                    for key, value in bound.arguments.items()}  # fmt: skip
+            pending.append(Forward(kept, rows_of(output).detach().clone()))
+            return output
+
+        module.forward = functools.wraps(module.forward)(forward)
+    stock = type(pipe.scheduler)
+
+    @functools.wraps(stock.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(stock.step).bind(self, *args, **kwargs).arguments
+        record.steps.append(
+            SchedulerStep(given["model_output"].clone(), given["timestep"], given["sample"].clone(), pending.copy())
+        )
+        pending.clear()
+        return stock.step(self, *args, **kwargs)
+
+    pipe.scheduler.__class__ = type(stock.__name__, (stock,), {"step": step, "__module__": stock.__module__})
+    return record
