@@ -53,7 +53,7 @@ class Settings:
 
 
 def parse_configuration(text: str) -> dict[str, dict[str, Any]]:
-    """`"cfg=2+pag=1@d2,mid"` as `{"cfg": {"scale": 2.0}, "pag": {"scale": 1.0, "layers": ("d2", "mid")}}`.
+    """`"cfg=2+pag=1@down,mid"` as `{"cfg": {"scale": 2.0}, "pag": {"scale": 1.0, "layers": ("down", "mid")}}`.
 
     `"none"` is no guidance.
 

@@ -50,7 +50,18 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Row:
-    """One guidance in the plan's table."""
+    """One guidance in the plan's table.
+
+    Args:
+        name: under which it is attached.
+        plugin: of which kind it is.
+        phases: the hooks that it has.
+        window: where it acts, as fractions of the noise levels.
+        steps: number of scheduler steps on which it acts.
+        extra: predictions that it asks for beside the pipeline's own, a step.
+        layers: the layers that it perturbs.
+        parameters: those of the plug-in itself, without the window.
+    """
 
     name: str
     plugin: str
@@ -62,9 +73,9 @@ class Row:
     parameters: Mapping[str, object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """The plan of a run, made before anything is computed."""
+    """The plan of a run, made before anything is computed; printed, it is a table."""
 
     pipeline: str
     scheduler: str
@@ -86,25 +97,33 @@ class Plan:
         """Forward calls of the denoiser over the whole run."""
         return sum(step.calls for step in self.steps)
 
+    def __repr__(self) -> str:
+        return f"<Plan of {self.pipeline}: {len(self.steps)} scheduler steps, {self.evaluations} evaluations>"
+
     def __str__(self) -> str:
-        lines = [f"{self.pipeline} with {self.scheduler}, {len(self.steps)} scheduler steps"]
-        table = [("guidance", "plug-in", "phases", "window", "acts on", "extra branches", "layers")]
+        steps = len(self.steps)
+        lines = [f"{self.pipeline} with {self.scheduler}, {steps} scheduler steps"]
+        table = [("guidance", "plug-in", "window", "acts on", "phases", "evaluations")]
         for row in self.rows:
             plugin = row.plugin if row.plugin != row.name else ""
-            layers = ", ".join(row.layers[:3]) + (f" and {len(row.layers) - 3} more" if len(row.layers) > 3 else "")
-            acts = f"{row.steps}/{len(self.steps)} steps"
-            table.append((row.name, plugin, ", ".join(row.phases), row.window, acts, row.extra, layers))
-        kept = [column for column in range(len(table[0])) if any(line[column] for line in table[1:])] or [0]
+            each = f"{row.extra} a step" if row.steps else "none"
+            table.append((row.name, plugin, row.window, f"{row.steps}/{steps} steps", ", ".join(row.phases), each))
+        kept = [column for column in range(len(table[0])) if any(line[column] for line in table[1:])]
         widths = {column: max(len(line[column]) for line in table) for column in kept}
-        lines += ["  " + "  ".join(line[c].ljust(widths[c]) for c in kept).rstrip() for line in table]
-        if not self.rows:
-            lines[1:] = ["  no guidance attached"]
+        drawn = ["  " + "  ".join(line[c].ljust(widths[c]) for c in kept).rstrip() for line in table]
+        lines.append(drawn[0] if self.rows else "  no guidance attached")
+        for row, line in zip(self.rows, drawn[1:], strict=True):
+            lines.append(line)
+            settings = [f"{name}={value!r}" for name, value in row.parameters.items() if value is not None]
+            lines += ["    " + ", ".join(settings)] if settings else []
+            lines += [f"    perturbs {layer}" for layer in row.layers[:4]]
+            lines += [f"    and {len(row.layers) - 4} more layers"] if len(row.layers) > 4 else []
         most = max((step.evaluations for step in self.steps), default=0)
         least = min((step.evaluations for step in self.steps), default=0)
         each = f"{most}" if most == least else f"{least} to {most}"
         lines.append(
-            f"  evaluations an image: {each} a step, {self.evaluations} in total "
-            f"({self.own_evaluations} without guidance); {self.calls} forward calls of the denoiser"
+            f"  evaluations an image: {each} a step, {self.evaluations} in total, of which {self.own_evaluations} are the "
+            f"pipeline's own; {self.calls} forward calls of the denoiser"
         )
         return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from ..guidance.base import Guidance, Step
 from ..guidance.errors import GuidanceRuntimeError
 from .clock import Clock
 from .denoiser import Call
-from .hooks import Hooks
+from .hooks import Hooks, annotated
 from .observation import Observation
 from .prediction import primary, sample_argument, with_primary
 
@@ -43,7 +43,7 @@ def call_with_graph(call: Call) -> Any:
         else:
             kwargs[key] = value
         output = call.original(*args, **kwargs)
-    call.graph = primary(output)
+        call.graph = primary(output)
     return with_primary(output, call.graph.detach())
 
 
@@ -87,7 +87,8 @@ def guide_clean_estimate(
         x0 = x0 - gradient
     for name, guidance in editing.items():
         if guidance.overrides("guide_x0"):
-            x0 = guidance.guide_x0(views[name], x0)
+            with annotated(name, "guide_x0", step):
+                x0 = guidance.guide_x0(views[name], x0)
     return algebra.from_x0(x0, sample, level, prediction)
 
 
@@ -96,7 +97,8 @@ def _sum_of_losses(
 ) -> torch.Tensor | None:
     total: torch.Tensor | None = None
     for name, guidance in losing.items():
-        loss = guidance.loss(views[name], estimate)
+        with annotated(name, "loss", views[name]):
+            loss = guidance.loss(views[name], estimate)
         if loss is None:
             continue
         if loss.shape != estimate.shape[:1]:

@@ -27,6 +27,10 @@ class Clock:
         scheduler: the scheduler after `set_timesteps`.
         algebra: its noise algebra, or `None` where it has none and nothing needs it.
         timestep: the timestep of the first denoiser call if it is known; only trusted if it is one of the schedule.
+
+    Attributes:
+        input_scale: output over input of `scale_model_input` in this step, if it was called.
+        unscaled: what it was given, `[rows, ...]`.
     """
 
     def __init__(self, scheduler: Any, algebra: NoiseAlgebra | None, timestep: float | None = None) -> None:
@@ -38,6 +42,7 @@ class Clock:
         self.begin = begin or 0
         self.calls = 0
         self.input_scale: float | None = None
+        self.unscaled: torch.Tensor | None = None
 
     @property
     def position(self) -> int:
@@ -90,7 +95,11 @@ def algebra_or_none(scheduler: Any, needed_by: Sequence[str]) -> NoiseAlgebra | 
         return noise_algebra(scheduler)
     except UnsupportedSchedulerError as error:
         if needed_by:
-            raise UnsupportedSchedulerError(f"{', '.join(needed_by)}: {error}") from None
+            names = " and ".join(needed_by)
+            raise UnsupportedSchedulerError(
+                f"{names}: the noise level is needed (for a window in sigma, a loss or an edit of the clean estimate), "
+                f"but {error}"
+            ) from None
         return None
 
 

@@ -92,7 +92,7 @@ class Denoiser:
         """Settle each row's role by what was observed, and drop branches that were computed for the wrong rows."""
         batch, group = observation.batch, 0
         seen = observation.roles
-        trusted = observation.certain and observation.residual <= TOLERANCE
+        trusted = observation.certain and observation.exact
         for ordinal, call in enumerate(calls):
             groups = call.output.shape[0] // batch
             roles = [role for role in seen[group : group + groups] for _ in range(batch)]

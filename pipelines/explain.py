@@ -13,8 +13,9 @@ from typing import Any
 from ..guidance.base import Guidance
 from ..guidance.errors import ParameterError, did_you_mean
 from ..guidance.order import ordered
+from ..guidance.parameters import fields_of
 from ..guidance.planner import HOOKS, Plan, PlannedStep, Row, extra_of, own_branches, wanted_branches
-from .clock import algebra_or_none, planned_clock
+from .clock import Clock, algebra_or_none, planned_clock
 from .components import check_condition, denoisers_of, schedulers_of
 from .families import Family
 from .hooks import SetupView, needs_level
@@ -45,7 +46,10 @@ def make_plan(
     guidances = {name: guidances[name] for name in ordered(guidances)}
     needing = [name for name, guidance in guidances.items() if needs_level(guidance)]
     scheduler = copy.deepcopy(schedulers_of(pipe)[-1])
-    clock = planned_clock(scheduler, algebra_or_none(scheduler, needing), steps)
+    algebra = algebra_or_none(scheduler, needing)
+    clock = planned_clock(scheduler, algebra, steps)
+    if (first := _first_timestep(pipe, scheduler, steps, arguments)) is not None:
+        clock = Clock(scheduler, algebra, first)
     own = own_branches(_has_cfg(pipe, arguments))
     with ExitStack() as stack:
         run = SimpleNamespace(stack=stack, families=[Family(module) for module in denoisers_of(pipe)])
@@ -88,19 +92,28 @@ def _has_cfg(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     test = getattr(type(pipe), "do_classifier_free_guidance", None)
     if isinstance(test, property) and test.fget is not None:
         try:
-            return bool(test.fget(_WithScale(pipe, float(scale))))
+            return bool(test.fget(_Seen(pipe, _guidance_scale=float(scale), guidance_scale=float(scale))))
         except Exception:  # a property that reads what only a running call sets: judge by the scale
             return scale > 1
     distilled = any(getattr(getattr(m, "config", None), "guidance_embeds", False) for m in denoisers_of(pipe))
     return scale > 1 and not distilled
 
 
-class _WithScale:
-    """The pipeline as its own properties would see it with this guidance scale."""
+def _first_timestep(pipe: Any, scheduler: Any, steps: int, arguments: Mapping[str, Any]) -> float | None:
+    """Where a call that begins at a noised image (`strength`) enters the schedule; `None` for one from pure noise."""
+    strength, method = arguments.get("strength"), getattr(type(pipe), "get_timesteps", None)
+    if method is None or not isinstance(strength, (int, float)) or not 0 < strength < 1:
+        return None
+    timesteps = method(_Seen(pipe, scheduler=scheduler), steps, strength, "cpu")[0]
+    return float(timesteps[0]) if len(timesteps) else None
 
-    def __init__(self, pipe: Any, scale: float) -> None:
+
+class _Seen:
+    """The pipeline as its own methods would see it with some attributes set."""
+
+    def __init__(self, pipe: Any, **attributes: Any) -> None:
         self._pipe = pipe
-        self._guidance_scale = self.guidance_scale = scale
+        self.__dict__.update(attributes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipe, name)
@@ -109,9 +122,9 @@ class _WithScale:
 def _row(name: str, guidance: Guidance, view: SetupView, extras: list[int]) -> Row:
     phases = tuple(hook for hook in HOOKS if guidance.overrides(hook))
     low, high = guidance.start, guidance.stop
-    window = "all steps" if (low, high) == (0.0, 1.0) else f"{low:g} to {high:g} of the levels"
+    windows = [] if (low, high) == (0.0, 1.0) else [f"{low:g} to {high:g}"]
     if guidance.sigma_min > 0 or guidance.sigma_max != float("inf"):
-        window += f", sigma {guidance.sigma_min:g} to {guidance.sigma_max:g}"
+        windows.append(f"sigma {guidance.sigma_min:g} to {guidance.sigma_max:g}")
     layers = tuple(
         layer
         for value in vars(view.state).values()
@@ -119,4 +132,5 @@ def _row(name: str, guidance: Guidance, view: SetupView, extras: list[int]) -> R
     )
     counts = sorted(set(extras)) or [0]
     extra = f"+{counts[0]}" if len(counts) == 1 else f"+{counts[0]} to +{counts[-1]}"
-    return Row(name, guidance.label, phases, window, len(extras), extra, layers, guidance.parameters)
+    own = {key: value for key, value in guidance.parameters.items() if key not in fields_of(Guidance)}
+    return Row(name, guidance.label, phases, ", ".join(windows) or "all", len(extras), extra, layers, own)

@@ -118,11 +118,18 @@ class Family:
         Raises:
             ParameterError: nothing matches; the message lists the blocks.
         """
+        if not layers:
+            raise ParameterError(f"{plugin}: layers={layers!r} names no layer; allowed: 'auto', or at least one name.")
         chosen: set[str] = set()
         for spec in [layers] if isinstance(layers, str) else layers:
             names = self.auto if spec == "auto" else self.attentions
             matched = {name for name in names if spec == "auto" or self._matches(spec, name)}
             if not matched:
+                if not self.attentions:
+                    raise ParameterError(
+                        f"{plugin}: layers={layers!r}: {type(self.module).__name__} has no self-attention that could be "
+                        "perturbed, so this guidance cannot act on it."
+                    )
                 blocks = _summary(list(self.blocks))
                 hint = did_you_mean(spec, ["auto", *self.blocks, *self.attentions])
                 raise ParameterError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 TOLERANCE = 1e-3
-"""Relative residual under which the fitted combination is taken as the pipeline's own."""
+"""Relative residual under which the fitted combination is taken as the pipeline's own, in float32."""
 UNRELATED = 0.5
 """Relative residual above which the denoiser's output cannot be what the scheduler was given."""
 _SAMPLES = 1 << 15
@@ -59,6 +59,7 @@ class Observation:
         copies: how often the combination is repeated along the batch (DiT hands the scheduler two copies).
         residual: relative error of the fit.
         certain: whether the weights can be told apart (false where two rows are equal).
+        tolerance: residual that rounding in the model's precision may leave.
     """
 
     weights: tuple[float, ...]
@@ -68,12 +69,18 @@ class Observation:
     copies: int
     residual: float
     certain: bool
+    tolerance: float = TOLERANCE
+
+    @property
+    def exact(self) -> bool:
+        """Whether the fit explains the combination to rounding."""
+        return self.residual <= self.tolerance
 
     @property
     def gain(self) -> float:
         """What a delta on every row arrives as: 1, -1 where the sign is flipped, another number where it is scaled."""
         total = sum(self.weights)
-        if self.residual > TOLERANCE:
+        if not self.exact or self.rescaled:
             return 1.0 if total >= 0 else -1.0
         nearest = round(total)
         return float(nearest) if nearest and abs(total - nearest) < 1e-2 else total
@@ -83,7 +90,7 @@ class Observation:
         """Whether the pipeline seems to rescale its combination afterwards, so that the weights depend on the data."""
         if len(self.weights) < 2 or abs(self.on_sample) > TOLERANCE:
             return False
-        return self.residual > TOLERANCE or abs(abs(sum(self.weights)) - 1) > 1e-2
+        return not self.exact or abs(abs(sum(self.weights)) - 1) > 1e-2
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -118,16 +125,16 @@ def observe(outputs: Sequence[torch.Tensor], model_output: torch.Tensor, sample:
         if not outputs or any(output.shape[0] % batch for output in outputs):
             continue
         groups = [group for output in outputs for group in output.split(batch)]
+        tolerance = max(TOLERANCE, 16 * torch.finfo(groups[0].dtype).eps)
         for view in _views(groups, target):
             columns = [view.of(group) for group in groups]
             fitted = _fit(columns, target, None)
-            if fitted[1] > TOLERANCE and state.shape == target.shape:
+            if fitted[1] > tolerance and state.shape == target.shape:
                 converted = _fit(columns, target, state)
-                fitted = converted if converted[1] <= TOLERANCE else fitted
+                fitted = converted if converted[1] <= tolerance else fitted
             weights, residual, certain = fitted
-            found = Observation(
-                tuple(weights[: len(groups)]), sum(weights[len(groups) :]), view, batch, copies, residual, certain
-            )
+            on_rows, on_sample = tuple(weights[: len(groups)]), sum(weights[len(groups) :])
+            found = Observation(on_rows, on_sample, view, batch, copies, residual, certain, tolerance)
             if best is None or found.residual < best.residual:
                 best = found
     return best

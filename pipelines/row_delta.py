@@ -15,7 +15,7 @@ import torch
 from ..guidance.base import Guidance, Step
 from ..guidance.branch import COND, UNCOND, Branch
 from .denoiser import Call, Denoiser
-from .observation import TOLERANCE, Observation
+from .observation import TOLERANCE, Observation, View
 from .prediction import with_primary
 
 if TYPE_CHECKING:
@@ -52,29 +52,36 @@ class RowDelta:
         values = [arguments.get(name) for name in names]
         return next((float(value) for value in values if isinstance(value, (int, float))), None)
 
-    def hand_over(
-        self, call: Call, calls: list[Call], output: Any, acting: Mapping[str, Guidance], step: Step
-    ) -> Any:
+    def hand_over(self, call: Call, calls: list[Call], output: Any, acting: Mapping[str, Guidance], step: Step) -> Any:
         """The output of a call that holds the unconditional row, with the delta on it.
 
         Args:
             call: that call; nothing is done in one without such a row.
             calls: all calls of the step so far, among them the one with the conditional row.
+            step: with x_t for each row of the call, where it is known.
         """
         uncond = call.where("uncond")
         cond_call = next((earlier for earlier in calls if earlier.where("cond")), None)
         g = self._scale_of_cfg()
         if not uncond or cond_call is None or g is None:
             return output
-        own = {COND: cond_call.output[cond_call.where("cond")], UNCOND: call.output[uncond]}
-        self._run.compute_missing(cond_call, acting, step, tuple(own))
-        cond_call.extra = {branch: rows for branch, rows in cond_call.extra.items() if branch not in own}
-        step = dataclasses.replace(step, own=own[UNCOND] + g * (own[COND] - own[UNCOND]))
-        delta = self._run.hooks.delta(acting, step, {**own, **cond_call.extra})
+        self._run.compute_missing(cond_call, acting, step, (COND, UNCOND))
+        seen = self._run.denoisers[id(call.module)].observation
+        view, sign = (View(), 1.0) if seen is None else (seen.view, seen.gain)
+        available = {branch: sign * view.of(rows) for branch, rows in cond_call.extra.items()}
+        for branch, rows in ((COND, cond_call.output[cond_call.where("cond")]), (UNCOND, call.output[uncond])):
+            available[branch] = sign * view.of(rows)
+        step = dataclasses.replace(
+            step,
+            sample=None if step.sample is None else view.of(step.sample[uncond]),
+            own=available[UNCOND] + g * (available[COND] - available[UNCOND]),
+        )
+        delta = self._run.hooks.delta(acting, step, available)
         if delta is None:
             return output
         edited = call.output.clone()
-        edited[uncond] += (delta / (1.0 - g)).to(edited.dtype)
+        onto_row = delta.to(edited.dtype) / (sign * (1.0 - g))
+        edited[uncond] += view.transpose(onto_row, edited[uncond])
         call.handed_back = edited
         self.handed_with = g
         return with_primary(output, edited)

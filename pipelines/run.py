@@ -31,7 +31,7 @@ from .denoiser import OWN, Call, Denoiser
 from .hooks import Hooks, needs_level
 from .interception import tap_call, tap_scheduler
 from .observation import UNRELATED, Observation, observe, own_channels
-from .prediction import input_rows, primary, with_primary
+from .prediction import input_rows, primary, sample_argument, with_primary
 from .row_delta import RowDelta
 from .rows import AmbiguousRowsError
 
@@ -79,7 +79,8 @@ class GuidedRun:
     def _open(self) -> None:
         for guidance in self.guidances.values():
             guidance.validate()
-            if "gradient" in guidance.needs and torch.is_inference_mode_enabled():
+            gradient = "gradient" in guidance.needs or guidance.overrides("loss")
+            if gradient and torch.is_inference_mode_enabled():
                 raise ConflictError(
                     f"{guidance.label} needs gradients, which torch.inference_mode() forbids for good. Call the "
                     "pipeline outside of it; torch.no_grad() is fine."
@@ -119,7 +120,7 @@ class GuidedRun:
         self._calls.append(call)
         call.output = call.handed_back = primary(output)
         if step is not None and self._row_delta.applies(denoiser, acting, len(self._calls)):
-            return self._row_delta.hand_over(call, self._calls, output, acting, step)
+            return self._row_delta.hand_over(call, self._calls, output, acting, self._with_sample(step, call))
         return output
 
     def _forward(self, call: Call, denoiser: Denoiser, acting: Mapping[str, Guidance], branches: Sequence[Branch]) -> Any:
@@ -171,7 +172,7 @@ class GuidedRun:
         clock = self._clock(scheduler)
         size = float(given.float().norm()) if clock is not None else 0.0
         if clock is not None and size > 0:
-            clock.input_scale = float(returned.float().norm()) / size
+            clock.input_scale, clock.unscaled = float(returned.float().norm()) / size, given
 
     def _clock(self, scheduler: Any, timestep: float | None = None) -> Clock | None:
         if id(scheduler) not in self.clocks:
@@ -181,15 +182,29 @@ class GuidedRun:
             self.clocks[id(scheduler)] = Clock(scheduler, algebra, timestep)
         return self.clocks[id(scheduler)]
 
+    def _scheduler_of(self, module: nn.Module) -> Any:
+        """The scheduler that consumes what this module returns, if that is known."""
+        return self._paired.get(id(module), self._schedulers[0] if len(self._schedulers) == 1 else None)
+
     def _peek(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step | None:
         """The step that a denoiser call belongs to, if the scheduler that will consume it is known."""
-        scheduler = self._paired.get(id(module), self._schedulers[0] if len(self._schedulers) == 1 else None)
+        scheduler = self._scheduler_of(module)
         if scheduler is None:
             return None
         given = kwargs.get("timestep", args[1] if len(args) > 1 else None)
         timestep = float(given.flatten()[0]) if isinstance(given, torch.Tensor) and given.numel() else None
         clock = self._clock(scheduler, timestep)
         return clock.step() if clock is not None else None
+
+    def _with_sample(self, step: Step, call: Call) -> Step:
+        """The step with x_t as far as it can be told before `scheduler.step`: `[rows, ...]` like the call's output."""
+        clock = self.clocks[id(self._scheduler_of(call.module))]
+        key = sample_argument(call.args, call.kwargs)
+        given = call.args[key] if isinstance(key, int) else call.kwargs[key] if key is not None else None
+        for sample in (clock.unscaled, given):
+            if isinstance(sample, torch.Tensor) and sample.shape == call.output.shape:
+                return dataclasses.replace(step, sample=sample)
+        return step
 
     def _on_step(self, scheduler: Any, bound: inspect.BoundArguments, original: Any) -> Any:
         if self._inside:
@@ -213,7 +228,7 @@ class GuidedRun:
         with self._within():
             result = original(*bound.args, **bound.kwargs)
         clock.calls += 1
-        clock.input_scale = None
+        clock.input_scale = clock.unscaled = None
         if not any(guidance.overrides("after_step") for guidance in acting.values()):
             return result
         step = dataclasses.replace(step, sample=given["sample"])

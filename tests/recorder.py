@@ -52,9 +52,17 @@ def rows_of(output: Any) -> torch.Tensor:
     return torch.stack(list(first)) if isinstance(first, (list, tuple)) else first
 
 
-def recorded(pipe: DiffusionPipeline, *denoisers: str) -> Record:
-    """Have every later run of `pipe` recorded; the stock classes and modules do the work as ever."""
-    record, pending = Record(), []
+class Enough(Exception):
+    """Ends a run of which the first steps are all that a test needs."""
+
+
+def recorded(pipe: DiffusionPipeline, *denoisers: str, steps: int | None = None) -> Record:
+    """Have every later run of `pipe` recorded; the stock classes and modules do the work as ever.
+
+    With `steps`, `Enough` is raised once the scheduler has been given that many model outputs.
+    """
+    record = Record()
+    pending: list[Forward] = []
     for name in denoisers:
         module = getattr(pipe, name)
 
@@ -76,6 +84,8 @@ def recorded(pipe: DiffusionPipeline, *denoisers: str) -> Record:
             SchedulerStep(given["model_output"].clone(), given["timestep"], given["sample"].clone(), pending.copy())
         )
         pending.clear()
+        if len(record.steps) == steps:
+            raise Enough
         return stock.step(self, *args, **kwargs)
 
     pipe.scheduler.__class__ = type(stock.__name__, (stock,), {"step": step, "__module__": stock.__module__})

@@ -18,7 +18,7 @@ from trimtab.benchmarks.report import COLUMNS, table
     [
         ("none", {}),
         ("pag=1.5", {"pag": {"scale": 1.5}}),
-        ("cfg=2+pag=1@d2,mid", {"cfg": {"scale": 2.0}, "pag": {"scale": 1.0, "layers": ("d2", "mid")}}),
+        ("cfg=2+pag=1@down,mid", {"cfg": {"scale": 2.0}, "pag": {"scale": 1.0, "layers": ("down", "mid")}}),
     ],
 )
 def test_a_configuration_is_none_or_a_sum_of_guidances(text: str, guidances: dict[str, Any]) -> None:

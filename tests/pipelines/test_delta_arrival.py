@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
-from recorder import Record, SchedulerStep, recorded
+from recorder import Enough, Record, SchedulerStep, recorded
 from zoo import CASES, run
 
 import trimtab
@@ -66,22 +68,37 @@ def squared(x0: torch.Tensor) -> torch.Tensor:
     return 0.1 * (x0 - fixed(x0)).square().flatten(1).sum(1)
 
 
-def first_steps(name: str, guidance: Guidance, **override: Any) -> tuple[SchedulerStep, SchedulerStep, Any]:
-    """What the scheduler received first in a stock run and in a guided one, and the guided pipeline."""
+@functools.cache
+def built(name: str) -> tuple[Any, Record]:
+    """A guidable pipeline that stops after its first step, with the record of what happens underneath."""
     case = CASES[name]
-    stock, guided = case.build(), case.build()
-    plain, steered = (recorded(pipe, case.denoiser) for pipe in (stock, guided))
-    run(stock, case, **override)
-    trimtab.guide(guided).add_guidance(guidance)
-    run(guided, case, **override)
+    pipe = case.build()
+    record = recorded(pipe, case.denoiser, steps=1)
+    return trimtab.guide(pipe), record
+
+
+def first_step(name: str, **override: Any) -> SchedulerStep:
+    pipe, record = built(name)
+    record.steps.clear()
+    with suppress(Enough):
+        run(pipe, CASES[name], **override)
+    return record.steps[0]
+
+
+def first_steps(name: str, guidance: Guidance, **override: Any) -> tuple[SchedulerStep, SchedulerStep, Any]:
+    """What the scheduler received first in a stock run and in a guided one, and the pipeline."""
+    pipe, _ = built(name)
+    plain = first_step(name, **override)
+    with pipe.guidance(guidance):
+        steered = first_step(name, **override)
     assert_same_start(plain, steered)
-    return plain.steps[0], steered.steps[0], guided
+    return plain, steered, pipe
 
 
-def assert_same_start(plain: Record, steered: Record) -> None:
+def assert_same_start(plain: SchedulerStep, steered: SchedulerStep) -> None:
     """The pipeline's own rows of the first step are the stock run's, bit for bit."""
-    assert torch.equal(plain.steps[0].sample, steered.steps[0].sample)
-    for ours, theirs in zip(steered.steps[0].forwards, plain.steps[0].forwards, strict=True):
+    assert torch.equal(plain.sample, steered.sample)
+    for ours, theirs in zip(steered.forwards, plain.forwards, strict=True):
         assert torch.equal(ours.output[: theirs.rows], theirs.output)
 
 
@@ -246,8 +263,8 @@ THROUGH: dict[str, Callable[[Any, Any, torch.Tensor], torch.Tensor]] = {
 def test_a_loss_is_differentiated_through_the_denoiser(name: str) -> None:
     case = CASES[name]
     plain, steered, pipe = first_steps(name, LossThroughDenoiser())
-    denoiser = case.build().components[case.denoiser]
-    assert all(weight.grad is None for weight in getattr(pipe, case.denoiser).parameters())
+    denoiser = getattr(pipe, case.denoiser)
+    assert all(weight.grad is None for weight in denoiser.parameters())
 
     given = [{k: v for k, v in forward.arguments.items() if k != "return_dict"} for forward in plain.forwards]
     x_t = plain.sample.clone().requires_grad_(True)

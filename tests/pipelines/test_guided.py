@@ -1,0 +1,280 @@
+"""A guidable pipeline is the same pipeline: it saves, copies, pickles and converts as ever, and guidances come and go."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import accelerate
+import pytest
+import torch
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
+from zoo import CASES, run
+
+import trimtab
+from trimtab import ConflictError, Guidance, ParameterError, Predictions, Step, UnknownGuidanceError, parameter
+from trimtab.guidance.plugins.pag import PAG
+from trimtab.pipelines.guided import GuidedMixin, stock_class
+
+CASE = CASES["sd15"]
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return trimtab.guide(CASE.build())
+
+
+@dataclass
+class Halve(Guidance):
+    """Halves the prediction; a later phase than a delta."""
+
+    name: ClassVar[str] = "test.halve"
+
+    def project(self, step: Step, prediction: torch.Tensor, predictions: Predictions) -> torch.Tensor:
+        return prediction / 2
+
+
+@dataclass
+class Shift(Guidance):
+    """Adds a constant before it is halved."""
+
+    name: ClassVar[str] = "test.shift"
+    before: ClassVar[tuple[str, ...]] = ("test.halve",)
+
+    by: float = parameter(1.0, "How much.")
+
+    def project(self, step: Step, prediction: torch.Tensor, predictions: Predictions) -> torch.Tensor:
+        return prediction + self.by
+
+
+# -- the same pipeline --------------------------------------------------------------------------------------------------
+def test_guide_returns_the_same_object_and_may_be_called_twice() -> None:
+    stock = CASE.build()
+    assert trimtab.guide(stock) is stock and trimtab.guide(stock) is stock
+    assert isinstance(stock, StableDiffusionPipeline) and isinstance(stock, GuidedMixin)
+    assert stock_class(type(stock)) is StableDiffusionPipeline
+    assert type(trimtab.guide(CASE.build())) is type(stock)
+
+
+def test_name_module_and_signature_are_those_of_the_stock_class(pipe: Any) -> None:
+    for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
+        assert getattr(type(pipe), attribute) == getattr(StableDiffusionPipeline, attribute)
+    assert inspect.signature(pipe.__call__) == inspect.signature(CASE.build().__call__)
+    assert pipe.__call__.__doc__ == StableDiffusionPipeline.__call__.__doc__
+
+
+@pytest.mark.parametrize("call", [{"prompt": None}, {"prompt": "a fox", "height": 13}])
+def test_a_wrong_argument_is_the_error_that_the_stock_call_gives(pipe: Any, call: dict[str, Any]) -> None:
+    with pytest.raises(ValueError) as stock:
+        pipe(**call)
+    pipe.add_guidance("pag")
+    with pytest.raises(ValueError) as guided:
+        pipe(**call)
+    assert str(guided.value) == str(stock.value)
+
+
+# -- saving and loading ---------------------------------------------------------------------------------------------------
+def test_a_saved_pipeline_is_a_stock_one_with_a_recipe_beside_it(pipe: Any, tmp_path: Path) -> None:
+    pipe.add_guidance("pag", scale=2.0, layers=["mid"], stop=0.8)
+    guided = run(pipe, CASE)
+    pipe.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert [entry["plugin"] for entry in json.loads((tmp_path / "guidance.json").read_text())["guidances"]] == ["pag"]
+
+    stock = DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(stock) is StableDiffusionPipeline
+    again = trimtab.GuidedPipeline.from_pretrained(tmp_path)
+    assert again.guidances["pag"].parameters == pipe.guidances["pag"].parameters
+    torch.testing.assert_close(run(again, CASE), guided, atol=1e-4, rtol=0)  # weights laid out anew round differently
+    with pytest.raises(TypeError, match="from_pretrained"):
+        trimtab.GuidedPipeline(unet=pipe.unet)
+
+
+def test_without_guidance_no_recipe_is_written(pipe: Any, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    assert not (tmp_path / "guidance.json").exists()
+    assert not trimtab.GuidedPipeline.from_pretrained(tmp_path).guidances
+
+
+def test_a_recipe_replaces_what_is_attached_and_a_bad_one_changes_nothing(pipe: Any, tmp_path: Path) -> None:
+    pipe.add_guidance("pag", name="mine", scale=2.0, sigma_max=7.0)
+    pipe.save_guidance(tmp_path)
+    other = trimtab.guide(CASE.build())
+    other.add_guidance("cfg")
+    other.load_guidance(tmp_path)
+    assert list(other.guidances) == ["mine"]
+    assert other.guidances["mine"].parameters == pipe.guidances["mine"].parameters
+
+    recipe = json.loads((tmp_path / "guidance.json").read_text())
+    recipe["guidances"][0]["parameters"]["layers"] = "nowhere"
+    (tmp_path / "guidance.json").write_text(json.dumps(recipe))
+    with pytest.raises(ParameterError, match="layers='nowhere'"):
+        other.load_guidance(tmp_path)
+    assert list(other.guidances) == ["mine"]
+
+
+# -- conversions ------------------------------------------------------------------------------------------------------------
+def test_it_passes_through_auto_pipelines_and_from_pipe_in_both_directions(pipe: Any) -> None:
+    pipe.add_guidance("pag")
+    text = AutoPipelineForText2Image.from_pipe(pipe)
+    image = AutoPipelineForImage2Image.from_pipe(pipe)
+    direct = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    for converted, kind in ((image, StableDiffusionImg2ImgPipeline), (direct, StableDiffusionImg2ImgPipeline)):
+        assert type(converted) is kind
+        assert converted.unet is pipe.unet and converted.vae is pipe.vae
+    assert text.unet is pipe.unet
+    back = trimtab.guide(AutoPipelineForText2Image.from_pipe(image))
+    assert isinstance(back, StableDiffusionPipeline) and back.unet is pipe.unet and not back.guidances
+    with back.guidance("pag"):
+        back.set_progress_bar_config(disable=True)
+        assert torch.equal(run(back, CASE), run(pipe, CASE))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe)), copy.copy])
+def test_copies_are_guided_alike_and_independent(pipe: Any, copied: Callable[[Any], Any]) -> None:
+    pipe.add_guidance("pag", scale=2.0)
+    guided = run(pipe, CASE)
+    twin = copied(pipe)
+    assert type(twin) is type(pipe) and list(twin.guidances) == ["pag"]
+    assert torch.equal(run(twin, CASE), guided)
+    twin.clear_guidance()
+    assert list(pipe.guidances) == ["pag"]
+    assert torch.equal(run(pipe, CASE), guided)
+
+
+def test_two_pipelines_may_share_a_denoiser(pipe: Any) -> None:
+    other = trimtab.guide(StableDiffusionPipeline(**pipe.components, requires_safety_checker=False))
+    other.set_progress_bar_config(disable=True)
+    stock = run(pipe, CASE)
+    pipe.add_guidance("pag", scale=2.0)
+    guided = run(pipe, CASE)
+    assert torch.equal(run(other, CASE), stock)
+    other.add_guidance("pag", scale=5.0)
+    stronger = run(other, CASE)
+    assert not torch.equal(stronger, guided)
+    assert torch.equal(run(pipe, CASE), guided)
+    assert torch.equal(run(other, CASE), stronger)
+
+
+def test_a_guidance_runs_under_offload_hooks_set_before_or_after(pipe: Any) -> None:
+    pipe.add_guidance("pag", scale=2.0)
+    guided = run(pipe, CASE)
+    accelerate.cpu_offload(pipe.unet, execution_device="cpu")
+    assert torch.equal(run(pipe, CASE), guided)
+    assert torch.equal(run(pipe, CASE), guided)
+    accelerate.hooks.remove_hook_from_module(pipe.unet, recurse=True)
+    assert torch.equal(run(pipe, CASE), guided)
+
+
+# -- attaching ----------------------------------------------------------------------------------------------------------
+def test_a_guidance_is_attached_by_name_or_instance_and_its_handle_steers_it(pipe: Any) -> None:
+    handle = pipe.add_guidance("pag", scale=2.0)
+    assert handle is pipe.guidances["pag"] and handle.scale == 2.0
+    two = run(pipe, CASE)
+    handle.scale = 4
+    four = run(pipe, CASE)
+    assert not torch.equal(two, four)
+    with pytest.raises(ParameterError, match=r"pag: scale=-1 is out of range; allowed: >= 0"):
+        handle.scale = -1
+    assert torch.equal(run(pipe, CASE), four)
+    pipe.remove_guidance("pag")
+    assert pipe.add_guidance(PAG(scale=2.0), name="again") is pipe.guidances["again"]
+    assert torch.equal(run(pipe, CASE), two)
+
+
+def test_scale_zero_and_an_empty_window_are_no_guidance(pipe: Any) -> None:
+    stock = run(pipe, CASE)
+    handle = pipe.add_guidance("pag", scale=0.0)
+    assert torch.equal(run(pipe, CASE), stock)
+    handle.scale, handle.start, handle.stop = 3.0, 0.5, 0.5
+    assert torch.equal(run(pipe, CASE), stock)
+    assert pipe.last_guided_run.evaluations == 6
+
+
+def test_the_mapping_is_ordered_and_read_only(pipe: Any) -> None:
+    pipe.add_guidance(Halve())
+    pipe.add_guidance("pag")
+    pipe.add_guidance(Shift())
+    assert list(pipe.guidances) == ["pag", "test.shift", "test.halve"]
+    with pytest.raises(TypeError):
+        pipe.guidances["pag"] = Halve()
+    with pytest.raises(TypeError):
+        del pipe.guidances["pag"]
+
+
+def test_before_and_after_decide_the_order_in_which_predictions_are_reshaped(pipe: Any) -> None:
+    pipe.add_guidance(Halve())
+    pipe.add_guidance(Shift())
+    declared = run(pipe, CASE)
+    pipe.clear_guidance()
+    pipe.add_guidance(Shift())
+    pipe.add_guidance(Halve())
+    assert torch.equal(run(pipe, CASE), declared)
+
+
+def test_two_guidances_of_one_plug_in_have_names_of_their_own(pipe: Any) -> None:
+    pipe.add_guidance("pag", layers="mid", name="middle")
+    pipe.add_guidance("pag", layers="up", name="end")
+    both = run(pipe, CASE)
+    pipe.remove_guidance("end")
+    assert not torch.equal(run(pipe, CASE), both)
+    with pytest.raises(UnknownGuidanceError, match=r"No guidance named 'midle'.* Did you mean 'middle'\? Attached: middle"):
+        pipe.remove_guidance("midle")
+
+
+def test_an_exclusive_slot_is_claimed_once(pipe: Any) -> None:
+    pipe.add_guidance("cfg")
+    with pytest.raises(ConflictError, match=r"slot 'cfg'.*'cfg' = cfg \(trimtab .*'second' = cfg"):
+        pipe.add_guidance("cfg", name="second")
+    assert list(pipe.guidances) == ["cfg"]
+
+
+def test_a_scoped_guidance_ends_with_its_block_and_takes_none_with_it(pipe: Any) -> None:
+    shared = PAG(scale=2.0)
+    pipe.add_guidance(shared, name="kept")
+    with pipe.guidance(shared, name="scoped") as handle:
+        assert handle is shared and list(pipe.guidances) == ["kept", "scoped"]
+    assert list(pipe.guidances) == ["kept"]
+    with pytest.raises(RuntimeError, match="inside"), pipe.guidance("cfg"):
+        raise RuntimeError("inside")
+    assert list(pipe.guidances) == ["kept"]
+    with pipe.guidance("cfg"):
+        pipe.clear_guidance()
+    assert not pipe.guidances
+
+
+# -- results ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["sd15", "sd3", "dit", "wan"])
+def test_deltas_commute(name: str) -> None:
+    """Bit for bit where both share their branches; to rounding in general, for the sum is taken in another order."""
+    case = CASES[name]
+    pipe = trimtab.guide(case.build())
+    orders = ((("pag", 2.0), ("cfg", 3.0)), (("cfg", 3.0), ("pag", 2.0)))
+    outputs = []
+    for order in orders:
+        pipe.clear_guidance()
+        for plugin, scale in order:
+            pipe.add_guidance(plugin, scale=scale)
+        outputs.append(run(pipe, case))
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_the_same_seed_is_the_same_picture(name: str) -> None:
+    case = CASES[name]
+    pipe = trimtab.guide(case.build())
+    pipe.add_guidance("pag", scale=2.0)
+    assert torch.equal(run(pipe, case, seed=3), run(pipe, case, seed=3))
+    assert not torch.equal(run(pipe, case, seed=3), run(pipe, case, seed=4))
