@@ -132,19 +132,28 @@ def _convert(value: Any, hint: Any) -> Any:
         if fixed and len(value) != len(args):
             raise ValueError(f"has {len(value)} values, not {len(args)}")
         hints = args if fixed else [args[0] if args else Any] * len(value)
-        items = [_convert(item, item_hint) for item, item_hint in zip(value, hints, strict=True)]
+        items = [_convert_item(item, item_hint) for item, item_hint in zip(value, hints, strict=True)]
         return items if kind is list else tuple(items)
     elif kind in (dict, Mapping) and isinstance(value, dict):
         key_hint, item_hint = args or (Any, Any)
-        return {_convert(key, key_hint): _convert(item, item_hint) for key, item in value.items()}
+        return {_convert_item(key, key_hint): _convert_item(item, item_hint) for key, item in value.items()}
     elif kind is Any or (isinstance(kind, type) and kind is not Sequence and isinstance(value, kind)):
         return value
-    raise ValueError(f"is a {type(value).__name__}, not {_in_words(hint)}")
+    raise ValueError(f"is {_kind(value)}, not {_in_words(hint)}")
+
+
+def _convert_item(value: Any, hint: Any) -> Any:
+    try:
+        return _convert(value, hint)
+    except ValueError as why:
+        raise ValueError(f"holds {value!r}, which {why}") from None
 
 
 def _convert_union(value: Any, hints: Sequence[Any]) -> Any:
     """Prefer the value's own type, so that `2` stays an integer where both `float` and `int` are allowed."""
     exact = [hint for hint in hints if type(value) is (typing.get_origin(hint) or hint)]
+    if not exact and isinstance(value, (list, tuple)):
+        exact = [hint for hint in hints if (typing.get_origin(hint) or hint) in (list, tuple)]
     reasons = []
     for hint in exact + [hint for hint in hints if hint not in exact]:
         try:
@@ -153,10 +162,18 @@ def _convert_union(value: Any, hints: Sequence[Any]) -> Any:
             reasons.append(why)
     if exact or isinstance(value, bool):
         raise reasons[0]
-    raise ValueError(f"is a {type(value).__name__}, not {' or '.join(map(_in_words, hints))}")
+    raise ValueError(f"is {_kind(value)}, not {' or '.join(map(_in_words, hints))}")
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def _in_words(hint: Any) -> str:
     if hint is type(None):
         return "None"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and args[1:] == (...,):
+        return f"tuple of {_in_words(args[0])}"
+    return hint.__name__ if isinstance(hint, type) and not args else str(hint).replace("typing.", "")

@@ -122,7 +122,9 @@ def _through_denoiser(
             [observation.view.transpose(next(weights) * on_prediction.to(group.dtype), group) for group in groups]
         )
         inward = torch.autograd.grad(call.graph, call.leaf, upstream)[0].float()
-        for rows, given in zip(inward.split(observation.batch), call.leaf.detach().split(observation.batch), strict=True):
+        for rows, given in zip(
+            inward.split(observation.batch), call.leaf.detach().split(observation.batch), strict=True
+        ):
             total = total + _onto_sample(rows, given.float(), sample.float())
         call.graph = None
     return total
@@ -143,4 +145,6 @@ def _onto_sample(gradient: torch.Tensor, given: torch.Tensor, sample: torch.Tens
             factor = (part * sample).sum() / sample.square().sum().clamp_min(1e-30)
             if (part - factor * sample).norm() <= 1e-2 * part.norm():
                 return factor * gradient.narrow(dim, start, sample.shape[dim])
-    raise GuidanceRuntimeError("the sample was not found in the denoiser's input, so no gradient can be taken through it")
+    raise GuidanceRuntimeError(
+        "the sample was not found in the denoiser's input, so no gradient can be taken through it"
+    )

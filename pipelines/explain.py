@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 from ..guidance.base import Guidance
+from ..guidance.branch import Branch
 from ..guidance.errors import ParameterError, did_you_mean
 from ..guidance.order import ordered
 from ..guidance.parameters import fields_of
@@ -51,6 +52,8 @@ def make_plan(
     if (first := _first_timestep(pipe, scheduler, steps, arguments)) is not None:
         clock = Clock(scheduler, algebra, first)
     own = own_branches(_has_cfg(pipe, arguments))
+    own_calls = _calls_of(pipe, own)
+    apart = getattr(pipe, "guidance_rows", "auto") == "sequential"
     with ExitStack() as stack:
         run = SimpleNamespace(stack=stack, families=[Family(module) for module in denoisers_of(pipe)])
         views = {name: SetupView(name, run, dry=True) for name in guidances}
@@ -69,18 +72,14 @@ def make_plan(
                 for branch in asked:
                     check_condition(pipe, branch, name)
                 per_guidance[name].append(len(asked))
-            calls = _calls(pipe, own, len(extra))
-            planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls))
+            planned.append(PlannedStep(step.index, tuple(acting), own, extra, own_calls + apart * len(extra)))
         rows = tuple(_row(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
     return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows)
 
 
-def _calls(pipe: Any, own: Any, extra: int) -> int:
-    """Forward calls of one step: the pipeline's own, and the branches' where they may not share them."""
-    base = len(own) if any(hasattr(module, "cache_context") for module in denoisers_of(pipe)) else 1
-    if getattr(pipe, "guidance_rows", "auto") == "sequential":
-        return base + extra
-    return base
+def _calls_of(pipe: Any, own: Sequence[Branch]) -> int:
+    """Forward calls in which the pipeline computes its own branches of one step."""
+    return len(own) if any(hasattr(module, "cache_context") for module in denoisers_of(pipe)) else 1
 
 
 def _has_cfg(pipe: Any, arguments: Mapping[str, Any]) -> bool:

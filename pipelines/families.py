@@ -89,22 +89,30 @@ class Family:
 
     @property
     def auto(self) -> tuple[str, ...]:
-        """The layers of `layers="auto"`: a UNet's middle block; the block just past a transformer's middle.
+        """The layers of `layers="auto"`.
 
-        A UNet whose middle block has no attention uses those of its last downward block that has.
+        A transformer: the block just past its middle. A UNet with a prompt: the middle block. A UNet without one, whose
+        only attentions these are: all at the lowest resolution (the last down block, the middle, the first up block), as
+        the PAG paper does on such models. Where there is no attention, the nearest earlier one.
         """
-        names = list(self.attentions)
         if self.name == "unet":
-            groups = ["mid_block", *(block for block in reversed(self.blocks) if block.startswith("down_blocks"))]
+            down = [name for name in self.blocks if name.startswith("down_blocks")]
+            up = [name for name in self.blocks if name.startswith("up_blocks")]
+            lowest = ["mid_block"] if self._has_cross_attention else [*down[-1:], "mid_block", *up[:1]]
+            candidates = [lowest, *([name] for name in reversed(down))]
         else:
             blocks = list(self.blocks)
             middle = round(0.54 * len(blocks))
-            groups = blocks[middle:] + blocks[:middle][::-1]
-        for group in groups:
-            chosen = tuple(name for name in names if name.startswith(group + "."))
+            candidates = [[name] for name in blocks[middle:] + blocks[:middle][::-1]]
+        for blocks in candidates:
+            chosen = tuple(name for name in self.attentions if any(name.startswith(block + ".") for block in blocks))
             if chosen:
                 return chosen
         return ()
+
+    @property
+    def _has_cross_attention(self) -> bool:
+        return any(getattr(module, "is_cross_attention", False) for module in self.module.modules())
 
     def resolve(self, layers: str | Sequence[str], plugin: str) -> tuple[str, ...]:
         """Full names of the self-attentions that a specification stands for, in call order.

@@ -29,7 +29,7 @@ ROWS = ("auto", "batched", "sequential")
 _UNSAFE = (
     "{source}: only weights in safetensors format are loaded, and some are missing. {error} Weights in other formats "
     "(.bin, .pt, .ckpt) are pickles, which run code when they are loaded. If you trust their author, convert them once: "
-    "load with DiffusionPipeline.from_pretrained(..., use_safetensors=False), then save_pretrained(...)."
+    "load with use_safetensors=None, which Diffusers takes as leave to fall back on them, then save_pretrained(...)."
 )
 
 
@@ -103,7 +103,9 @@ class GuidedMixin:
         self._guidances().clear()
 
     @contextmanager
-    def guidance(self, guidance: str | Guidance, /, *, name: str | None = None, **parameters: Any) -> Iterator[Guidance]:
+    def guidance(
+        self, guidance: str | Guidance, /, *, name: str | None = None, **parameters: Any
+    ) -> Iterator[Guidance]:
         """Attach a guidance within a `with` block; takes what `add_guidance` takes."""
         added = self.add_guidance(guidance, name=name, **parameters)
         try:
@@ -153,9 +155,7 @@ class GuidedMixin:
         bound.apply_defaults()
         with GuidedRun(self, attached, bound.arguments, self.guidance_rows, self.guidance_max_rows) as run:
             result = stock_call(self, *args, **kwargs)
-        self.__dict__["last_guided_run"] = SimpleNamespace(
-            evaluations=run.evaluations, forward_calls=run.forward_calls
-        )
+        self.__dict__["last_guided_run"] = SimpleNamespace(evaluations=run.evaluations, forward_calls=run.forward_calls)
         return result
 
     # -- recipes ---------------------------------------------------------------------------------------------------
@@ -179,8 +179,10 @@ class GuidedMixin:
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Diffusers' own `save_pretrained`, with the recipe beside it if guidances are attached."""
         recipe.dump(self.guidances)  # a guidance that no recipe can hold is refused before anything is written
+        recipe.dump(self.guidances)  # refuses here what could not be written after gigabytes of weights
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        if self._guidances():
+        # An older recipe in the folder would otherwise come back with the pipeline.
+        if self._guidances() or os.path.isfile(os.path.join(save_directory, recipe.FILE)):
             self.save_guidance(save_directory)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -265,5 +267,3 @@ class GuidedPipeline:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("Use GuidedPipeline.from_pretrained(...), or trimtab.guide(pipe) for a pipeline you have.")
-
-

@@ -158,12 +158,19 @@ def _attend(
     with _AttentionReplaced(family, attention, perturbation, image, text) as replaced:
         output = original(*args, **kwargs)
     if not replaced.acted:
-        raise GuidanceRuntimeError(
-            f"{name}: its processor {type(attention.processor).__name__} does not call scaled_dot_product_attention, "
-            f"so {type(perturbation).__name__} cannot act. Use the default processors: "
-            "pipe.unet.set_default_attn_processor(), or no attention slicing and the 'native' attention backend."
-        )
+        raise GuidanceRuntimeError(_why_not(name, attention, perturbation, replaced.passed_by))
     return output
+
+
+def _why_not(name: str, attention: nn.Module, perturbation: Perturbation, passed_by: bool) -> str:
+    kind = type(perturbation).__name__
+    if passed_by:
+        return f"{name}: its queries attend to further keys, so there is no map among image tokens for {kind} to change."
+    return (
+        f"{name}: its processor {type(attention.processor).__name__} does not call scaled_dot_product_attention, "
+        f"so {kind} cannot act. Use the default processors: pipe.unet.set_default_attn_processor(), or no attention "
+        "slicing and the 'native' attention backend."
+    )
 
 
 class _AttentionReplaced(TorchFunctionMode):
@@ -172,7 +179,7 @@ class _AttentionReplaced(TorchFunctionMode):
     def __init__(self, family: Family, module: nn.Module, perturbation: Perturbation, image: int, text: int) -> None:
         super().__init__()
         self.family, self.module, self.perturbation, self.image, self.text = family, module, perturbation, image, text
-        self.acted = False
+        self.acted = self.passed_by = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -192,6 +199,7 @@ class _AttentionReplaced(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         if query.shape[-2] != key.shape[-2]:
+            self.passed_by = True
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )

@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 
-SHARED_NAMES = ("img_ids", "txt_ids", "latent_ids", "rotary", "freqs", "shapes", "coords")
-"""Parts of the names of arguments that all rows share, whatever their first dimension is."""
+SHARED_NAMES = ("img_ids", "txt_ids", "latent_ids", "rotary", "freqs", "shapes")
+"""Parts of the names of arguments that count tokens where others count rows, unless they have a dimension for each."""
 
 
 class AmbiguousRowsError(Exception):
     """An argument of which nobody can tell whether it has rows."""
 
 
-def is_shared(name: str) -> bool:
-    """Whether an argument of this name is one for all rows."""
+def is_shared(name: str, value: Any = None) -> bool:
+    """Whether an argument of this name is one for all rows: positions `[tokens, axes]`, but not `[rows, tokens, axes]`."""
+    if isinstance(value, torch.Tensor) and value.ndim > 2:
+        return False
     return any(part in name for part in SHARED_NAMES)
 
 
@@ -44,7 +46,7 @@ def take_rows(value: Any, rows: int, index: torch.Tensor | slice, name: str = ""
     """`value` with the rows `index` of every tensor whose first dimension is exactly `rows`."""
 
     def take(tensor: torch.Tensor, name: str) -> torch.Tensor:
-        if tensor.ndim == 0 or tensor.shape[0] != rows or is_shared(name):
+        if tensor.ndim == 0 or tensor.shape[0] != rows or is_shared(name, tensor):
             return tensor
         return tensor[index if isinstance(index, slice) else index.to(tensor.device)]
 
@@ -55,7 +57,7 @@ def check_splittable(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) 
     """Raise `AmbiguousRowsError` unless every argument is shared or has exactly `rows` rows."""
 
     def check(value: Any, name: str) -> None:
-        if is_shared(name):
+        if is_shared(name, value):
             return
         if isinstance(value, torch.Tensor):
             if value.ndim and value.shape[0] not in (rows, 1):
@@ -90,7 +92,7 @@ def join_rows(values: Sequence[Any], counts: Sequence[int], name: str = "") -> A
     first = values[0]
     if isinstance(first, torch.Tensor):
         tensors = list(values)
-        if is_shared(name) or not first.ndim:
+        if is_shared(name, first) or not first.ndim:
             return first
         if any(tensor.shape[0] != count for tensor, count in zip(tensors, counts, strict=True)):
             return first

@@ -66,7 +66,9 @@ def of_pipeline(pipe: Any, values: bool = True, identity: bool = True) -> dict[s
     for name, item in vars(pipe).items():
         if name in _OWN:
             continue
-        followed = isinstance(item, (torch.nn.Module, torch.Tensor)) or hasattr(item, "step") or not hasattr(item, "__dict__")
+        followed = (
+            isinstance(item, (torch.nn.Module, torch.Tensor)) or hasattr(item, "step") or not hasattr(item, "__dict__")
+        )
         aside = f"{type(item).__qualname__} {id(item)}" if identity else type(item).__qualname__
         inner = fingerprint(item, values, identity) if followed else {"": aside}
         found.update({f"{name}{path}": token for path, token in inner.items()})

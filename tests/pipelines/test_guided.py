@@ -108,6 +108,14 @@ def test_without_guidance_no_recipe_is_written(pipe: Any, tmp_path: Path) -> Non
     assert not trimtab.GuidedPipeline.from_pretrained(tmp_path).guidances
 
 
+def test_an_older_recipe_does_not_come_back(pipe: Any, tmp_path: Path) -> None:
+    pipe.add_guidance("pag")
+    pipe.save_pretrained(tmp_path)
+    pipe.clear_guidance()
+    pipe.save_pretrained(tmp_path)
+    assert not trimtab.GuidedPipeline.from_pretrained(tmp_path).guidances
+
+
 def test_a_recipe_replaces_what_is_attached_and_a_bad_one_changes_nothing(pipe: Any, tmp_path: Path) -> None:
     pipe.add_guidance("pag", name="mine", scale=2.0, sigma_max=7.0)
     pipe.save_guidance(tmp_path)
@@ -230,7 +238,9 @@ def test_two_guidances_of_one_plug_in_have_names_of_their_own(pipe: Any) -> None
     both = run(pipe, CASE)
     pipe.remove_guidance("end")
     assert not torch.equal(run(pipe, CASE), both)
-    with pytest.raises(UnknownGuidanceError, match=r"No guidance named 'midle'.* Did you mean 'middle'\? Attached: middle"):
+    with pytest.raises(
+        UnknownGuidanceError, match=r"No guidance named 'midle'.* Did you mean 'middle'\? Attached: middle"
+    ):
         pipe.remove_guidance("midle")
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
 from diffusers.models.attention_processor import PAGCFGJointAttnProcessor2_0
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from recorder import recorded
 from torch.nn import functional as F
 from zoo import CASES, pag_twin, run
 
 import trimtab
 from trimtab.guidance.base import Guidance, Run, Step
-from trimtab.guidance.branch import COND, AttentionTokens, Branch, Predictions
+from trimtab.guidance.branch import AttentionTokens, Branch
+from trimtab.guidance.errors import GuidanceRuntimeError, ParameterError
 from trimtab.guidance.plugins.pag import IdentityAttention
 from trimtab.pipelines.families import Family
+from trimtab.pipelines.guided import ROWS
 
 LAYERS = {"sd15": "mid", "sdxl": "mid", "pixart": "blocks.1", "sd3": "blocks.2"}
 
@@ -71,16 +75,24 @@ def test_it_does_with_the_pipelines_own_rescale(name: str) -> None:
     close(ours(name, guidance_rescale=0.7), theirs(name, pag_scale=3.0, guidance_rescale=0.7), 1e-5)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3"])
 def test_it_does_with_an_adaptive_scale(name: str) -> None:
     expected = theirs(name, pag_scale=3.0, pag_adaptive_scale=0.005)
     assert not torch.allclose(expected, theirs(name, pag_scale=3.0), atol=1e-3)
     close(ours(name, pag={"scale": 3.0, "adaptive_scale": 0.005}), expected, 1e-6)
 
 
+def test_an_adaptive_scale_works_on_pixart_where_that_of_diffusers_fails() -> None:
+    with pytest.raises(RuntimeError, match="Boolean value of Tensor"):
+        theirs("pixart", pag_scale=3.0, pag_adaptive_scale=0.005)
+    adaptive = ours("pixart", pag={"adaptive_scale": 0.005})
+    assert not torch.allclose(adaptive, ours("pixart"), atol=1e-4)
+    close(ours("pixart", pag={"adaptive_scale": 100.0}), run(built("pixart"), CASES["pixart"]), 0.0)
+
+
 def test_several_layers_are_perturbed_alike() -> None:
     pipe = CASES["sd15"].build()
-    expected = run(pag_twin(pipe, ["down.block_1", "mid"]), CASES["sd15"], pag_scale=3.0)
+    expected = run(pag_twin(pipe, ["down_blocks.1", "mid"]), CASES["sd15"], pag_scale=3.0)
     close(ours("sd15", pag={"layers": ["down_blocks.1", "mid"]}), expected, 1e-6)
 
 
@@ -139,7 +151,7 @@ class FailsInPerturbedPass(Guidance):
         return (step.state.branch,)
 
 
-@pytest.mark.parametrize("rows", trimtab.pipelines.guided.ROWS)
+@pytest.mark.parametrize("rows", ROWS)
 def test_an_exception_in_a_perturbed_pass_leaves_nothing(rows: str) -> None:
     case = CASES["sd15"]
     pipe = trimtab.guide(case.build())
@@ -198,40 +210,164 @@ def test_image_tokens_see_themselves_and_the_text_and_text_tokens_everything(
     torch.testing.assert_close(expected[..., text, :], plain[..., text, :])
 
 
-# -- which tokens are image, seen at the real processors ---------------------------------------------------------------
-@dataclass(frozen=True)
-class Spy(IdentityAttention):
-    """Remembers the queries and tokens that it is given."""
-
-    seen: ClassVar[list[tuple[torch.Tensor, ...]]] = []
-
-    def attention(self, query: Any, key: Any, value: Any, tokens: Any, mask: Any, scale: Any) -> torch.Tensor:
-        result = super().attention(query, key, value, tokens, mask, scale)
-        self.seen.append((query, key, value, result, tokens))
-        return result
+# -- which tokens are image: a reference by hand for each processor -----------------------------------------------------
+def heads(attention: Any, states: torch.Tensor) -> torch.Tensor:
+    """`[batch, tokens, width]` as `[batch, heads, tokens, head_dim]`."""
+    return states.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
 
 
-@dataclass
-class Spying(Guidance):
-    layers: str = trimtab.parameter("auto", "Perturbed layers.")
-
-    def setup(self, run: Run) -> None:
-        run.state.branch = Branch("cond", Spy(run.attention_layers(self.layers)))
-
-    def branches(self, step: Step) -> tuple[Branch, ...]:
-        return (COND, step.state.branch)
-
-    def delta(self, step: Step, predictions: Predictions) -> torch.Tensor:
-        return predictions[COND] - predictions[step.state.branch]
+def normed(attention: Any, name: str, states: torch.Tensor) -> torch.Tensor:
+    norm = getattr(attention, name, None)
+    return states if norm is None else norm(states)
 
 
-IMAGE_TOKENS = {
-    # case and layer: tokens of the image, and of the text before it
-    ("flux", "transformer_blocks.1"): (16, 24),
-    ("flux", "single_transformer_blocks.0"): (16, 24),
-    ("flux_true_cfg", "single_transformer_blocks.1"): (16, 24),
-    ("sd3", "transformer_blocks.2"): (16, 0),
-    ("sd35", "transformer_blocks.2"): (16, 0),
-    ("qwenimage", "transformer_blocks.1"): (16, None),
-    ("sd15", "mid"): (16, 0),
+def flat(states: torch.Tensor) -> torch.Tensor:
+    return states.transpose(1, 2).flatten(2)
+
+
+def joint(attention: Any, given: dict[str, Any], text_first: bool, rotate: Any) -> tuple[torch.Tensor, ...]:
+    """A double block: text and image projected apart, joined in one order, and taken apart again."""
+    image, text = given["hidden_states"], given["encoder_hidden_states"]
+    size = image.shape[1]
+    states = []
+    for kind in "qkv":
+        ours = heads(attention, getattr(attention, f"to_{kind}")(image))
+        other = heads(attention, getattr(attention, f"add_{kind}_proj")(text))
+        if kind != "v":
+            ours, other = normed(attention, f"norm_{kind}", ours), normed(attention, f"norm_added_{kind}", other)
+            ours, other = rotate(ours, other, given)
+        states.append(torch.cat([other, ours] if text_first else [ours, other], dim=2))
+    begin = text.shape[1] if text_first else 0
+    result = flat(dense_identity(*states, AttentionTokens(begin, begin + size), None, None))
+    seen = attention.to_out[0](result[:, begin : begin + size])
+    written = result[:, :begin] if text_first else result[:, size:]
+    projection = getattr(attention, "to_add_out", None)
+    return seen, written if projection is None else projection(written)
+
+
+def unrotated(image: torch.Tensor, text: torch.Tensor, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    return image, text
+
+
+def flux_rotated(image: torch.Tensor, text: torch.Tensor, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    both = apply_rotary_emb(torch.cat([text, image], dim=2), given["image_rotary_emb"])
+    return both[:, :, text.shape[2] :], both[:, :, : text.shape[2]]
+
+
+def qwen_rotated(image: torch.Tensor, text: torch.Tensor, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = zip((image, text), given["image_rotary_emb"], strict=True)
+    image, text = (
+        apply_rotary_emb_qwen(states.transpose(1, 2), frequencies, use_real=False).transpose(1, 2)
+        for states, frequencies in parts
+    )
+    return image, text
+
+
+def flux_double(attention: Any, given: dict[str, Any], text: int) -> tuple[torch.Tensor, ...]:
+    return joint(attention, given, True, flux_rotated)
+
+
+def qwen_double(attention: Any, given: dict[str, Any], text: int) -> tuple[torch.Tensor, ...]:
+    return joint(attention, given, True, qwen_rotated)
+
+
+def sd3_joint(attention: Any, given: dict[str, Any], text: int) -> tuple[torch.Tensor, ...]:
+    return joint(attention, given, False, unrotated)
+
+
+def flux_single(attention: Any, given: dict[str, Any], text: int) -> tuple[torch.Tensor, ...]:
+    """A single block: the text tokens were put before the image tokens further up."""
+    both = given["hidden_states"]
+    query, key, value = (heads(attention, getattr(attention, f"to_{kind}")(both)) for kind in "qkv")
+    query, key = normed(attention, "norm_q", query), normed(attention, "norm_k", key)
+    query, key = (apply_rotary_emb(states, given["image_rotary_emb"]) for states in (query, key))
+    return (flat(dense_identity(query, key, value, AttentionTokens(text, both.shape[1]), None, None)),)
+
+
+def image_only(attention: Any, given: dict[str, Any], text: int) -> tuple[torch.Tensor, ...]:
+    """No text in the sequence: the output is V."""
+    return (attention.to_out[0](attention.to_v(given["hidden_states"])),)
+
+
+REFERENCES = {
+    ("flux", "transformer_blocks.1.attn"): flux_double,
+    ("flux", "single_transformer_blocks.1.attn"): flux_single,
+    ("flux_kontext", "single_transformer_blocks.0.attn"): flux_single,
+    ("qwenimage", "transformer_blocks.1.attn"): qwen_double,
+    ("sd3", "transformer_blocks.2.attn"): sd3_joint,
+    ("sd35", "transformer_blocks.2.attn"): sd3_joint,
+    ("sd35", "transformer_blocks.1.attn2"): image_only,
+    ("pixart", "transformer_blocks.1.attn1"): image_only,
+    ("sd15", "mid_block.attentions.0.transformer_blocks.0.attn1"): image_only,
+    ("wan", "blocks.1.attn1"): image_only,
 }
+
+
+@pytest.mark.parametrize(("name", "layer"), REFERENCES)
+def test_the_perturbed_attention_is_the_reference_by_hand(name: str, layer: str) -> None:
+    pipe, case = built(name), CASES[name]
+    pipe.guidance_rows = "sequential"
+    denoiser = getattr(pipe, case.denoiser)
+    attention = denoiser.get_submodule(layer)
+    calls: list[tuple[dict[str, Any], Any]] = []
+    texts: list[int] = []
+
+    def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        names = ("hidden_states", "encoder_hidden_states")
+        calls.append(({**dict(zip(names, args, strict=False)), **kwargs}, output))
+
+    def count_text(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        states = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
+        texts.append(states.shape[1])
+
+    hooks = [
+        attention.register_forward_hook(record, with_kwargs=True),
+        denoiser.register_forward_hook(count_text, with_kwargs=True),
+    ]
+    try:
+        with pipe.guidance("pag", layers=layer):
+            run(pipe, case, num_inference_steps=2)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    own_calls = case.calls
+    given, output = calls[own_calls]  # the call after the pipeline's own is the perturbed one
+    with torch.no_grad():
+        expected = REFERENCES[name, layer](attention, given, texts[0])
+    outputs = output if isinstance(output, tuple) else (output,)
+    for actual, wanted in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+PERTURBABLE = [name for name in CASES if name not in ("if_", "cascade_prior", "prx_pixel")]
+
+
+@pytest.mark.parametrize("name", PERTURBABLE)
+def test_the_picture_does_not_depend_on_how_rows_are_computed(name: str) -> None:
+    alone = ours(name, "sequential")
+    assert not torch.allclose(alone, run(built(name), CASES[name]), atol=1e-4)
+    close(ours(name, "batched"), alone, 1e-5)
+    close(ours(name, "auto"), alone, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["if_", "prx_pixel"])
+def test_a_denoiser_without_self_attention_is_refused_when_attached(name: str) -> None:
+    with pytest.raises(ParameterError, match=r"pag: layers='auto': \w+ has no self-attention"):
+        built(name).add_guidance("pag")
+
+
+def test_an_attention_onto_further_keys_is_refused_with_the_reason() -> None:
+    with pytest.raises(GuidanceRuntimeError, match="its queries attend to further keys"):
+        ours("cascade_prior")
+
+
+def test_a_perturbation_shared_by_two_guidances_is_computed_once() -> None:
+    pipe, case = built("sd15"), CASES["sd15"]
+    with pipe.guidance("pag", scale=1.0, layers="mid"), pipe.guidance("pag", name="more", scale=2.0, layers=["mid"]):
+        both = run(pipe, case)
+        assert pipe.last_guided_run.evaluations == 3 * 3
+    close(both, ours("sd15", pag={"scale": 3.0}), 1e-6)
+    with pipe.guidance("pag", layers="mid"), pipe.guidance("pag", name="other", layers="down_blocks.1"):
+        run(pipe, case)
+        assert pipe.last_guided_run.evaluations == 4 * 3
