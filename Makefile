@@ -18,8 +18,8 @@ TESTABLE := $(VENV)/.stamp-testable
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
-	@$(BIN)/trimtab generate --compare --class Sneaker --seeds 0-7 --steps 25 \
-		--guidance cfg:scale=2 --guidance pag:scale=3 -o out
+	@$(BIN)/trimtab generate --compare --class Sneaker --seeds 0-3 --steps 25 \
+		--guidance cfg:scale=2 --guidance pag:scale=1 -o out
 
 test: lint types pytest
 

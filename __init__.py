@@ -1,10 +1,10 @@
 """trimtab: plug-in guidance for Hugging Face Diffusers.
 
-    import trimtab
+import trimtab
 
-    pipe = trimtab.GuidedPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
-    pipe.add_guidance("pag", scale=3.0)
-    image = pipe("a rudder with a trim tab").images[0]
+pipe = trimtab.GuidedPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
+pipe.add_guidance("pag", scale=3.0)
+image = pipe("a rudder with a trim tab").images[0]
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from .guidance.parameters import parameter
 from .guidance.planner import Plan
 from .guidance.registry import plugins, register, unregister
 from .pipelines.embedded import ClassConditionalPipeline
-from .pipelines.guided import GuidedPipeline, guide
+from .pipelines.guided import guide
+from .pipelines.loading import GuidedPipeline
 
 __version__ = "0.1.0"
 

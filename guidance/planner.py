@@ -122,8 +122,8 @@ class Plan:
         least = min((step.evaluations for step in self.steps), default=0)
         each = f"{most}" if most == least else f"{least} to {most}"
         lines.append(
-            f"  evaluations an image: {each} a step, {self.evaluations} in total, of which {self.own_evaluations} are the "
-            f"pipeline's own; {self.calls} forward calls of the denoiser"
+            f"  evaluations an image: {each} a step, {self.evaluations} in total, of which {self.own_evaluations} are "
+            f"the pipeline's own; {self.calls} forward calls of the denoiser"
         )
         return "\n".join(lines)
 

@@ -61,7 +61,12 @@ class Conditions:
         bound.apply_defaults()
         values = result if isinstance(result, (tuple, list)) else (result,)
         names = self._names if len(self._names) == len(values) else [f"output_{i}" for i in range(len(values))]
-        tensors = {name: value for name, value in zip(names, values, strict=True) if isinstance(value, torch.Tensor)}
+        tensors: dict[str, torch.Tensor] = {}
+        for name, value in zip(names, values, strict=True):
+            if isinstance(value, torch.Tensor):
+                tensors[name] = value
+            elif isinstance(value, list):  # one tensor a prompt, each as long as its text
+                tensors.update({f"{name}.{i}": item for i, item in enumerate(value) if isinstance(item, torch.Tensor)})
         return Encoding(dict(bound.arguments), tensors)
 
     # -- roles -----------------------------------------------------------------------------------------------------
@@ -118,6 +123,9 @@ class Conditions:
 
         def swap(tensor: torch.Tensor, name: str) -> torch.Tensor:
             for old, new in pairs:
+                each = tensor.shape[0] // old.shape[0] if tensor.ndim == old.ndim and old.ndim else 1
+                if each > 1:  # a video pipeline repeats the prompt for each frame
+                    old, new = old.repeat_interleave(each, 0), new.repeat_interleave(each, 0)
                 if tensor.shape == old.shape and torch.equal(tensor, old.to(tensor)):
                     replaced.append(name)
                     return new.to(tensor)
@@ -144,10 +152,10 @@ class Conditions:
                 return self._encode_again(arguments).negative()
             count = _batch_of(arguments.get("prompt"), first)
             for name in arguments:
-                if name.startswith("prompt") and name.endswith("embeds") or name.startswith("pooled"):
+                if (name.startswith("prompt") and name.endswith("embeds")) or name.startswith("pooled"):
                     arguments[name] = None
                 elif name == "prompt" or (name.startswith("prompt_") and isinstance(arguments[name], (str, list))):
-                    arguments[name] = [text or ""] * count
+                    arguments[name] = list(text) if isinstance(text, (list, tuple)) else [text or ""] * count
             return self._encode_again(arguments).positive()
 
     def _encode_again(self, arguments: dict[str, Any]) -> Encoding:

@@ -20,8 +20,8 @@ from .clock import Clock, algebra_or_none, planned_clock
 from .components import check_condition, denoisers_of, schedulers_of
 from .families import Family
 from .hooks import SetupView, needs_level
+from .own_cfg import Seen, has_cfg
 
-_CFG_NAMES = ("guidance_scale", "true_cfg_scale")
 
 
 def make_plan(
@@ -51,9 +51,10 @@ def make_plan(
     clock = planned_clock(scheduler, algebra, steps)
     if (first := _first_timestep(pipe, scheduler, steps, arguments)) is not None:
         clock = Clock(scheduler, algebra, first)
-    own = own_branches(_has_cfg(pipe, arguments))
+    own = own_branches(has_cfg(pipe, arguments))
     own_calls = _calls_of(pipe, own)
-    apart = getattr(pipe, "guidance_rows", "auto") == "sequential"
+    sequential = getattr(pipe, "guidance_rows", "auto") == "sequential"
+    most, images = getattr(pipe, "guidance_max_rows", None), _images_of(arguments)
     with ExitStack() as stack:
         run = SimpleNamespace(stack=stack, families=[Family(module) for module in denoisers_of(pipe)])
         views = {name: SetupView(name, run, dry=True) for name in guidances}
@@ -72,6 +73,8 @@ def make_plan(
                 for branch in asked:
                     check_condition(pipe, branch, name)
                 per_guidance[name].append(len(asked))
+            together = images * (len(own) // own_calls + len(extra))
+            apart = sequential or (most is not None and together > most)
             planned.append(PlannedStep(step.index, tuple(acting), own, extra, own_calls + apart * len(extra)))
         rows = tuple(_row(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
     return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows)
@@ -82,20 +85,11 @@ def _calls_of(pipe: Any, own: Sequence[Branch]) -> int:
     return len(own) if any(hasattr(module, "cache_context") for module in denoisers_of(pipe)) else 1
 
 
-def _has_cfg(pipe: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether the call computes an unconditional prediction by itself, by the pipeline's own test where it has one."""
-    scale = next((arguments[name] for name in reversed(_CFG_NAMES) if arguments.get(name) is not None), 1.0)
-    if "true_cfg_scale" in arguments:
-        negative = arguments.get("negative_prompt") or arguments.get("negative_prompt_embeds")
-        return scale > 1 and negative is not None
-    test = getattr(type(pipe), "do_classifier_free_guidance", None)
-    if isinstance(test, property) and test.fget is not None:
-        try:
-            return bool(test.fget(_Seen(pipe, _guidance_scale=float(scale), guidance_scale=float(scale))))
-        except Exception:  # a property that reads what only a running call sets: judge by the scale
-            return scale > 1
-    distilled = any(getattr(getattr(m, "config", None), "guidance_embeds", False) for m in denoisers_of(pipe))
-    return scale > 1 and not distilled
+def _images_of(arguments: Mapping[str, Any]) -> int:
+    """Images of one call."""
+    given = next((arguments[name] for name in ("prompt", "class_labels") if arguments.get(name) is not None), None)
+    each = next((arguments[n] for n in ("num_images_per_prompt", "num_videos_per_prompt") if arguments.get(n)), 1)
+    return int(each) * (len(given) if isinstance(given, (list, tuple)) else 1)
 
 
 def _first_timestep(pipe: Any, scheduler: Any, steps: int, arguments: Mapping[str, Any]) -> float | None:
@@ -103,19 +97,8 @@ def _first_timestep(pipe: Any, scheduler: Any, steps: int, arguments: Mapping[st
     strength, method = arguments.get("strength"), getattr(type(pipe), "get_timesteps", None)
     if method is None or not isinstance(strength, (int, float)) or not 0 < strength < 1:
         return None
-    timesteps = method(_Seen(pipe, scheduler=scheduler), steps, strength, "cpu")[0]
+    timesteps = method(Seen(pipe, scheduler=scheduler), steps, strength, "cpu")[0]
     return float(timesteps[0]) if len(timesteps) else None
-
-
-class _Seen:
-    """The pipeline as its own methods would see it with some attributes set."""
-
-    def __init__(self, pipe: Any, **attributes: Any) -> None:
-        self._pipe = pipe
-        self.__dict__.update(attributes)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pipe, name)
 
 
 def _row(name: str, guidance: Guidance, view: SetupView, extras: list[int]) -> Row:

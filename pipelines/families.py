@@ -135,8 +135,8 @@ class Family:
             if not matched:
                 if not self.attentions:
                     raise ParameterError(
-                        f"{plugin}: layers={layers!r}: {type(self.module).__name__} has no self-attention that could be "
-                        "perturbed, so this guidance cannot act on it."
+                        f"{plugin}: layers={layers!r}: {type(self.module).__name__} has no self-attention that could "
+                        "be perturbed, so this guidance cannot act on it."
                     )
                 blocks = _summary(list(self.blocks))
                 hint = did_you_mean(spec, ["auto", *self.blocks, *self.attentions])

@@ -21,7 +21,7 @@ from PIL import Image
 from ..guidance.base import Guidance
 from ..guidance.errors import did_you_mean
 from .embedded import REPOSITORY
-from .guided import GuidedPipeline
+from .loading import GuidedPipeline
 from .request import Request, RequestError
 
 

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 
 from ..guidance import recipe, registry
 from ..guidance.base import Guidance
-from ..guidance.errors import ParameterError, UnknownGuidanceError, UnsupportedPipelineError, did_you_mean
+from ..guidance.errors import ParameterError, UnknownGuidanceError, did_you_mean
 from ..guidance.order import check_conflicts, ordered
 from ..guidance.planner import Plan
 from .components import check_guidable
@@ -26,11 +26,6 @@ from .explain import make_plan
 from .run import GuidedRun
 
 ROWS = ("auto", "batched", "sequential")
-_UNSAFE = (
-    "{source}: only weights in safetensors format are loaded, and some are missing. {error} Weights in other formats "
-    "(.bin, .pt, .ckpt) are pickles, which run code when they are loaded. If you trust their author, convert them once: "
-    "load with use_safetensors=None, which Diffusers takes as leave to fall back on them, then save_pretrained(...)."
-)
 
 
 class GuidedMixin:
@@ -62,11 +57,7 @@ class GuidedMixin:
         if isinstance(guidance, str):
             guidance = registry.create(guidance, **parameters)
         elif not isinstance(guidance, Guidance):
-            given = f"{guidance.__name__} is a class" if isinstance(guidance, type) else f"{guidance!r} is given"
-            raise ParameterError(
-                f"add_guidance: {given}; needed: a plug-in's name such as 'pag', or an instance of a trimtab.Guidance "
-                "subclass."
-            )
+            raise _no_guidance(guidance)
         elif parameters:
             raise ParameterError(
                 f"{guidance.label}: {', '.join(parameters)} given beside an instance; set parameters on the instance."
@@ -94,7 +85,8 @@ class GuidedMixin:
         if name not in self._guidances():
             known = list(self._guidances())
             raise UnknownGuidanceError(
-                f"No guidance named {name!r} is attached.{did_you_mean(name, known)} Attached: {', '.join(known) or 'none'}."
+                f"No guidance named {name!r} is attached.{did_you_mean(name, known)} "
+                f"Attached: {', '.join(known) or 'none'}."
             )
         del self._guidances()[name]
 
@@ -126,8 +118,9 @@ class GuidedMixin:
 
     # -- running ---------------------------------------------------------------------------------------------------
     guidance_rows: str = "auto"
-    """How branches are computed: `"auto"` in the pipeline's denoiser call, from the block on where they begin to differ;
-    `"batched"` in that call from its beginning; `"sequential"` each in a call of its own. The results agree to rounding."""
+    """How branches are computed: `"auto"` in the pipeline's denoiser call, from the block on where they begin to
+    differ; `"batched"` in that call from its beginning; `"sequential"` each in a call of its own. The results agree to
+    rounding."""
     guidance_max_rows: int | None = None
     """The most rows in one denoiser call (images times branches); beyond it, branches become calls of their own."""
 
@@ -189,13 +182,20 @@ class GuidedMixin:
         return _bare_guided, (stock_class(type(self)),), {**self.__dict__, "_trimtab_guidances": {**self._guidances()}}
 
 
-@functools.lru_cache(maxsize=None)
+def _no_guidance(given: Any) -> ParameterError:
+    what = f"{given.__name__} is a class" if isinstance(given, type) else f"{given!r} is given"
+    return ParameterError(
+        f"add_guidance: {what}; needed: a plug-in's name such as 'pag', or an instance of a trimtab.Guidance subclass."
+    )
+
+
+@functools.cache
 def guided_class(stock: type) -> type:
     """The guidable subclass of a stock pipeline class, under the stock name."""
 
-    @functools.wraps(stock.__call__)  # type: ignore[operator]
+    @functools.wraps(stock.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._guided_call(stock.__call__, *args, **kwargs)  # type: ignore[operator]
+        return self._guided_call(stock.__call__, *args, **kwargs)
 
     body = {
         "__call__": __call__,
@@ -214,7 +214,7 @@ def stock_class(kind: type) -> type:
 
 
 def _bare_guided(stock: type) -> Any:
-    kind = guided_class(stock)
+    kind: Any = guided_class(stock)
     return kind.__new__(kind)
 
 
@@ -227,43 +227,6 @@ def guide(pipe: DiffusionPipeline) -> Any:
     if isinstance(pipe, GuidedMixin):
         return pipe
     check_guidable(pipe)
-    pipe.__class__ = guided_class(getattr(type(pipe), "guided_stock", type(pipe)))
+    kind: Any = type(pipe)
+    pipe.__class__ = guided_class(getattr(kind, "guided_stock", kind))
     return pipe
-
-
-class GuidedPipeline:
-    """Loads any Diffusers pipeline as a guidable one."""
-
-    @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Any:
-        """Load from the Hub, a folder, or `"trimtab/embedded"`, the small model that ships with this package.
-
-        Args:
-            source: repository, folder, or `"trimtab/embedded"`.
-            **options: whatever `DiffusionPipeline.from_pretrained` takes. `use_safetensors` is true unless given:
-                weights in other formats are pickles, which run code when loaded.
-
-        A recipe (`guidance.json`) in a local folder is attached.
-
-        Raises:
-            UnsupportedPipelineError: weights that are not safetensors, or nothing that guidance could hold on to.
-            RecipeError: see `load_guidance`.
-        """
-        from .embedded import MODEL_FOLDER, REPOSITORY, ClassConditionalPipeline, is_class_conditional
-
-        if str(source) == REPOSITORY:
-            source = MODEL_FOLDER
-        kind = ClassConditionalPipeline if is_class_conditional(source) else DiffusionPipeline
-        options.setdefault("use_safetensors", True)
-        try:
-            pipe = guide(kind.from_pretrained(source, **options))
-        except OSError as error:
-            if options["use_safetensors"] and "safetensors" in str(error):
-                raise UnsupportedPipelineError(_UNSAFE.format(source=source, error=error)) from error
-            raise
-        if os.path.isfile(os.path.join(source, recipe.FILE)):
-            pipe.load_guidance(source)
-        return pipe
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("Use GuidedPipeline.from_pretrained(...), or trimtab.guide(pipe) for a pipeline you have.")

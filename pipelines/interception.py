@@ -134,13 +134,14 @@ def _step_signature(stock: type) -> inspect.Signature:
 
 def _copy_within_run(scheduler: Any, memo: dict[int, Any]) -> Any:
     """A deep copy that is routed as its original is; pickling, by contrast, gives the stock class."""
-    twin = type(scheduler).__new__(type(scheduler))
+    kind: Any = type(scheduler)
+    twin = kind.__new__(kind)
     memo[id(scheduler)] = twin
     twin.__dict__.update(copy.deepcopy(scheduler.__dict__, memo))
     return twin
 
 
-def _bare(stock: type) -> Any:
+def _bare(stock: Any) -> Any:
     return stock.__new__(stock)
 
 

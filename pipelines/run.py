@@ -31,6 +31,7 @@ from .denoiser import OWN, Call, Denoiser
 from .hooks import Hooks, needs_level
 from .interception import tap_call, tap_scheduler
 from .observation import UNRELATED, Observation, observe, own_channels
+from .own_cfg import has_cfg
 from .prediction import input_rows, primary, sample_argument, with_primary
 from .row_delta import RowDelta
 from .rows import AmbiguousRowsError
@@ -67,6 +68,7 @@ class GuidedRun:
         self._paired: dict[int, Any] = {}
         self._schedulers = schedulers_of(pipe)
         self._row_delta = RowDelta(self)
+        self._has_cfg = has_cfg(pipe, arguments)
 
     def __enter__(self) -> GuidedRun:
         try:
@@ -142,15 +144,10 @@ class GuidedRun:
         """The extra branches that may ride along in this call."""
         if step is None or roles is None or "cond" not in roles or self.rows == "sequential" or not denoiser.can_join():
             return []
-        own = {OWN[role] for role in roles if role in OWN} | ({UNCOND} if self.pipeline_has_cfg else set())
+        own = {OWN[role] for role in roles if role in OWN} | ({UNCOND} if self._has_cfg else set())
         extra = [branch for branch in self.hooks.wanted(acting, step) if branch not in own]
         rows = len(roles) + roles.count("cond") * len(extra)
         return extra if self.max_rows is None or rows <= self.max_rows else []
-
-    @property
-    def pipeline_has_cfg(self) -> bool:
-        """Whether the pipeline says of itself that it computes an unconditional prediction."""
-        return bool(getattr(self.pipe, "do_classifier_free_guidance", False))
 
     def _counted(self, original: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What an object is made of, attribute by attribute: two fingerprints are equal only if nothing was added or exchanged."""
+"""What an object is made of: two fingerprints are equal only if no attribute was added, removed or exchanged."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def fingerprint(owner: Any, values: bool = True, identity: bool = True) -> dict[
 
 
 def of_pipeline(pipe: Any, values: bool = True, identity: bool = True) -> dict[str, str]:
-    """The fingerprint of each model and scheduler of a pipeline, and of what else the pipeline's own `__dict__` holds."""
+    """The fingerprint of each model and scheduler of a pipeline, and of what else its own `__dict__` holds."""
     found: dict[str, str] = {}
     for name, item in vars(pipe).items():
         if name in _OWN:

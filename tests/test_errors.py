@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import diffusers
@@ -23,9 +20,7 @@ from trimtab import (
     ClassConditionalPipeline,
     ConflictError,
     Guidance,
-    GuidedPipeline,
     ParameterError,
-    RecipeError,
     Step,
     TrimtabError,
     UnknownGuidanceError,
@@ -73,7 +68,7 @@ class Pull(Guidance):
         return x0.square().flatten(1).sum(1)
 
 
-# -- plug-ins and parameters ------------------------------------------------------------------------------------------------
+# -- plug-ins and parameters -------------------------------------------------------------------------------------------
 TAKES = "It takes: adaptive_scale, layers, scale, sigma_max, sigma_min, start, stop."
 BLOCKS = "down_blocks.0, down_blocks.1, down_blocks.2, mid_block, up_blocks.0, up_blocks.1, up_blocks.2"
 NO_LAYER = "pag: layers={!r} matches no self-attention of UNet2DConditionModel."
@@ -166,7 +161,7 @@ def test_a_setting_of_rows(pipe: Any, attribute: str, value: Any, message: str) 
         run(pipe, CASE)
 
 
-# -- pipelines and schedulers ---------------------------------------------------------------------------------------------
+# -- pipelines and schedulers ------------------------------------------------------------------------------------------
 def test_what_is_no_pipeline() -> None:
     needed = (
         "Needed: an instance of a DiffusionPipeline subclass, such as DiffusionPipeline.from_pretrained(...) returns."
@@ -203,8 +198,9 @@ def test_a_pipeline_that_lacks_a_part(missing: str, message: str) -> None:
 def test_a_scheduler_whose_levels_are_not_known(pipe: Any, guidance: Guidance) -> None:
     pipe.scheduler = KarrasVeScheduler()
     message = (
-        f"{guidance.label}: the noise level is needed (for a window in sigma, a loss or an edit of the clean estimate), "
-        "but KarrasVeScheduler cannot be guided: its step takes no sample and timestep; use EulerDiscreteScheduler instead."
+        f"{guidance.label}: the noise level is needed (for a window in sigma, a loss or an edit of the clean estimate),"
+        " but KarrasVeScheduler cannot be guided: its step takes no sample and timestep; use EulerDiscreteScheduler "
+        "instead."
     )
     with refused(pipe, UnsupportedSchedulerError, message):
         pipe.add_guidance(guidance)
@@ -218,8 +214,8 @@ def test_a_scheduler_whose_levels_are_not_known(pipe: Any, guidance: Guidance) -
 def test_a_condition_that_the_pipeline_cannot_have() -> None:
     unconditional = trimtab.guide(CASES["ddpm"].build())
     message = (
-        "cfg needs an unconditional prediction beside the conditional one, but DDPMPipeline has only one: it takes neither "
-        "a prompt nor a class that could be left out. Use a guidance that needs no condition, such as 'pag'."
+        "cfg needs an unconditional prediction beside the conditional one, but DDPMPipeline has only one: it takes "
+        "neither a prompt nor a class that could be left out. Use a guidance that needs no condition, such as 'pag'."
     )
     with refused(unconditional, UnsupportedPipelineError, message):
         unconditional.add_guidance("cfg")
@@ -250,66 +246,6 @@ def test_a_class_out_of_range(label: int | str) -> None:
     message = f"class_labels: no class {label!r}; this model knows 0 'circle', 1 'square', and None for no class."
     with refused(pipe, ValueError, message):
         pipe(label)
-
-
-# -- files --------------------------------------------------------------------------------------------------------------------
-def test_a_recipe_that_is_corrupt_or_needs_what_is_not_there(pipe: Any, tmp_path: Path) -> None:
-    pipe.add_guidance("pag", scale=1.0)
-    pipe.save_guidance(tmp_path)
-    recipe = tmp_path / "guidance.json"
-    good = recipe.read_text()
-    bad = {
-        good[:-30]: "is not JSON",
-        "[]": "The recipe is a list, not an object.",
-        good.replace('"scale": 1.0', '"scale": -1.0'): "scale=-1.0 is out of range; allowed: >= 0.",
-        good.replace('"scale"', '"skale"'): "pag: no parameter 'skale'. Did you mean 'scale'?",
-        good.replace('"plugin": "pag"', '"plugin": "acme.pag"'): "needs the plug-in 'acme.pag'",
-    }
-    for text, message in bad.items():
-        recipe.write_text(text)
-        with pytest.raises(RecipeError, match=re.escape(message)):
-            pipe.load_guidance(tmp_path)
-        assert pipe.guidances["pag"].scale == 1.0
-
-
-def test_a_recipe_that_cannot_be_written_leaves_the_old_one(pipe: Any, tmp_path: Path) -> None:
-    pipe.add_guidance("pag")
-    pipe.save_guidance(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    pipe.add_guidance(Pull())
-    with pytest.raises(
-        RecipeError, match=r"'test\.pull' is a Pull, which is not a registered plug-in.*trimtab\.register"
-    ):
-        pipe.save_guidance(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_pipeline_whose_recipe_cannot_be_written_is_not_saved_by_half(pipe: Any, tmp_path: Path) -> None:
-    pipe.add_guidance(Pull())
-    with pytest.raises(RecipeError):
-        pipe.save_pretrained(tmp_path / "model")
-    assert not (tmp_path / "model").exists()
-
-
-@pytest.mark.parametrize("name", ["ddpm", "sd15"])
-def test_weights_that_are_not_safetensors(name: str, tmp_path: Path) -> None:
-    CASES[name].build().save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(UnsupportedPipelineError) as raised:
-        GuidedPipeline.from_pretrained(tmp_path)
-    assert str(raised.value).startswith(
-        f"{tmp_path}: only weights in safetensors format are loaded, and some are missing. "
-    )
-    assert "use_safetensors=None" in str(raised.value)
-    GuidedPipeline.from_pretrained(tmp_path, use_safetensors=None).save_pretrained(tmp_path / "converted")
-    assert isinstance(GuidedPipeline.from_pretrained(tmp_path / "converted"), DiffusionPipeline)
-
-
-def test_a_folder_without_a_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"model_index\.json"):
-        GuidedPipeline.from_pretrained(tmp_path)
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"})[:-5])
-    with pytest.raises((OSError, ValueError)):
-        GuidedPipeline.from_pretrained(tmp_path)
 
 
 def test_every_error_of_ours_can_be_caught_as_one() -> None:

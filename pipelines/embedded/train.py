@@ -22,6 +22,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
+from .card import write_card
 from .data import CLASS_NAMES, load
 from .pipeline import ClassConditionalPipeline
 
@@ -95,7 +96,12 @@ def train(config: TrainingConfig) -> Path:
     while progress.step < config.steps:
         started = time.perf_counter()
         images, labels = next(batches)
-        loss = _loss(unet, scheduler, images, labels, config.label_dropout)
+        # Noise depends on the step's number alone, so that a resumed run sees what an unbroken one would.
+        noise_seed = (
+            config.seed * config.steps + progress.step
+        ) * accelerator.num_processes + accelerator.process_index
+        generator = torch.Generator(accelerator.device).manual_seed(noise_seed)
+        loss = _loss(unet, scheduler, images, labels, config.label_dropout, generator)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -121,12 +127,20 @@ def train(config: TrainingConfig) -> Path:
     return _export(accelerator, unet, ema, scheduler, config)
 
 
-def _loss(unet: Any, scheduler: DDIMScheduler, x0: torch.Tensor, labels: torch.Tensor, dropout: float) -> torch.Tensor:
+def _loss(
+    unet: Any,
+    scheduler: DDIMScheduler,
+    x0: torch.Tensor,
+    labels: torch.Tensor,
+    dropout: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
     """Mean squared velocity error of one batch `[batch, 1, 32, 32]`."""
-    noise = torch.randn_like(x0)
-    t = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), device=x0.device)
-    labels = labels.masked_fill(torch.rand(len(x0), device=x0.device) < dropout, len(CLASS_NAMES))
-    v = unet(scheduler.add_noise(x0, noise, t), t, class_labels=labels).sample
+    count, device = len(x0), x0.device
+    noise = torch.randn(x0.shape, generator=generator, device=device)
+    t = torch.randint(scheduler.config.num_train_timesteps, (count,), generator=generator, device=device)
+    dropped = torch.rand(count, generator=generator, device=device) < dropout
+    v = unet(scheduler.add_noise(x0, noise, t), t, class_labels=labels.masked_fill(dropped, len(CLASS_NAMES))).sample
     return torch.nn.functional.mse_loss(v.float(), scheduler.get_velocity(x0, noise, t))
 
 
@@ -137,11 +151,10 @@ def _validate(accelerator: Accelerator, unet: Any, ema: EMAModel, scheduler: DDI
     parameters = list(unet.parameters())
     ema.store(parameters)
     ema.copy_to(parameters)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        losses = [
-            _loss(unet, scheduler, x, y, dropout=0.0) for x, y in zip(images.split(250), labels.split(250), strict=True)
-        ]
+    generator = torch.Generator(accelerator.device).manual_seed(0)
+    losses = [
+        _loss(unet, scheduler, x, y, 0.0, generator) for x, y in zip(images.split(250), labels.split(250), strict=True)
+    ]
     ema.restore(parameters)
     return torch.stack(losses).mean().item()
 
@@ -156,7 +169,10 @@ def _export(
         ema.copy_to(model.parameters())
         pipe = ClassConditionalPipeline(model.half(), scheduler, CLASS_NAMES)
         pipe.save_pretrained(folder)
-        (folder / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        settings = {name: value for name, value in asdict(config).items() if name not in ("output", "data")}
+        (folder / "training.json").write_text(json.dumps(settings, indent=2) + "\n")
+        log = Path(config.output) / "log.jsonl"
+        write_card(folder, settings, asdict(TrainingConfig()), log, sum(p.numel() for p in model.parameters()))
     accelerator.wait_for_everyone()
     return folder
 

@@ -144,7 +144,8 @@ def test_the_table(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_table_without_guidance(pipe: Any) -> None:
     assert str(explain(pipe)).splitlines()[1:] == [
         "  no guidance attached",
-        "  evaluations an image: 2 a step, 20 in total, of which 20 are the pipeline's own; 10 forward calls of the denoiser",
+        "  evaluations an image: 2 a step, 20 in total, of which 20 are the pipeline's own; "
+        "10 forward calls of the denoiser",
     ]
 
 

@@ -1,0 +1,95 @@
+"""The model card that training writes beside the weights."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import CLASS_NAMES
+
+CARD = """---
+license: mit
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [trimtab, class-conditional, fashion-mnist]
+---
+
+# A small class-conditional diffusion model of Fashion-MNIST
+
+{parameters:,} parameters, 32x32 grey images, ten classes ({classes}) and a null
+class, so that it serves as its own unconditional model. It predicts velocity under a linear variance-preserving schedule of
+1000 levels. Made to try guidance on within seconds on any machine; it is no use for anything else.
+
+```python
+import trimtab
+
+pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+pipe.add_guidance("cfg", scale=2.0)
+pipe("Sneaker", num_inference_steps=25).images[0]
+```
+
+Plain Diffusers loads the folder too:
+`DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`.
+
+## Data
+
+Fashion-MNIST: 60,000 training images, 28x28, padded with background to 32x32 (Zalando SE, 2017, MIT licence; Xiao,
+Rasul and Vollgraf, arXiv:1708.07747). The 10,000 test images were never trained on.
+
+## Training
+
+`trimtab train base {options}`
+
+{steps:,} steps of {batch_size} images ({epochs:.1f} passes over the data), AdamW, learning rate {learning_rate:g} with
+warm-up and cosine decay, {label_dropout:.0%} label dropout, averaged weights (decay {ema_decay:g}), mixed precision
+`{mixed_precision}`, seed {seed}. Loss at the end: {loss:.4f} on training batches (mean of the last 100),
+{validation:.4f} on 1,000 test images. {hours:.1f} hours on {machine}.
+The weights are stored in half precision.
+
+## Licence
+
+MIT for the data; the weights are under the licence of this package, Apache-2.0.
+"""
+
+
+def write_card(
+    folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any], log: Path, parameters: int
+) -> None:
+    """Write `README.md` into a model folder from what the training log says.
+
+    Args:
+        folder: the model.
+        config, defaults: training settings, and those that need not be named.
+        log: the training log, one JSON object a line.
+        parameters: of the denoiser.
+    """
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    last = rows[-100:]
+    options = {name: value for name, value in config.items() if value != defaults[name]}
+    text = CARD.format(
+        **config,
+        parameters=parameters,
+        classes=", ".join(CLASS_NAMES),
+        options=" ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items()),
+        epochs=config["steps"] * config["batch_size"] / 60_000,
+        loss=sum(row["loss"] for row in last) / len(last),
+        validation=next((row["validation_loss"] for row in reversed(rows) if "validation_loss" in row), float("nan")),
+        hours=sum(row["seconds"] for row in rows) / 3600,
+        machine=machine(),
+    )
+    (folder / "README.md").write_text(text)
+
+
+def machine() -> str:
+    """What the model was trained on, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    name = models[0].split(":", 1)[1].strip() if models else platform.processor() or platform.machine()
+    return f"{torch.get_num_threads()} thread(s) of a CPU ({name})"
