@@ -112,7 +112,7 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     """`trimtab generate`: write the images or the sheets, and print where they are."""
-    from .pipelines import jobs
+    from .pipelines.generate import jobs
 
     job = jobs.read(args, [name for name, _, _ in REQUEST_OPTIONS])
     for path in jobs.run(job, args.output):
@@ -121,14 +121,14 @@ def generate(args: argparse.Namespace) -> None:
 
 def explain(args: argparse.Namespace) -> None:
     """`trimtab explain`: print the plan of each class or prompt; nothing is generated."""
-    from .pipelines import jobs
+    from .pipelines.generate import jobs
 
     jobs.explain(jobs.read(args, [name for name, _, _ in REQUEST_OPTIONS]))
 
 
 def show(args: argparse.Namespace) -> None:
     """`trimtab show`: print what an image's file says about it."""
-    from .pipelines import pictures
+    from .pipelines.generate import pictures
 
     print(json.dumps(pictures.load(args.file)[1], indent=2, ensure_ascii=False))
 

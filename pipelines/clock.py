@@ -72,7 +72,7 @@ class Clock:
 
     @cached_property
     def _noise_steps(self) -> list[int]:
-        """The noise level of each call; where the scheduler is not known, neighbours of equal timestep are one level."""
+        """The noise level of each call; for an unknown scheduler, neighbours of equal timestep are one level."""
         if self.algebra is not None:
             return self.algebra.noise_steps()
         changes = [a != b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False)]

@@ -118,7 +118,11 @@ class Conditions:
             )
         if condition not in self._made:
             self._made[condition] = self._encode_other(condition)
-        pairs = [(v, self._made[condition][n]) for n, v in self._encodings[0].positive().items() if n in self._made[condition]]
+        pairs = [
+            (v, self._made[condition][n])
+            for n, v in self._encodings[0].positive().items()
+            if n in self._made[condition]
+        ]
         replaced = []
 
         def swap(tensor: torch.Tensor, name: str) -> torch.Tensor:

@@ -23,7 +23,6 @@ from .hooks import SetupView, needs_level
 from .own_cfg import Seen, has_cfg
 
 
-
 def make_plan(
     pipe: Any, guidances: Mapping[str, Guidance], num_inference_steps: int | None, call: Mapping[str, Any]
 ) -> Plan:

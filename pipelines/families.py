@@ -92,8 +92,8 @@ class Family:
         """The layers of `layers="auto"`.
 
         A transformer: the block just past its middle. A UNet with a prompt: the middle block. A UNet without one, whose
-        only attentions these are: all at the lowest resolution (the last down block, the middle, the first up block), as
-        the PAG paper does on such models. Where there is no attention, the nearest earlier one.
+        only attentions these are: all at the lowest resolution, which the last down block, the middle and the first up
+        block share. Where there is no attention, the nearest earlier one.
         """
         if self.name == "unet":
             down = [name for name in self.blocks if name.startswith("down_blocks")]

@@ -25,7 +25,7 @@ _SAMPLES = 1 << 15
 
 @dataclass(frozen=True)
 class View:
-    """The part of a denoiser row that reaches the scheduler: a slice along one dimension, another shape, or all as it is."""
+    """The part of a denoiser row that reaches the scheduler: a slice along one dimension, another shape, or all."""
 
     dim: int = 0
     start: int = 0

@@ -14,7 +14,9 @@ def has_cfg(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether the call computes an unconditional prediction by itself, by the pipeline's own test where it has one."""
     scale = next((arguments[name] for name in reversed(_CFG_NAMES) if arguments.get(name) is not None), 1.0)
     if "true_cfg_scale" in arguments:
-        return scale > 1 and any(arguments.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))
+        return scale > 1 and any(
+            arguments.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds")
+        )
     test = getattr(type(pipe), "do_classifier_free_guidance", None)
     if isinstance(test, property) and test.fget is not None:
         try:

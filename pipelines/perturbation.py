@@ -2,9 +2,9 @@
 
 A perturbed branch equals its parent up to its first perturbed layer. The denoiser is entered with all rows, so that
 everything between the blocks (time embeddings, skip connections, control residuals) has them; but a block before that
-layer computes the rows that differ so far, and hands the parents' results on to the others. In a perturbed attention the
-layer's own forward runs on each group of rows, with the attention function replaced for the perturbed ones; its norms,
-rotary embedding, LoRA and projections stay what they are.
+layer computes the rows that differ so far, and hands the parents' results on to the others. In a perturbed attention
+the layer's own forward runs on each group of rows, with the attention function replaced for the perturbed ones; its
+norms, rotary embedding, LoRA and projections stay what they are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .rows import map_tensors, take_rows
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring rows under one perturbation, and the outer block in which they begin to differ from their parents."""
+    """Neighbouring rows under one perturbation, and the outer block in which they part from their parents."""
 
     start: int
     stop: int
@@ -165,7 +165,9 @@ def _attend(
 def _why_not(name: str, attention: nn.Module, perturbation: Perturbation, passed_by: bool) -> str:
     kind = type(perturbation).__name__
     if passed_by:
-        return f"{name}: its queries attend to further keys, so there is no map among image tokens for {kind} to change."
+        return (
+            f"{name}: its queries attend to further keys, so there is no map among image tokens for {kind} to change."
+        )
     return (
         f"{name}: its processor {type(attention.processor).__name__} does not call scaled_dot_product_attention, "
         f"so {kind} cannot act. Use the default processors: pipe.unet.set_default_attn_processor(), or no attention "
@@ -174,7 +176,7 @@ def _why_not(name: str, attention: nn.Module, perturbation: Perturbation, passed
 
 
 class _AttentionReplaced(TorchFunctionMode):
-    """Replaces the self-attention function; attention onto something of another length, such as an image prompt, stays."""
+    """Replaces the self-attention function; attention onto something of another length stays."""
 
     def __init__(self, family: Family, module: nn.Module, perturbation: Perturbation, image: int, text: int) -> None:
         super().__init__()

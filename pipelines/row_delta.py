@@ -43,7 +43,7 @@ class RowDelta:
             return True
         if denoiser.observation is not None:
             return denoiser.observation.rescaled
-        # Which of two calls is combined how is seen at the first scheduler step only; until then this way is right for both.
+        # How two calls are combined is seen at the first scheduler step only; until then this way is right for both.
         return calls > 1
 
     def _scale_of_cfg(self) -> float | None:

@@ -21,7 +21,7 @@ class AmbiguousRowsError(Exception):
 
 
 def is_shared(name: str, value: Any = None) -> bool:
-    """Whether an argument of this name is one for all rows: positions `[tokens, axes]`, but not `[rows, tokens, axes]`."""
+    """Whether all rows share an argument of this name: positions `[tokens, axes]`, not `[rows, tokens, axes]`."""
     if isinstance(value, torch.Tensor) and value.ndim > 2:
         return False
     return any(part in name for part in SHARED_NAMES)

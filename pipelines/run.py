@@ -125,7 +125,9 @@ class GuidedRun:
             return self._row_delta.hand_over(call, self._calls, output, acting, self._with_sample(step, call))
         return output
 
-    def _forward(self, call: Call, denoiser: Denoiser, acting: Mapping[str, Guidance], branches: Sequence[Branch]) -> Any:
+    def _forward(
+        self, call: Call, denoiser: Denoiser, acting: Mapping[str, Guidance], branches: Sequence[Branch]
+    ) -> Any:
         if any(needs_graph(guidance) for guidance in acting.values()):
             return call_with_graph(call)
         if branches and call.roles is not None:
@@ -217,8 +219,8 @@ class GuidedRun:
             given["model_output"] = self._guided(scheduler, clock, step, acting, calls, given)
         elif acting:
             raise UnsupportedPipelineError(
-                f"{type(self.pipe).__name__}: scheduler.step was called without a denoiser call before it, so there is no "
-                "prediction to guide. Pipelines with a scheduler for each frame are not supported."
+                f"{type(self.pipe).__name__}: scheduler.step was called without a denoiser call before it, so there is "
+                "no prediction to guide. Pipelines with a scheduler for each frame are not supported."
             )
         self._count(calls, given["sample"])
         self._row_delta.handed_with = None

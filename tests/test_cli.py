@@ -22,9 +22,9 @@ from zoo import CASES
 import trimtab
 from trimtab import cli
 from trimtab.guidance import recipe, registry
-from trimtab.pipelines import pictures
 from trimtab.pipelines.embedded import MODEL_FOLDER
 from trimtab.pipelines.embedded.train import TrainingConfig
+from trimtab.pipelines.generate import pictures
 
 GUIDANCES = ("--guidance", "cfg:scale=3", "--guidance", "pag:scale=2,layers=mid")
 

@@ -21,9 +21,10 @@ tags: [trimtab, class-conditional, fashion-mnist]
 
 # A small class-conditional diffusion model of Fashion-MNIST
 
-{parameters:,} parameters, 32x32 grey images, ten classes ({classes}) and a null
-class, so that it serves as its own unconditional model. It predicts velocity under a linear variance-preserving schedule of
-1000 levels. Made to try guidance on within seconds on any machine; it is no use for anything else.
+{parameters:,} parameters, 32x32 grey images, ten classes ({classes})
+and a null class, so that it serves as its own unconditional model. It predicts velocity under a linear
+variance-preserving schedule of 1000 levels. Made to try guidance on within seconds on any machine; no use for anything
+else.
 
 ```python
 import trimtab

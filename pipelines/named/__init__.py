@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from ..guided import guide
 
@@ -39,14 +39,15 @@ class NamedPipeline:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        stock = cls.guided_stock = next(base for base in cls.__bases__ if base is not NamedPipeline)
+        stock: Any = next(base for base in cls.__bases__ if base is not NamedPipeline)
 
         @functools.wraps(stock.__init__)
-        def __init__(self: Any, *args: Any, **options: Any) -> None:
+        def initialise(self: Any, *args: Any, **options: Any) -> None:
             stock.__init__(self, *args, **options)
             guide(self)
 
-        setattr(cls, "__init__", __init__)  # noqa: B010  (mypy refuses the plain assignment)
+        cls.guided_stock, named = stock, cast(Any, cls)
+        named.__init__ = initialise
 
 
 def path(family: str) -> str:

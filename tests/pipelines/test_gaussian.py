@@ -6,6 +6,7 @@ flow, and to that of a loop that edits the exact clean estimate by itself.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +21,13 @@ import trimtab
 from trimtab.guidance.base import Guidance, Step
 from trimtab.guidance.branch import Predictions
 from trimtab.guidance.noise import Level, noise_algebra
+from trimtab.guidance.plugins.cfg import CFG
+
 from ..guidance.gaussian import Gaussian, image, noise, predict, sample
 from ..guidance.scheduler_cases import CASES, Case
+
+# torchsde's Brownian tree rounds its times and warns of it at every call.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
 DATA = Gaussian(image(1), 0.2)
 OTHER = Gaussian(image(2), 0.5)
@@ -90,9 +96,9 @@ SCHEDULERS = (
 def plain_cases(name: str) -> list[Case]:
     """The parametrisations of one scheduler that walk through the same levels: one option, all prediction types."""
     told = {"prediction_type", "clip_sample", "sigma_data", "noise_sampler_seed", "shift"}
-    cases = [case for case in CASES if case.name == name and case.config.keys() <= told]
-    first = max(case.first for case in cases)
-    return [Case(c.name, c.kind, c.config, c.timesteps, first, c.tolerance) for c in cases]
+    cases = {case.kind: case for case in CASES if case.name == name and case.config.keys() <= told}
+    first = max(case.first for case in cases.values())
+    return [dataclasses.replace(case, first=first) for case in cases.values()]
 
 
 BY_SCHEDULER = {name: plain_cases(name) for name in SCHEDULERS}
@@ -151,7 +157,7 @@ GUIDANCES: dict[str, tuple[Callable[[Case], Any], Edit]] = {
     "guide_x0": (lambda case: TowardsTarget(), towards_target),
     "loss": (lambda case: QuadraticLoss(), towards_target),
     "delta": (lambda case: CleanShift(kind=case.kind, sigma_data=sigma_data(case)), clean_shift),
-    "cfg": (lambda case: trimtab.create("cfg", scale=1.5), away_from_other),
+    "cfg": (lambda case: CFG(scale=1.5), away_from_other),
 }
 
 

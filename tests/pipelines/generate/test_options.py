@@ -13,7 +13,7 @@ from trimtab.guidance import registry
 from trimtab.guidance.base import Guidance
 from trimtab.guidance.errors import ParameterError, UnknownGuidanceError
 from trimtab.guidance.parameters import parameter
-from trimtab.pipelines import options
+from trimtab.pipelines.generate import options
 
 
 @dataclass

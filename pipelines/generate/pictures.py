@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from ..guidance.errors import TrimtabError
+from ...guidance.errors import TrimtabError
 
 KEY = "trimtab"
 """The PNG text chunk that holds the settings, as one JSON object."""

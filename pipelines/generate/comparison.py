@@ -8,13 +8,13 @@ from typing import Any
 
 from PIL import Image
 
-from ..guidance import recipe
-from ..guidance.base import Guidance
-from ..guidance.errors import ParameterError
-from ..guidance.parameters import fields_of
-from .generation import attach, generate
+from ...guidance import recipe
+from ...guidance.base import Guidance
+from ...guidance.errors import ParameterError
+from ...guidance.parameters import fields_of
 from .pictures import Row, sheet
 from .request import Request
+from .samples import attach, generate
 
 
 def variants(guidances: Mapping[str, Guidance]) -> dict[str, dict[str, Guidance]]:

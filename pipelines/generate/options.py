@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..guidance import registry
-from ..guidance.base import Guidance
-from ..guidance.errors import ParameterError
-from ..guidance.parameters import describe_range, fields_of, unknown_parameter
+from ...guidance import registry
+from ...guidance.base import Guidance
+from ...guidance.errors import ParameterError
+from ...guidance.parameters import describe_range, fields_of, unknown_parameter
 
 _LARGEST_SEED = 2**63 - 1
 _MOST_SEEDS = 100_000

@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..guidance import recipe
-from ..guidance.errors import TrimtabError
-from .embedded import REPOSITORY
+from ...guidance import recipe
+from ...guidance.errors import TrimtabError
+from ..embedded import REPOSITORY
 
 DTYPES = ("float32", "bfloat16", "float16")
 _RECORDED_PACKAGES = ("trimtab", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "pillow")

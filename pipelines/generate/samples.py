@@ -18,10 +18,10 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
-from ..guidance.base import Guidance
-from ..guidance.errors import did_you_mean
-from .embedded import REPOSITORY
-from .loading import GuidedPipeline
+from ...guidance.base import Guidance
+from ...guidance.errors import did_you_mean
+from ..embedded import REPOSITORY
+from ..loading import GuidedPipeline
 from .request import Request, RequestError
 
 

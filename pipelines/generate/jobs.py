@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..guidance import recipe
-from ..guidance.base import Guidance
-from ..guidance.errors import RecipeError
+from ...guidance import recipe
+from ...guidance.base import Guidance
+from ...guidance.errors import RecipeError
 from . import options, pictures
 from .comparison import compare, variants
-from .generation import attach, call_arguments, generate, load_pipeline, resolve
 from .request import Request, installed_versions
+from .samples import attach, call_arguments, generate, load_pipeline, resolve
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trimtab.pipelines import pictures
-from trimtab.pipelines.pictures import PictureError, Row
+from trimtab.pipelines.generate import pictures
+from trimtab.pipelines.generate.pictures import PictureError, Row
 
 
 def grey(size: int = 32, seed: int = 0) -> Image.Image:
