@@ -176,8 +176,9 @@ def _plugin(name: str) -> Plugin:
     known = plugins() if name in plugins() else plugins(refresh=True)
     if name in known:
         return known[name]
-    message = f"There is no guidance {name!r}.{did_you_mean(name, known)} Installed: {', '.join(known) or 'none'}."
-    if re.fullmatch(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", name):
+    meant = did_you_mean(name, known)
+    message = f"There is no guidance {name!r}.{meant} Installed: {', '.join(known) or 'none'}."
+    if not meant and re.fullmatch(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", name):
         package = "trimtab-" + re.sub(r"[._]", "-", name.lower())
         message += f" A package may provide it, perhaps (if you trust its author): pip install {package}"
     raise UnknownGuidanceError(message)

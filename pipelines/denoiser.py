@@ -15,9 +15,9 @@ from ..guidance.errors import UnsupportedPipelineError
 from .conditions import Conditions
 from .families import Family
 from .interception import outer_contexts_kept, set_attribute
-from .observation import TOLERANCE, Observation
+from .observation import TOLERANCE, UNRELATED, Observation, observe
 from .perturbation import Layout, Perturber, Segment
-from .prediction import primary
+from .prediction import primary, sample_argument
 from .rows import AmbiguousRowsError, check_splittable, join_rows, take_rows
 
 
@@ -49,6 +49,37 @@ class Call:
     def where(self, role: str) -> list[int]:
         """Indices of the rows with this role."""
         return [index for index, known in enumerate(self.roles or ()) if known == role]
+
+    def sample_before_step(self, unscaled: torch.Tensor | None) -> torch.Tensor | None:
+        """x_t for each row, as far as it can be told before `scheduler.step`: like the output in shape, or `None`.
+
+        Args:
+            unscaled: what `scale_model_input` was given in this step, if it was called.
+        """
+        key = sample_argument(self.args, self.kwargs)
+        given = self.args[key] if isinstance(key, int) else self.kwargs[key] if key is not None else None
+        found = (value for value in (unscaled, given) if isinstance(value, torch.Tensor))
+        return next((sample for sample in found if sample.shape == self.output.shape), None)
+
+
+def observe_calls(
+    kind: str, calls: Sequence[Call], model_output: torch.Tensor, sample: torch.Tensor
+) -> tuple[Observation, list[Call]]:
+    """How `model_output` came about, and the calls that took part in it.
+
+    Raises:
+        UnsupportedPipelineError: it does not follow from any of them; `kind` is the pipeline's class for the message.
+    """
+    for module in dict.fromkeys(call.module for call in reversed(calls)):
+        chosen = [call for call in calls if call.module is module]
+        found = observe([call.handed_back for call in chosen], model_output, sample)
+        if found is not None and found.residual <= UNRELATED:
+            return found, chosen
+    shapes = ", ".join(str(tuple(call.output.shape)) for call in calls)
+    raise UnsupportedPipelineError(
+        f"{kind}: the scheduler was given a {tuple(model_output.shape)} that does not follow from the denoiser's "
+        f"output ({shapes}) by a combination of rows and a slice, so a guidance term cannot be handed to it."
+    )
 
 
 class Denoiser:
@@ -105,7 +136,7 @@ class Denoiser:
                 call.extra = {}
                 call.roles = roles
             if self.observation is not None or trusted:
-                self.observed_roles[ordinal, call.output.shape[0]] = call.roles
+                self.observed_roles[ordinal, call.output.shape[0]] = call.roles or roles
         if not any(call.where("cond") for call in calls):
             calls[0].roles = ["cond"] * batch + (calls[0].roles or [])[batch:]
         self.observation = observation

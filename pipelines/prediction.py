@@ -45,7 +45,8 @@ def with_primary(output: Any, prediction: torch.Tensor) -> Any:
 def sample_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | str | None:
     """Position or name of the argument that holds the sample: the first tensor, or list of tensors, with dimensions."""
     named = [*(name for name in ("sample", "hidden_states") if name in kwargs), *kwargs]
-    for key, value in [*enumerate(args), *((name, kwargs[name]) for name in named)]:
+    candidates: list[tuple[int | str, Any]] = [*enumerate(args), *((name, kwargs[name]) for name in named)]
+    for key, value in candidates:
         if (isinstance(value, torch.Tensor) and value.ndim > 1) or _is_list_of_rows(value):
             return key
     return None

@@ -27,12 +27,12 @@ from .clean import call_with_graph, guide_clean_estimate, needs_graph
 from .clock import Clock, algebra_or_none
 from .components import denoisers_of, schedulers_of
 from .conditions import Conditions
-from .denoiser import OWN, Call, Denoiser
+from .denoiser import OWN, Call, Denoiser, observe_calls
 from .hooks import Hooks, needs_level
 from .interception import tap_call, tap_scheduler
-from .observation import UNRELATED, Observation, observe, own_channels
+from .observation import own_channels
 from .own_cfg import has_cfg
-from .prediction import input_rows, primary, sample_argument, with_primary
+from .prediction import input_rows, primary, with_primary
 from .row_delta import RowDelta
 from .rows import AmbiguousRowsError
 
@@ -198,12 +198,7 @@ class GuidedRun:
     def _with_sample(self, step: Step, call: Call) -> Step:
         """The step with x_t as far as it can be told before `scheduler.step`: `[rows, ...]` like the call's output."""
         clock = self.clocks[id(self._scheduler_of(call.module))]
-        key = sample_argument(call.args, call.kwargs)
-        given = call.args[key] if isinstance(key, int) else call.kwargs[key] if key is not None else None
-        for sample in (clock.unscaled, given):
-            if isinstance(sample, torch.Tensor) and sample.shape == call.output.shape:
-                return dataclasses.replace(step, sample=sample)
-        return step
+        return dataclasses.replace(step, sample=call.sample_before_step(clock.unscaled))
 
     def _on_step(self, scheduler: Any, bound: inspect.BoundArguments, original: Any) -> Any:
         if self._inside:
@@ -239,7 +234,7 @@ class GuidedRun:
     ) -> torch.Tensor:  # fmt: skip
         """The model output with all that the acting guidances make of it."""
         model_output, sample = given["model_output"], given["sample"]
-        observation, calls = self._observe(calls, model_output, sample)
+        observation, calls = observe_calls(type(self.pipe).__name__, calls, model_output, sample)
         batch = observation.batch
         sample, own = sample[:batch], own_channels(model_output, sample)[:batch]
         denoiser = self.denoisers[id(calls[0].module)]
@@ -284,22 +279,6 @@ class GuidedRun:
                     cond_call, branch, cond_call.roles or []
                 )
         return missing
-
-    def _observe(
-        self, calls: list[Call], model_output: torch.Tensor, sample: torch.Tensor
-    ) -> tuple[Observation, list[Call]]:
-        """How `model_output` came about, and the calls that took part in it."""
-        kind = type(self.pipe).__name__
-        for module in dict.fromkeys(call.module for call in reversed(calls)):
-            chosen = [call for call in calls if call.module is module]
-            found = observe([call.handed_back for call in chosen], model_output, sample)
-            if found is not None and found.residual <= UNRELATED:
-                return found, chosen
-        shapes = ", ".join(str(tuple(call.output.shape)) for call in calls)
-        raise UnsupportedPipelineError(
-            f"{kind}: the scheduler was given a {tuple(model_output.shape)} that does not follow from the denoiser's "
-            f"output ({shapes}) by a combination of rows and a slice, so a guidance term cannot be handed to it."
-        )
 
     def _count(self, calls: Sequence[Call], sample: torch.Tensor) -> None:
         for call in calls:

@@ -94,12 +94,19 @@ def test_a_plug_in_is_a_frozen_value() -> None:
         plugin.name = "c"  # type: ignore[misc]
 
 
-def test_an_unknown_name_gets_the_nearest_the_list_and_where_it_may_come_from(tilt: Path) -> None:
+def test_an_unknown_name_gets_the_nearest_and_the_list(tilt: Path) -> None:
+    """And no command to install a misspelt name, under which anybody might publish."""
     with pytest.raises(UnknownGuidanceError) as caught:
         find("acme.tild")
     message = str(caught.value)
     assert "There is no guidance 'acme.tild'. Did you mean 'acme.tilt'? Installed: acme.tilt" in message
-    assert message.endswith("perhaps (if you trust its author): pip install trimtab-acme-tild")
+    assert "pip install" not in message
+
+
+def test_a_name_like_no_other_may_come_from_a_package(tilt: Path) -> None:
+    with pytest.raises(UnknownGuidanceError) as caught:
+        find("zephyr")
+    assert str(caught.value).endswith("perhaps (if you trust its author): pip install trimtab-zephyr")
 
 
 def test_no_command_is_made_of_a_name_that_is_not_plain() -> None:

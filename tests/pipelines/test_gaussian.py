@@ -74,7 +74,9 @@ class GaussianPipeline(DiffusionPipeline):
                 scaled = scheduler.scale_model_input(latents, timestep)
             labels = torch.tensor(class_labels or [0])
             factor = float(latents.norm() / scaled.norm())
-            prediction = self.unet(scaled, timestep, labels, level.alpha, level.sigma, factor)
+            prediction = self.unet(
+                scaled, timestep, class_labels=labels, alpha=level.alpha, sigma=level.sigma, factor=factor
+            )
             options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
             latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
         return (latents,)

@@ -210,7 +210,7 @@ def test_image_tokens_see_themselves_and_the_text_and_text_tokens_everything(
     torch.testing.assert_close(expected[..., text, :], plain[..., text, :])
 
 
-# -- which tokens are image: a reference by hand for each processor ---------------------------------------------
+# -- which tokens are image: a reference by hand for each processor --------------------------------------------
 def heads(attention: Any, states: torch.Tensor) -> torch.Tensor:
     """`[batch, tokens, width]` as `[batch, heads, tokens, head_dim]`."""
     return states.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
