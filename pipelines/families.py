@@ -6,6 +6,7 @@ outside (in which order text and image are joined) are in the two tables below.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,10 @@ class Family:
 
     @property
     def _has_cross_attention(self) -> bool:
-        return any(getattr(module, "is_cross_attention", False) for module in self.module.modules())
+        return any(
+            getattr(module, "is_cross_attention", False) or re.search(r"(attn2|cross_attn|crossattn)$", name)
+            for name, module in self.module.named_modules()
+        )
 
     def resolve(self, layers: str | Sequence[str], plugin: str) -> tuple[str, ...]:
         """Full names of the self-attentions that a specification stands for, in call order.
@@ -128,6 +132,7 @@ class Family:
         """
         if not layers:
             raise ParameterError(f"{plugin}: layers={layers!r} names no layer; allowed: 'auto', or at least one name.")
+        self._check_tokens(plugin)
         chosen: set[str] = set()
         for spec in [layers] if isinstance(layers, str) else layers:
             names = self.auto if spec == "auto" else self.attentions
@@ -146,6 +151,21 @@ class Family:
                 )
             chosen |= matched
         return tuple(name for name in self.attentions if name in chosen)
+
+    def _check_tokens(self, plugin: str) -> None:
+        """Refuse a transformer whose attentions hold text tokens that cannot be told from image tokens."""
+        kind = type(self.module).__name__
+        if self.name == "unet" or kind in TEXT_FIRST | IMAGE_FIRST:
+            return
+        takes_text = {"encoder_hidden_states", "cap_feats", "input_ids"} & set(
+            inspect.signature(type(self.module).forward).parameters
+        )
+        if self.name == "mmdit" or (takes_text and not self._has_cross_attention):
+            raise ParameterError(
+                f"{plugin}: {kind} lets text and image tokens attend jointly in an order that is not known here, so it "
+                f"cannot be perturbed on image tokens only. Known: {', '.join(sorted(TEXT_FIRST | IMAGE_FIRST))}, and "
+                "all denoisers with cross-attention."
+            )
 
     def _matches(self, spec: str, name: str) -> bool:
         official = _OFFICIAL.fullmatch(spec)
@@ -186,7 +206,7 @@ class Family:
     def text_length(self, attention: nn.Module, own_text: int | None, kwargs: Mapping[str, Any]) -> int:
         """Text tokens joined to the image tokens of an attention: its own, or those merged in before a single block."""
         if own_text is not None:
-            return own_text if is_joint(attention) else 0
+            return own_text
         merged = any(module is attention for name, module in self.attentions.items() if name.startswith("single_"))
         states = kwargs.get("encoder_hidden_states")
         return int(states.shape[1]) if merged and states is not None else 0

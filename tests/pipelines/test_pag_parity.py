@@ -340,7 +340,7 @@ def test_the_perturbed_attention_is_the_reference_by_hand(name: str, layer: str)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
-PERTURBABLE = [name for name in CASES if name not in ("if_", "cascade_prior", "prx_pixel")]
+PERTURBABLE = [name for name in CASES if name not in ("if_", "cascade_prior", "prx_pixel", "z_image")]
 
 
 @pytest.mark.parametrize("name", PERTURBABLE)
@@ -351,9 +351,15 @@ def test_the_picture_does_not_depend_on_how_rows_are_computed(name: str) -> None
     close(ours(name, "auto"), alone, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["if_", "prx_pixel"])
-def test_a_denoiser_without_self_attention_is_refused_when_attached(name: str) -> None:
+def test_a_denoiser_without_self_attention_is_refused_when_attached() -> None:
     with pytest.raises(ParameterError, match=r"pag: layers='auto': \w+ has no self-attention"):
+        built("if_").add_guidance("pag")
+
+
+@pytest.mark.parametrize("name", ["z_image", "prx_pixel"])
+def test_text_tokens_that_cannot_be_told_from_image_tokens_are_a_refusal(name: str) -> None:
+    """D6: better no perturbation than one of the text tokens, too."""
+    with pytest.raises(ParameterError, match=r"pag: \w+ lets text and image tokens attend jointly in an order"):
         built(name).add_guidance("pag")
 
 
