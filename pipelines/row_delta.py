@@ -7,26 +7,30 @@ A pipeline that computes `R(u + g (c - u))` with a rescale R gets `u + delta / (
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from ..guidance.base import Guidance, Step
 from ..guidance.branch import COND, UNCOND, Branch
 from .denoiser import Call, Denoiser
+from .hooks import Hooks
 from .observation import TOLERANCE, Observation, View
 from .prediction import with_primary
 
-if TYPE_CHECKING:
-    from .run import GuidedRun
-
 
 class RowDelta:
-    """Whether, and with which g, a delta was handed to the pipeline on the unconditional row of the present step."""
+    """Whether, and with which g, a delta was handed to the pipeline on the unconditional row of the present step.
 
-    def __init__(self, run: GuidedRun) -> None:
-        self._run = run
+    Args:
+        arguments: of the pipeline's call.
+        hooks: the guidances' hooks in this run.
+        compute_missing: computes the branches of a step that no call holds yet, as `GuidedRun.compute_missing`.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], hooks: Hooks, compute_missing: Callable[..., object]) -> None:
+        self._arguments, self._hooks, self._compute_missing = arguments, hooks, compute_missing
         self.handed_with: float | None = None
 
     def applies(self, denoiser: Denoiser, acting: Mapping[str, Guidance], calls: int) -> bool:
@@ -39,7 +43,7 @@ class RowDelta:
             return False
         if not any(guidance.overrides("delta") for guidance in acting.values()):
             return False
-        if (self._run.arguments.get("guidance_rescale") or 0.0) > 0:
+        if (self._arguments.get("guidance_rescale") or 0.0) > 0:
             return True
         if denoiser.observation is not None:
             return denoiser.observation.rescaled
@@ -47,12 +51,13 @@ class RowDelta:
         return calls > 1
 
     def _scale_of_cfg(self) -> float | None:
-        arguments = self._run.arguments
-        names = ("true_cfg_scale", "guidance_scale") if "true_cfg_scale" in arguments else ("guidance_scale",)
-        values = [arguments.get(name) for name in names]
+        names = ("true_cfg_scale", "guidance_scale") if "true_cfg_scale" in self._arguments else ("guidance_scale",)
+        values = [self._arguments.get(name) for name in names]
         return next((float(value) for value in values if isinstance(value, (int, float))), None)
 
-    def hand_over(self, call: Call, calls: list[Call], output: Any, acting: Mapping[str, Guidance], step: Step) -> Any:
+    def hand_over(
+        self, call: Call, calls: list[Call], output: Any, acting: Mapping[str, Guidance], step: Step, denoiser: Denoiser
+    ) -> Any:
         """The output of a call that holds the unconditional row, with the delta on it.
 
         Args:
@@ -65,8 +70,8 @@ class RowDelta:
         g = self._scale_of_cfg()
         if not uncond or cond_call is None or g is None:
             return output
-        self._run.compute_missing(cond_call, acting, step, (COND, UNCOND))
-        seen = self._run.denoisers[id(call.module)].observation
+        self._compute_missing(cond_call, acting, step, (COND, UNCOND))
+        seen = denoiser.observation
         view, sign = (View(), 1.0) if seen is None else (seen.view, seen.gain)
         available = {branch: sign * view.of(rows) for branch, rows in cond_call.extra.items()}
         for branch, rows in ((COND, cond_call.output[cond_call.where("cond")]), (UNCOND, call.output[uncond])):
@@ -76,7 +81,7 @@ class RowDelta:
             sample=None if step.sample is None else view.of(step.sample[uncond]),
             own=available[UNCOND] + g * (available[COND] - available[UNCOND]),
         )
-        delta = self._run.hooks.delta(acting, step, available)
+        delta = self._hooks.delta(acting, step, available)
         if delta is None:
             return output
         edited = call.output.clone()
@@ -100,5 +105,5 @@ class RowDelta:
         arrived = min(observation.weights) * observation.gain / (1.0 - g)
         if abs(arrived - 1.0) < 10 * TOLERANCE:
             return own
-        delta = self._run.hooks.delta(acting, step, available)
+        delta = self._hooks.delta(acting, step, available)
         return own if delta is None else own + (1.0 - arrived) * delta

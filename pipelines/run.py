@@ -67,7 +67,6 @@ class GuidedRun:
         self._inside = False
         self._paired: dict[int, Any] = {}
         self._schedulers = schedulers_of(pipe)
-        self._row_delta = RowDelta(self)
         self._has_cfg = has_cfg(pipe, arguments)
 
     def __enter__(self) -> GuidedRun:
@@ -94,6 +93,7 @@ class GuidedRun:
             self.denoisers[id(module)] = Denoiser(module, self.conditions, self.stack)
         self.families = [denoiser.family for denoiser in self.denoisers.values()]
         self.hooks = Hooks(self.guidances, self)
+        self._row_delta = RowDelta(self.arguments, self.hooks, self.compute_missing)
         for module in denoisers_of(self.pipe):
             tap_call(self.stack, module, self._on_call)
         for scheduler in self._schedulers:
@@ -122,7 +122,8 @@ class GuidedRun:
         self._calls.append(call)
         call.output = call.handed_back = primary(output)
         if step is not None and self._row_delta.applies(denoiser, acting, len(self._calls)):
-            return self._row_delta.hand_over(call, self._calls, output, acting, self._with_sample(step, call))
+            step = self._with_sample(step, call)
+            return self._row_delta.hand_over(call, self._calls, output, acting, step, denoiser)
         return output
 
     def _forward(

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from .pipeline import ClassConditionalPipeline
 
-__all__ = ["MODEL_FOLDER", "REPOSITORY", "ClassConditionalPipeline", "is_class_conditional"]
+__all__ = ["MODEL_FOLDER", "PIPELINE_FOLDER", "REPOSITORY", "ClassConditionalPipeline", "is_class_conditional"]
 
 REPOSITORY = "trimtab/embedded"
 """The name under which it loads, without a network."""
-MODEL_FOLDER = Path(__file__).parent / "model"
+PIPELINE_FOLDER = Path(__file__).parent
+"""What plain Diffusers takes as `custom_pipeline` to load it."""
+MODEL_FOLDER = PIPELINE_FOLDER / "model"
 
 
 def is_class_conditional(folder: str | os.PathLike[str]) -> bool:

@@ -34,8 +34,8 @@ pipe.add_guidance("cfg", scale=2.0)
 pipe("Sneaker", num_inference_steps=25).images[0]
 ```
 
-Plain Diffusers loads the folder too:
-`DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)`.
+Plain Diffusers loads it too, with the folder that holds `pipeline.py` as `custom_pipeline`:
+`DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(trimtab.pipelines.embedded.PIPELINE_FOLDER))`.
 
 ## Data
 

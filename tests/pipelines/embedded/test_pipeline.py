@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, UNet2DModel
 
 import trimtab
+from trimtab.pipelines import embedded
 from trimtab.pipelines.embedded import ClassConditionalPipeline
 
 NAMES = ["circle", "square", "Cross"]
@@ -121,3 +122,24 @@ def test_cfg_is_the_combination_of_class_and_null_class(pipe: ClassConditionalPi
     with torch.no_grad():
         c, u = (pipe.unet(given, timestep, class_labels=torch.tensor([label])).sample for label in (1, 3))
     assert torch.allclose(seen[0], u + 3.0 * (c - u), atol=1e-5)
+
+
+def test_the_shipped_model_loads_by_name_and_through_plain_diffusers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    ours = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+    plain = DiffusionPipeline.from_pretrained(
+        embedded.MODEL_FOLDER, custom_pipeline=str(embedded.PIPELINE_FOLDER), trust_remote_code=True
+    )
+    for loaded in (ours, plain):
+        loaded.set_progress_bar_config(disable=True)
+    assert torch.allclose(sample(ours, "Bag"), sample(plain, "Bag"), atol=1e-6)
+
+
+def test_the_shipped_model_is_small_and_its_card_complete() -> None:
+    files = [path for path in embedded.MODEL_FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20_000_000
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".md"}
+    card = (embedded.MODEL_FOLDER / "README.md").read_text()
+    assert all(f"## {part}" in card for part in ("Data", "Training", "Quality", "Licence"))
