@@ -171,7 +171,6 @@ class GuidedMixin:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Diffusers' own `save_pretrained`, with the recipe beside it if guidances are attached."""
-        recipe.dump(self.guidances)  # a guidance that no recipe can hold is refused before anything is written
         recipe.dump(self.guidances)  # refuses here what could not be written after gigabytes of weights
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         # An older recipe in the folder would otherwise come back with the pipeline.
