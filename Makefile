@@ -18,7 +18,7 @@ TESTABLE := $(VENV)/.stamp-testable
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
-	@$(BIN)/trimtab generate --compare --class Sneaker --seeds 0-3 --steps 25 \
+	@$(BIN)/trimtab generate --compare --class Sandal --seeds 0-5 --steps 25 \
 		--guidance cfg:scale=2 --guidance pag:scale=1 -o out
 
 test: lint types pytest
