@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
 from PIL import Image
 from zoo import CASES
+from zoo.class_conditional import class_conditional
 
 import trimtab
 from trimtab import cli
@@ -32,22 +32,8 @@ GUIDANCES = ("--guidance", "cfg:scale=3", "--guidance", "pag:scale=2,layers=mid"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a class-conditional model of two classes and 16x16 pixels."""
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=16,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        norm_num_groups=4,
-        num_class_embeds=3,
-    )
-    scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False)
     folder = tmp_path_factory.mktemp("model")
-    trimtab.ClassConditionalPipeline(unet, scheduler, ["Cat", "Sea lion"]).save_pretrained(folder)
+    class_conditional(["Cat", "Sea lion"], side=16, prediction_type="v_prediction").save_pretrained(folder)
     return str(folder)
 
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from recorder import recorded
 from zoo import CASES, run
+from zoo.class_conditional import class_conditional
 
 import trimtab
-from trimtab.pipelines.embedded import ClassConditionalPipeline
 
 
 @functools.cache
@@ -87,29 +86,11 @@ def test_on_qwen_image_it_is_the_plain_formula_without_the_pipelines_norm() -> N
         close(record.steps[0].model_output, uncond + 4.0 * (cond - uncond), 1e-6)
 
 
-@pytest.fixture
-def class_conditional() -> Any:
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        norm_num_groups=4,
-        num_class_embeds=4,
-    ).eval()
-    pipe = ClassConditionalPipeline(unet, DDIMScheduler(clip_sample=False), ["circle", "square", "cross"])
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
-def test_on_a_class_conditional_model_it_is_the_formula(class_conditional: Any, scale: float) -> None:
+def test_on_a_class_conditional_model_it_is_the_formula(scale: float) -> None:
+    pipe = class_conditional(["circle", "square", "cross"])
     start = torch.randn(2, 1, 8, 8)
-    scheduler, unet = class_conditional.scheduler, class_conditional.unet
+    scheduler, unet = pipe.scheduler, pipe.unet
     scheduler.set_timesteps(4)
     sample = start
     with torch.no_grad():
@@ -117,17 +98,18 @@ def test_on_a_class_conditional_model_it_is_the_formula(class_conditional: Any, 
             cond = unet(sample, timestep, class_labels=torch.tensor([1, 2])).sample
             uncond = unet(sample, timestep, class_labels=torch.tensor([3, 3])).sample
             sample = scheduler.step(uncond + scale * (cond - uncond), timestep, sample).prev_sample
-    trimtab.guide(class_conditional).add_guidance("cfg", scale=scale)
-    guided = class_conditional(["square", 2], num_inference_steps=4, latents=start, output_type="pt").images
+    trimtab.guide(pipe).add_guidance("cfg", scale=scale)
+    guided = pipe(["square", 2], num_inference_steps=4, latents=start, output_type="pt").images
     close(guided, sample, 1e-6)
 
 
-def test_without_a_class_there_is_nothing_to_guide_towards(class_conditional: Any) -> None:
+def test_without_a_class_there_is_nothing_to_guide_towards() -> None:
+    pipe = class_conditional(["circle", "square", "cross"])
     start = torch.randn(1, 1, 8, 8)
     call = {"num_inference_steps": 2, "latents": start, "output_type": "pt"}
-    plain = class_conditional(None, **call).images
-    trimtab.guide(class_conditional).add_guidance("cfg", scale=3.0)
-    close(class_conditional(None, **call).images, plain, 1e-6)
+    plain = pipe(None, **call).images
+    trimtab.guide(pipe).add_guidance("cfg", scale=3.0)
+    close(pipe(None, **call).images, plain, 1e-6)
 
 
 # -- in place of the pipeline's own ------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, UNet2DModel
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from zoo.class_conditional import class_conditional
 
 import trimtab
 from trimtab.pipelines import embedded
@@ -18,22 +19,7 @@ NAMES = ["circle", "square", "Cross"]
 
 @pytest.fixture
 def pipe() -> ClassConditionalPipeline:
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        norm_num_groups=4,
-        num_class_embeds=len(NAMES) + 1,
-    )
-    built = ClassConditionalPipeline(unet, DDIMScheduler(clip_sample=False, prediction_type="v_prediction"), NAMES)
-    built.set_progress_bar_config(disable=True)
-    return built
+    return class_conditional(NAMES, prediction_type="v_prediction")
 
 
 def sample(pipe: DiffusionPipeline, labels: object, seed: int = 0, **options: object) -> torch.Tensor:
