@@ -200,6 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         args.action(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; nothing is wrong, and the exit must not try to flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (TrimtabError, ValueError, OSError) as error:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise

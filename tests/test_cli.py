@@ -316,6 +316,12 @@ def test_the_debug_variable_lets_the_traceback_through(model: str, monkeypatch: 
         cli.main(["generate", "--model", model, "--class", "dog"])
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m trimtab plugins info pag | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+
+
 def test_the_package_runs_as_a_module() -> None:
     result = subprocess.run([sys.executable, "-m", "trimtab", "--help"], capture_output=True, text=True, check=True)
     assert all(command in result.stdout for command in ("generate", "explain", "show", "plugins", "train"))
