@@ -74,6 +74,8 @@ class Hooks:
             if guidance.overrides("delta"):
                 with annotated(name, "delta", step):
                     delta = guidance.delta(self.view(name, step), predictions)
+                    if delta is not None and step.own is not None:
+                        _check_shape(delta, step.own)
                 if delta is not None:
                     total = delta if total is None else total + delta
         return total
@@ -86,6 +88,7 @@ class Hooks:
             if guidance.overrides("project"):
                 with annotated(name, "project", step):
                     projected = guidance.project(self.view(name, step), prediction, predictions)
+                    _check_shape(projected, prediction)
                 prediction = projected.to(prediction.dtype)
         return prediction
 
@@ -94,8 +97,19 @@ class Hooks:
         for name, guidance in acting.items():
             if guidance.overrides("after_step"):
                 with annotated(name, "after_step", step):
-                    following = guidance.after_step(self.view(name, step), following).to(following.dtype)
+                    edited = guidance.after_step(self.view(name, step), following)
+                    _check_shape(edited, following)
+                following = edited.to(following.dtype)
         return following
+
+
+def _check_shape(returned: Any, like: torch.Tensor) -> None:
+    """Refuse what would otherwise broadcast, or fail far from here."""
+    if not isinstance(returned, torch.Tensor) or returned.shape != like.shape:
+        what = (
+            f"shape {tuple(returned.shape)}" if isinstance(returned, torch.Tensor) else f"a {type(returned).__name__}"
+        )
+        raise GuidanceRuntimeError(f"it returned {what}; needed: a tensor of shape {tuple(like.shape)}.")
 
 
 def needs_level(guidance: Guidance) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
@@ -200,3 +201,30 @@ def test_the_private_attribute_that_calls_go_through_is_there() -> None:
     assert module(torch.zeros(1, 2)) == "taken"
     del module.__dict__["_compiled_call_impl"]
     assert module(torch.zeros(1, 2)).shape == (1, 2)
+
+
+@dataclass
+class Misshapen(trimtab.Guidance):
+    """Returns one number an image where a whole tensor is needed."""
+
+    hook: str = trimtab.parameter("delta", "Which hook does.", choices=("delta", "project", "after_step"))
+
+    def delta(self, step: trimtab.Step, predictions: trimtab.Predictions) -> torch.Tensor | None:
+        return step.own.mean(dim=(1, 2, 3)) if self.hook == "delta" else None
+
+    def project(self, step: trimtab.Step, prediction: torch.Tensor, predictions: trimtab.Predictions) -> torch.Tensor:
+        return prediction[:, :1] if self.hook == "project" else prediction
+
+    def after_step(self, step: trimtab.Step, sample: torch.Tensor) -> torch.Tensor:
+        return sample[:0] if self.hook == "after_step" else sample
+
+
+@pytest.mark.parametrize("hook", ["delta", "project", "after_step"])
+def test_a_wrong_shape_is_an_error_and_does_not_broadcast(hook: str) -> None:
+    pipe = trimtab.guide(CASES["sd15"].build())
+    pipe.add_guidance(Misshapen(hook=hook), name="misshapen")
+    with pytest.raises(
+        trimtab.GuidanceRuntimeError, match=r"it returned shape \(.*needed: a tensor of shape"
+    ) as caught:
+        run(pipe, CASES["sd15"])
+    assert caught.value.__notes__ == [f"guidance 'misshapen', hook {hook}, step 0 of 3"]
