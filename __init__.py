@@ -18,10 +18,12 @@ from .guidance.errors import (
     ParameterError,
     PluginError,
     RecipeError,
+    SourceError,
     TrimtabError,
     UnknownGuidanceError,
     UnsupportedPipelineError,
     UnsupportedSchedulerError,
+    WeightsError,
 )
 from .guidance.noise import Level, NoiseAlgebra, noise_algebra
 from .guidance.parameters import parameter
@@ -54,11 +56,13 @@ __all__ = [
     "Prompt",
     "RecipeError",
     "Run",
+    "SourceError",
     "Step",
     "TrimtabError",
     "UnknownGuidanceError",
     "UnsupportedPipelineError",
     "UnsupportedSchedulerError",
+    "WeightsError",
     "guide",
     "noise_algebra",
     "parameter",

@@ -33,6 +33,14 @@ class RecipeError(TrimtabError, ValueError):
     """A recipe that is corrupt, or that needs what is not installed."""
 
 
+class SourceError(TrimtabError, OSError):
+    """A folder or a Hub repository that does not give the file asked for, with the reason."""
+
+
+class WeightsError(TrimtabError, ValueError):
+    """Weights that are not safetensors, are corrupt, or are not those that were meant."""
+
+
 class UnsupportedSchedulerError(TrimtabError, ValueError):
     """A scheduler whose noise levels this package does not know."""
 
