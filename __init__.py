@@ -10,7 +10,7 @@ image = pipe("a rudder with a trim tab").images[0]
 from __future__ import annotations
 
 from .guidance.base import API_VERSION, Guidance, Run, Step
-from .guidance.blocking import set_blocked
+from .guidance.blocking import set_allowed, set_blocked
 from .guidance.branch import COND, UNCOND, AttentionTokens, Branch, Perturbation, Predictions, Prompt
 from .guidance.errors import (
     ConflictError,
@@ -68,6 +68,7 @@ __all__ = [
     "parameter",
     "plugins",
     "register",
+    "set_allowed",
     "set_blocked",
     "unregister",
 ]

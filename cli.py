@@ -1,22 +1,20 @@
 """The `trimtab` command.
 
-Exit codes: 0 done, 2 a mistake in what was asked for (one line on stderr; `TRIMTAB_DEBUG=1` shows the traceback), 130
-interrupted. Paths of written files go to stdout, everything else to stderr.
+Exit codes: 0 done, 1 a plug-in that was looked at is broken, 2 a mistake in what was asked for (one line on stderr;
+`TRIMTAB_DEBUG=1` shows the traceback), 130 interrupted. Paths of written files go to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from .guidance.errors import PluginError, TrimtabError
+from .guidance.errors import TrimtabError
 
 DEBUG = "TRIMTAB_DEBUG"
 
@@ -78,9 +76,13 @@ def build_parser() -> Parser:
     listing = plugins.add_parser("list", help="all of them, with their state")
     info = plugins.add_parser("info", help="one of them, with its parameters")
     info.add_argument("name")
-    for sub, action in ((listing, list_plugins), (info, describe_plugin)):
+    check = plugins.add_parser("check", help="whether they keep the contract; all of them if none is named")
+    check.add_argument("names", nargs="*", metavar="NAME")
+    for sub in (listing, info, check):
         sub.add_argument("--json", action="store_true", help="for programs")
-        sub.set_defaults(action=action)
+    listing.set_defaults(action=list_plugins)
+    info.set_defaults(action=describe_plugin)
+    check.set_defaults(action=check_plugins)
 
     training = commands.add_parser("train", help="train a model").add_subparsers(required=True, metavar="WHAT")
     base = training.add_parser("base", help="the embedded model", allow_abbrev=False)
@@ -134,52 +136,30 @@ def show(args: argparse.Namespace) -> None:
 
 
 def list_plugins(args: argparse.Namespace) -> None:
-    """`trimtab plugins list`: one line a plug-in."""
-    from .guidance import registry
+    """`trimtab plugins list`: one line a plug-in, and the traceback of each broken one."""
+    from .guidance import listing, registry
 
-    found = [registry.status(name) for name in registry.plugins()]
-    if args.json:
-        print(json.dumps(found, indent=2))
-        return
-    lines = [("NAME", "STATUS", "PHASES", "FROM")]
-    for one in found:
-        source = f"{one['distribution']} {one['version']}" if one["distribution"] else one["value"]
-        lines.append((one["name"], one["status"], ", ".join(one["phases"]) or "-", source))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
+    found = [listing.status(name) for name in registry.plugins()]
+    print(json.dumps(found, indent=2) if args.json else listing.table(found))
 
 
-def describe_plugin(args: argparse.Namespace) -> None:
-    """`trimtab plugins info`: what a plug-in does, and its parameters."""
-    from .guidance import registry
-    from .guidance.parameters import describe_range, fields_of
+def describe_plugin(args: argparse.Namespace) -> int:
+    """`trimtab plugins info`: what a plug-in does, and its parameters; 1 if it cannot be used."""
+    from .guidance import listing
 
-    status = registry.status(args.name)
-    if status["status"] != "ok":
-        raise PluginError(status["error"].strip().splitlines()[-1])
-    cls = registry.find(args.name)
-    parameters = [
-        {
-            "name": name,
-            "type": str(field.type),
-            "default": _plain(getattr(cls, name, field.default)),
-            "allowed": describe_range(field),
-            "unit": field.metadata["unit"],
-            "doc": field.metadata["doc"],
-        }
-        for name, field in fields_of(cls).items()
-    ]
-    text = inspect.getdoc(cls) or ""
-    if args.json:
-        print(json.dumps({**status, "doc": text, "parameters": parameters}, indent=2))
-        return
-    print(
-        f"{status['name']} ({status['distribution'] or status['value']} {status['version']})\n\n{text}\n\nParameters:"
-    )
-    for one in parameters:
-        unit = f" {one['unit']}" if one["unit"] else ""
-        print(f"  {one['name']}: {one['type']} = {one['default']}  ({one['allowed']}{unit})\n      {one['doc']}")
+    described = listing.details(args.name)
+    print(json.dumps(described, indent=2) if args.json else listing.sheet(described))
+    return int(described["status"] != "ok")
+
+
+def check_plugins(args: argparse.Namespace) -> int:
+    """`trimtab plugins check`: whether plug-ins keep the contract; 1 if one is broken."""
+    from .guidance import listing, registry
+
+    found = [listing.status(name) for name in args.names or registry.plugins()]
+    checked = [{**one, "advice": listing.advice(one)} for one in found]
+    print(json.dumps(checked, indent=2) if args.json else listing.report(checked))
+    return int(any(one["status"] == "broken" for one in found))
 
 
 def train_base(args: argparse.Namespace) -> None:
@@ -198,8 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; by default those of this process.
     """
     args = build_parser().parse_args(arguments)
+    code = 0
     try:
-        args.action(args)
+        code = int(args.action(args) or 0)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; nothing is wrong, and the exit must not try to flush again.
@@ -212,13 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("trimtab: interrupted", file=sys.stderr)
         return 130
-    return 0
-
-
-def _plain(value: Any) -> Any:
-    """The value if JSON has it, else its text."""
-    known = isinstance(value, (bool, int, str, type(None))) or (isinstance(value, float) and math.isfinite(value))
-    return value if known else str(value)
+    return code
 
 
 if __name__ == "__main__":

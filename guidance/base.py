@@ -78,6 +78,7 @@ class Guidance:
         needs: of `"attention"`, `"gradient"`: what the pipeline must offer.
         differentiate: `"x0"` if `loss` is differentiated with respect to the clean estimate only, `"x_t"` if through
             the denoiser.
+        deprecated: what to use instead, in a sentence; creating it then warns.
     """
 
     name: ClassVar[str] = ""
@@ -87,6 +88,7 @@ class Guidance:
     after: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[frozenset[str]] = frozenset()
     differentiate: ClassVar[str] = "x0"
+    deprecated: ClassVar[str] = ""
 
     start: float = parameter(
         0.0, "First part of the run in which it acts, as a fraction of the noise levels.", ge=0, le=1

@@ -88,6 +88,8 @@ def _check_attributes(name: str, cls: type[Guidance]) -> None:
         raise refuse("exclusive", "None or the name of a slot, such as 'cfg'")
     if not isinstance(cls.needs, (set, frozenset)) or not cls.needs <= NEEDS:
         raise refuse("needs", f"a frozenset of {', '.join(map(repr, sorted(NEEDS)))}")
+    if not isinstance(cls.deprecated, str):
+        raise refuse("deprecated", "a sentence that says what to use instead, such as \"Use 'pag'.\", or ''")
     if cls.differentiate not in DIFFERENTIATE:
         raise refuse("differentiate", " or ".join(map(repr, DIFFERENTIATE)))
 
@@ -108,7 +110,9 @@ def _check_parameters(name: str, cls: type[Guidance]) -> None:
         factory = field.default_factory
         try:
             check_value(name, cls, field.name, field.default if factory is dataclasses.MISSING else factory())
+            if field.metadata["off"] is not None:
+                check_value(name, cls, field.name, field.metadata["off"])
         except ParameterError as error:
-            raise PluginError(f"A default is not allowed: {error}") from None
+            raise PluginError(f"A default or off value is not allowed: {error}") from None
         except NameError as error:
             raise PluginError(f"{name}: the type of a parameter cannot be resolved: {error}.") from None

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 import threading
-import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from .base import Guidance
 from .blocking import blocked_by
-from .contract import HOOKS, check_contract, check_name
+from .contract import check_contract, check_name
 from .errors import PluginError, UnknownGuidanceError, did_you_mean
 from .parameters import fields_of, unknown_parameter
 
@@ -76,6 +78,7 @@ _lock = threading.RLock()
 _discovered: dict[str, Plugin] | None = None
 _registered: dict[str, Plugin] = {}
 _classes: dict[Plugin, type[Guidance]] = {}
+_hidden = False
 
 
 def plugins(refresh: bool = False) -> dict[str, Plugin]:
@@ -83,8 +86,26 @@ def plugins(refresh: bool = False) -> dict[str, Plugin]:
     global _discovered
     with _lock:
         if _discovered is None or refresh:
-            _discovered = _discover()
+            _discovered = {} if _hidden else _discover()
         return dict(sorted({**_discovered, **_registered}.items()))
+
+
+def describe(name: str) -> Plugin:
+    """A plug-in's metadata; nothing is imported.
+
+    Raises:
+        UnknownGuidanceError: there is none of this name; the message lists those that there are.
+    """
+    # A package may have been installed since the last look.
+    known = plugins() if name in plugins() else plugins(refresh=True)
+    if name in known:
+        return known[name]
+    meant = did_you_mean(name, known)
+    message = f"There is no guidance {name!r}.{meant} Installed: {', '.join(known) or 'none'}."
+    if not meant and re.fullmatch(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", name):
+        package = "trimtab-" + re.sub(r"[._]", "-", name.lower())
+        message += f" A package may provide it, perhaps (if you trust its author): pip install {package}"
+    raise UnknownGuidanceError(message)
 
 
 def find(name: str) -> type[Guidance]:
@@ -94,7 +115,7 @@ def find(name: str) -> type[Guidance]:
         UnknownGuidanceError: there is none of this name; the message lists those that there are.
         PluginError: it cannot be used; see `Plugin.load`.
     """
-    return _plugin(name).load()
+    return describe(name).load()
 
 
 def create(name: str, /, **parameters: Any) -> Guidance:
@@ -106,6 +127,11 @@ def create(name: str, /, **parameters: Any) -> Guidance:
     cls = find(name)
     for unknown in sorted(parameters.keys() - fields_of(cls).keys()):
         raise unknown_parameter(name, unknown, cls)
+    if cls.deprecated:
+        warnings.warn(f"Plug-in {plugins()[name]} is deprecated. {cls.deprecated}", FutureWarning, stacklevel=2)
+    for given in parameters:
+        if instead := fields_of(cls)[given].metadata["deprecated"]:
+            warnings.warn(f"{name}: {given} is deprecated. {instead}", FutureWarning, stacklevel=2)
     return cls(**parameters)
 
 
@@ -156,32 +182,24 @@ def identify(cls: type[Guidance]) -> Plugin | None:
         return None
 
 
-def status(name: str) -> dict[str, Any]:
-    """What a listing shows of a plug-in, for JSON: `status` is `"ok"`, `"broken"` or `"blocked"`. Loads the plug-in."""
-    plugin = _plugin(name)
-    listing = {key: getattr(plugin, key) for key in ("name", "value", "distribution", "version", "origin")}
-    listing |= {"status": "ok", "error": None, "api_version": None, "phases": [], "exclusive": None}
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Hide every plug-in within a `with` block, so that only what is registered in it exists; then all are back."""
+    global _discovered, _hidden
+    with _lock:
+        before = _discovered, _hidden, dict(_registered), dict(_classes)
+        _discovered, _hidden = {}, True
+        _registered.clear()
+        _classes.clear()
     try:
-        cls = plugin.load()
-    except PluginError as error:
-        cause = error.__cause__
-        text = str(error) if cause is None else "".join(traceback.format_exception(cause))
-        return listing | {"status": "blocked" if blocked_by(name) else "broken", "error": text}
-    phases = [hook for hook in HOOKS if cls.overrides(hook)]
-    return listing | {"api_version": cls.api_version, "phases": phases, "exclusive": cls.exclusive}
-
-
-def _plugin(name: str) -> Plugin:
-    # A package may have been installed since the last look.
-    known = plugins() if name in plugins() else plugins(refresh=True)
-    if name in known:
-        return known[name]
-    meant = did_you_mean(name, known)
-    message = f"There is no guidance {name!r}.{meant} Installed: {', '.join(known) or 'none'}."
-    if not meant and re.fullmatch(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", name):
-        package = "trimtab-" + re.sub(r"[._]", "-", name.lower())
-        message += f" A package may provide it, perhaps (if you trust its author): pip install {package}"
-    raise UnknownGuidanceError(message)
+        yield
+    finally:
+        with _lock:
+            _discovered, _hidden = before[:2]
+            _registered.clear()
+            _registered.update(before[2])
+            _classes.clear()
+            _classes.update(before[3])
 
 
 def _discover() -> dict[str, Plugin]:

@@ -21,7 +21,7 @@ from zoo.class_conditional import class_conditional
 
 import trimtab
 from trimtab import cli
-from trimtab.guidance import recipe, registry
+from trimtab.guidance import listing, recipe, registry
 from trimtab.pipelines.embedded import MODEL_FOLDER
 from trimtab.pipelines.embedded.train import TrainingConfig
 from trimtab.pipelines.generate import pictures
@@ -233,10 +233,10 @@ def test_explain_prints_the_plan_and_makes_nothing(
 def test_plugins_are_listed_with_their_state(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins", "list"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == ["NAME", "STATUS", "PHASES", "FROM"]
+    assert header.split() == ["NAME", "STATUS", "PHASES", "COST", "FROM", "ORIGIN"]
     assert {"cfg", "pag"} <= {line.split()[0] for line in lines if line.split()[1] == "ok"}
     assert cli.main(["plugins", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [registry.status(name) for name in registry.plugins()]
+    assert json.loads(capsys.readouterr().out) == [listing.status(name) for name in registry.plugins()]
 
 
 def test_a_plugin_is_described_with_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +248,33 @@ def test_a_plugin_is_described_with_every_parameter(capsys: pytest.CaptureFixtur
     assert cli.main(["plugins", "info", "pag"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {name}: " in text for name in described)
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a plug-in whose module cannot be imported."""
+    plugin = registry.Plugin("test.broken", "no_such_module:Thing", "test-broken", "0.1")
+    monkeypatch.setattr(registry, "_discovered", {**registry.plugins(), "test.broken": plugin})
+    return plugin.name
+
+
+def test_a_broken_plugin_is_shown_with_its_traceback(broken: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins", "list"]) == 0
+    assert "test.broken is broken:\nTraceback" in capsys.readouterr().out
+    assert cli.main(["plugins", "info", broken]) == 1
+    assert "test.broken (test-broken 0.1)\n\nbroken:\nTraceback" in capsys.readouterr().out
+
+
+def test_a_check_fails_for_a_broken_plugin_only(broken: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins", "check", "cfg", "pag"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["cfg: ok", "pag: ok"]
+    assert cli.main(["plugins", "check"]) == 1
+    assert "No module named 'no_such_module'" in capsys.readouterr().out
+    assert cli.main(["plugins", "check", broken, "--json"]) == 1
+    (one,) = json.loads(capsys.readouterr().out)
+    assert (one["status"], one["advice"]) == ("broken", [])
+    assert cli.main(["plugins", "check", "pagg"]) == 2
+    assert "Did you mean 'pag'" in capsys.readouterr().err
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

@@ -35,7 +35,9 @@ class CFG(Guidance):
     name: ClassVar[str] = "cfg"
     exclusive: ClassVar[str | None] = "cfg"
 
-    scale: float = parameter(5.0, "Scale g; 1 is the conditional prediction alone, 0 the unconditional one.", ge=0)
+    scale: float = parameter(
+        5.0, "Scale g; 1 is the conditional prediction alone, 0 the unconditional one.", ge=0, off=1.0
+    )
     negative_prompt: str | None = parameter(
         None, "What to steer away from; by default the pipeline's own negative or empty prompt, or the null class."
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.guidance import registry
-from trimtab.guidance.blocking import ALLOWED, BLOCKED, set_blocked
+from trimtab.guidance.blocking import ALLOWED, BLOCKED, set_allowed, set_blocked
 
 Provide = Callable[..., Path]
 
@@ -75,6 +75,7 @@ def provide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Provide
 
     yield install
     set_blocked()
+    set_allowed()
     for name, plugin in registry.plugins().items():
         if plugin.origin == "registered":
             registry.unregister(name)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import pytest
 
 from trimtab.guidance.base import Guidance
-from trimtab.guidance.blocking import ALLOWED, BLOCKED, set_blocked
+from trimtab.guidance.blocking import ALLOWED, BLOCKED, set_allowed, set_blocked
 from trimtab.guidance.errors import ParameterError, PluginError, UnknownGuidanceError
+from trimtab.guidance.listing import status
 from trimtab.guidance.parameters import parameter
-from trimtab.guidance.registry import Plugin, create, find, identify, plugins, register, status, unregister
+from trimtab.guidance.registry import Plugin, create, find, identify, isolated, plugins, register, unregister
 
 Provide = Callable[..., Path]
 
@@ -25,6 +26,7 @@ HEAD = """
 from dataclasses import dataclass
 from typing import ClassVar
 from trimtab.guidance.base import Guidance
+from trimtab.guidance.listing import status
 from trimtab.guidance.parameters import parameter
 """
 
@@ -193,6 +195,17 @@ def test_set_blocked_replaces_what_it_blocked_before(tilt: Path) -> None:
     assert find("acme.tilt")
 
 
+def test_set_allowed_leaves_only_those_and_what_is_blocked_stays_so(tilt: Path) -> None:
+    set_allowed("cfg", "pag")
+    with pytest.raises(PluginError, match=r"blocked by trimtab\.set_allowed, which lists only cfg, pag"):
+        find("acme.tilt")
+    set_allowed("acme.*")
+    assert find("acme.tilt")
+    set_blocked("acme.tilt")
+    with pytest.raises(PluginError, match="set_blocked"):
+        find("acme.tilt")
+
+
 # -- registration ------------------------------------------------------------------------------------------------------
 def test_a_registered_class_is_a_plug_in(provide: Provide) -> None:
     cls = register(mine())
@@ -261,6 +274,7 @@ def test_a_notebook_cell_run_again_replaces_its_class_on_request(provide: Provid
         ({"after": ("me.mine",)}, "names of other plug-ins"),
         ({"exclusive": ""}, "exclusive=''; allowed: None or the name of a slot"),
         ({"needs": frozenset({"magic"})}, "allowed: a frozenset of 'attention', 'gradient'"),
+        ({"deprecated": True}, "deprecated=True; allowed: a sentence that says what to use instead"),
         ({"differentiate": "x1"}, "allowed: 'x0' or 'x_t'"),
     ],
 )
@@ -286,7 +300,11 @@ def test_a_class_that_breaks_the_contract_is_refused(
         ),
         (
             "@dataclass\nclass Bad(Guidance):\n    name = 'a.b'\n    w: float = parameter(-1.0, 'x', ge=0)",
-            r"A default is not allowed: a\.b: w=-1\.0 is out of range; allowed: >= 0",
+            r"A default or off value is not allowed: a\.b: w=-1\.0 is out of range; allowed: >= 0",
+        ),
+        (
+            "@dataclass\nclass Bad(Guidance):\n    name = 'a.b'\n    w: float = parameter(1.0, 'x', ge=0, off=-2)",
+            r"off value is not allowed: a\.b: w=-2 is out of range; allowed: >= 0",
         ),
         (
             "@dataclass\nclass Bad(Guidance):\n    name = 'a.b'\n    w: 'Nope' = parameter(1, 'x')",
@@ -308,19 +326,36 @@ def test_hooks_may_take_more_if_it_is_optional(provide: Provide) -> None:
     register(mine(delta=lambda self, step, predictions, more=None: None, loss=lambda *arguments: None))
 
 
-# -- the listing -------------------------------------------------------------------------------------------------------
-def test_status_lists_a_plug_in_for_json(tilt: Path) -> None:
-    assert json.loads(json.dumps(status("acme.tilt"))) == {
-        "name": "acme.tilt",
-        "value": "acme_tilt:Tilt",
-        "distribution": "acme-tilt",
-        "version": "1.2",
-        "origin": "entry point",
-        "status": "ok",
-        "error": None,
-        "api_version": "1.0",
-        "phases": ["branches", "delta"],
-        "exclusive": None,
-    }
-    with pytest.raises(UnknownGuidanceError):
-        status("no.such")
+# -- deprecation -------------------------------------------------------------------------------------------------------
+def test_a_deprecated_plug_in_works_and_says_what_to_use_instead(provide: Provide) -> None:
+    source = HEAD + "@dataclass\nclass Old(Guidance):\n    name = 'acme.old'\n    deprecated = \"Use 'acme.tilt'.\"\n"
+    provide("acme-old", "3.1", {"acme.old": "acme_old:Old"}, acme_old=source)
+    with pytest.warns(FutureWarning, match=r"^Plug-in acme\.old \(acme-old 3\.1\) is deprecated\. Use 'acme\.tilt'\.$"):
+        assert create("acme.old").label == "acme.old"
+
+
+def test_a_deprecated_parameter_warns_only_where_it_is_given(provide: Provide) -> None:
+    @dataclass
+    class Mine(Guidance):
+        name: ClassVar[str] = "me.mine"
+        weight: float = parameter(1.0, "Old name.", deprecated="Use scale.")
+
+    register(Mine)
+    with pytest.warns(FutureWarning, match=r"me\.mine: weight is deprecated\. Use scale\."):
+        create("me.mine", weight=2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create("me.mine", start=0.5)
+
+
+# -- isolation ---------------------------------------------------------------------------------------------------------
+def test_isolated_there_is_only_what_is_registered_inside(tilt: Path) -> None:
+    outside, cls = plugins(), find("acme.tilt")
+    with isolated():
+        assert plugins() == {} == plugins(refresh=True)
+        with pytest.raises(UnknownGuidanceError, match="Installed: none"):
+            find("acme.tilt")
+        register(mine(name="acme.tilt"))
+        assert find("acme.tilt") is not cls
+    assert plugins() == outside
+    assert find("acme.tilt") is cls

@@ -1,0 +1,84 @@
+"""What a listing tells of a plug-in: state, phases, cost, parameters, and what it still lacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trimtab.guidance.blocking import set_blocked
+from trimtab.guidance.errors import UnknownGuidanceError
+from trimtab.guidance.listing import advice, details, report, sheet, status, table
+
+from .conftest import Provide
+
+HEAD = "from dataclasses import dataclass\nfrom trimtab import Guidance, parameter\n"
+
+
+def test_status_lists_a_plug_in_for_json(tilt: Path) -> None:
+    assert json.loads(json.dumps(status("acme.tilt"))) == {
+        "name": "acme.tilt",
+        "value": "acme_tilt:Tilt",
+        "distribution": "acme-tilt",
+        "version": "1.2",
+        "origin": "entry point",
+        "status": "ok",
+        "error": None,
+        "api_version": "1.0",
+        "phases": ["branches", "delta"],
+        "exclusive": None,
+        "cost": None,
+        "needs": [],
+        "deprecated": None,
+    }
+    with pytest.raises(UnknownGuidanceError):
+        status("no.such")
+
+
+def test_the_cost_is_the_paragraph_that_says_so() -> None:
+    assert status("pag")["cost"] == (
+        "one more evaluation a step, none before its first perturbed layer; none at scale 0 and outside its window."
+    )
+
+
+def test_details_add_the_description_and_what_switches_it_off(tilt: Path) -> None:
+    described = details("acme.tilt")
+    assert described["doc"] == "Push along (1, -1)."
+    assert {one["name"]: one["off"] for one in described["parameters"] if one["off"] is not None} == {"scale": 0.0}
+    assert {one["name"]: one["off"] for one in details("cfg")["parameters"] if one["off"] is not None} == {"scale": 1.0}
+    assert "off at 1" in sheet(details("cfg")) and "Claims the slot: cfg" in sheet(details("cfg"))
+
+
+def test_advice_names_each_thing_that_is_lacking(provide: Provide, tilt: Path) -> None:
+    provide(
+        "bare-thing", "1", {"bare": "bare_thing:Bare"},
+        bare_thing=HEAD + "@dataclass\nclass Bare(Guidance):\n    name = 'bare'\n    w: float = parameter(1.0, 'x.')\n",
+    )  # fmt: skip
+    docstring, off, vendor = advice(status("bare"))
+    assert "Write a docstring" in docstring and "parameter(..., off=0.0)" in off and "vendor.bare" in vendor
+    (cost,) = advice(status("acme.tilt"))
+    assert "Cost:" in cost
+    assert advice(status("pag")) == []
+
+
+@pytest.mark.parametrize("write", [lambda listing: table([listing]), sheet])
+def test_a_broken_plug_in_shows_its_traceback(provide: Provide, write: Callable[..., str]) -> None:
+    provide("acme-bad", "0.1", {"acme.bad": "acme_bad:Bad"}, acme_bad="1 / 0")
+    text = write(details("acme.bad"))
+    assert "Traceback" in text and "ZeroDivisionError" in text and "acme-bad 0.1" in text
+
+
+def test_a_deprecated_plug_in_says_so(provide: Provide) -> None:
+    source = HEAD + "@dataclass\nclass Old(Guidance):\n    name = 'acme.old'\n    deprecated = 'Use cfg.'\n"
+    provide("acme-old", "3.1", {"acme.old": "acme_old:Old"}, acme_old=source)
+    assert "deprecated" in table([status("acme.old")]).splitlines()[1].split()
+    assert "Deprecated. Use cfg." in sheet(details("acme.old"))
+
+
+def test_a_blocked_plug_in_is_reported_and_needs_no_advice(tilt: Path) -> None:
+    set_blocked("acme.tilt")
+    blocked = details("acme.tilt")
+    assert advice(blocked) == []
+    assert report([{**blocked, "advice": []}]).splitlines()[0] == "acme.tilt: blocked"
