@@ -7,9 +7,12 @@ Exit codes: 0 done, 1 a plug-in that was looked at is broken, 2 a mistake in wha
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib
 import json
 import os
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -30,20 +33,10 @@ REQUEST_OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("dtype", str, "float32 (default), bfloat16 or float16"),
     ("device", str, "cpu, cuda, cuda:1, ...; by default a GPU if there is one"),
 )
-TRAINING_OPTIONS: tuple[tuple[str, type, str], ...] = (
-    ("output", str, "folder for the model, its checkpoints and its log; a stopped run continues there"),
-    ("data", str, "folder with the four IDX files of Fashion-MNIST"),
-    ("steps", int, "optimizer steps"),
-    ("batch-size", int, "images a step"),
-    ("learning-rate", float, "its highest value"),
-    ("warmup", int, "steps until it is reached"),
-    ("label-dropout", float, "share of labels replaced by the null class"),
-    ("ema-decay", float, "of the averaged weights"),
-    ("mixed-precision", str, "no, bf16 or fp16"),
-    ("seed", int, "of the weights, the order of the data and the noise"),
-    ("checkpoint-every", int, "steps"),
-    ("validate-every", int, "steps"),
-)
+TRAININGS: dict[str, tuple[str, str]] = {
+    "base": ("the embedded model", "pipelines.embedded.train:train_base"),
+}
+"""What can be trained: its help, and the function that does it; the function's `settings` are the command's options."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,10 +77,17 @@ def build_parser() -> Parser:
     info.set_defaults(action=describe_plugin)
     check.set_defaults(action=check_plugins)
 
-    training = commands.add_parser("train", help="train a model").add_subparsers(required=True, metavar="WHAT")
-    base = training.add_parser("base", help="the embedded model", allow_abbrev=False)
-    _add_options(base, TRAINING_OPTIONS)
-    base.set_defaults(action=train_base)
+    what = "\n".join(f"  {name:<12} {text}" for name, (text, _) in TRAININGS.items())
+    training = commands.add_parser(
+        "train",
+        help="train a model or an adapter",
+        epilog=f"what can be trained:\n{what}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    training.add_argument("what", choices=TRAININGS, metavar="WHAT")
+    training.add_argument("options", nargs=argparse.REMAINDER, help="see trimtab train WHAT --help")
+    training.set_defaults(action=train)
     return parser
 
 
@@ -162,13 +162,24 @@ def check_plugins(args: argparse.Namespace) -> int:
     return int(any(one["status"] == "broken" for one in found))
 
 
-def train_base(args: argparse.Namespace) -> None:
-    """`trimtab train base`: train the embedded model, or continue; print where it is."""
-    from .pipelines.embedded.train import TrainingConfig, train
-
-    names = [name.replace("-", "_") for name, _, _ in TRAINING_OPTIONS]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    print(train(TrainingConfig(**given)))
+def train(args: argparse.Namespace) -> None:
+    """`trimtab train`: train, or continue, and print where the model is; under `accelerate launch` as well."""
+    text, where = TRAININGS[args.what]
+    module, function = where.split(":")
+    run = getattr(importlib.import_module(f".{module}", __package__), function)
+    settings_class = typing.get_type_hints(run)["settings"]
+    parser = Parser(f"trimtab train {args.what}", description=f"Train {text}.", allow_abbrev=False)
+    for field in dataclasses.fields(settings_class):
+        name, hint = field.name.replace("_", "-"), typing.get_type_hints(settings_class)[field.name]
+        kind = next(one for one in (typing.get_args(hint) or (hint,)) if one is not type(None))
+        default = "" if field.default is None else f" (default {field.default})"
+        parser.add_argument(
+            f"--{name}", type=kind, metavar=name.split("-")[-1].upper(), help=field.metadata["doc"] + default
+        )
+    given = {name: value for name, value in vars(parser.parse_args(args.options)).items() if value is not None}
+    folder = run(settings_class(**given))
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

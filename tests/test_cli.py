@@ -23,8 +23,8 @@ import trimtab
 from trimtab import cli
 from trimtab.guidance import listing, recipe, registry
 from trimtab.pipelines.embedded import MODEL_FOLDER
-from trimtab.pipelines.embedded.train import TrainingConfig
 from trimtab.pipelines.generate import pictures
+from trimtab.training import TrainingSettings
 
 GUIDANCES = ("--guidance", "cfg:scale=3", "--guidance", "pag:scale=2,layers=mid")
 
@@ -355,9 +355,19 @@ def test_the_package_runs_as_a_module() -> None:
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
-def test_every_training_setting_is_an_option() -> None:
-    options = {name.replace("-", "_") for name, _, _ in cli.TRAINING_OPTIONS}
-    assert options == {field.name for field in dataclasses.fields(TrainingConfig)}
+@pytest.mark.parametrize("what", cli.TRAININGS)
+def test_every_training_explains_its_options(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", what, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(f"--{field.name.replace('_', '-')}" in text for field in dataclasses.fields(TrainingSettings))
+
+
+def test_an_unknown_training_lists_what_can_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "bass"])
+    assert stop.value.code == 2 and "base" in capsys.readouterr().err
 
 
 def test_a_trained_model_generates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

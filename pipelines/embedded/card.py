@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...training import TrainingSettings, summary
 from .data import CLASS_NAMES
 
 CARD = """---
@@ -44,12 +44,12 @@ Rasul and Vollgraf, arXiv:1708.07747). The 10,000 test images were never trained
 
 ## Training
 
-`trimtab train base {options}`
+`{command}`
 
 {steps:,} steps of {batch_size} images ({epochs:.1f} passes over the data), AdamW, learning rate {learning_rate:g} with
 warm-up and cosine decay, {label_dropout:.0%} label dropout, averaged weights (decay {ema_decay:g}), mixed precision
 `{mixed_precision}`, seed {seed}. Loss at the end: {loss:.4f} on training batches (mean of the last 100),
-{validation:.4f} on 1,000 test images. {hours:.1f} hours on {machine}.
+{validation_loss:.4f} on 1,000 test images. {hours:.1f} hours on {machine}.
 The weights are stored in half precision.
 
 ## Licence
@@ -58,29 +58,22 @@ MIT for the data; the weights are under the licence of this package, Apache-2.0.
 """
 
 
-def write_card(
-    folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any], log: Path, parameters: int
-) -> None:
+def write_card(folder: Path, settings: TrainingSettings, log: Sequence[Mapping[str, Any]], parameters: int) -> None:
     """Write `README.md` into a model folder from what the training log says.
 
     Args:
         folder: the model.
-        config, defaults: training settings, and those that need not be named.
-        log: the training log, one JSON object a line.
+        settings: of the training.
+        log: the training log, one row a step.
         parameters: of the denoiser.
     """
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    last = rows[-100:]
-    options = {name: value for name, value in config.items() if value != defaults[name]}
     text = CARD.format(
-        **config,
+        **settings.to_store(),
+        **{"validation_loss": float("nan"), **summary(log)},
         parameters=parameters,
         classes=", ".join(CLASS_NAMES),
-        options=" ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items()),
-        epochs=config["steps"] * config["batch_size"] / 60_000,
-        loss=sum(row["loss"] for row in last) / len(last),
-        validation=next((row["validation_loss"] for row in reversed(rows) if "validation_loss" in row), float("nan")),
-        hours=sum(row["seconds"] for row in rows) / 3600,
+        command=settings.command("base"),
+        epochs=settings.steps * settings.batch_size / 60_000,
         machine=machine(),
     )
     (folder / "README.md").write_text(text)

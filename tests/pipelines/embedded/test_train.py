@@ -14,7 +14,7 @@ import torch
 from trimtab.pipelines.embedded import ClassConditionalPipeline
 from trimtab.pipelines.embedded import train as training
 from trimtab.pipelines.embedded.data import CLASS_NAMES, load
-from trimtab.pipelines.embedded.train import TrainingConfig, train
+from trimtab.pipelines.embedded.train import BaseSettings, train_base
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -37,8 +37,8 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def config(data: Path, output: Path, steps: int) -> TrainingConfig:
-    return TrainingConfig(
+def config(data: Path, output: Path, steps: int) -> BaseSettings:
+    return BaseSettings(
         output=str(output), data=str(data), steps=steps, batch_size=16, warmup=1, checkpoint_every=2, validate_every=2
     )
 
@@ -69,9 +69,9 @@ def test_an_interrupted_run_continues_where_it_stopped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five steps at once, and five with an interruption after the third: the log and the weights are the same."""
-    whole = train(config(data, tmp_path / "whole", 5))
+    whole = train_base(config(data, tmp_path / "whole", 5))
 
-    real, calls = training._loss, []
+    real, calls = training.velocity_loss, []
 
     def failing(*args: object, **kwargs: object) -> torch.Tensor:
         calls.append(1)
@@ -79,11 +79,11 @@ def test_an_interrupted_run_continues_where_it_stopped(
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(training, "_loss", failing)
+    monkeypatch.setattr(training, "velocity_loss", failing)
     with pytest.raises(KeyboardInterrupt):
-        train(config(data, tmp_path / "parts", 5))
-    monkeypatch.setattr(training, "_loss", real)
-    parts = train(config(data, tmp_path / "parts", 5))
+        train_base(config(data, tmp_path / "parts", 5))
+    monkeypatch.setattr(training, "velocity_loss", real)
+    parts = train_base(config(data, tmp_path / "parts", 5))
 
     assert torch.allclose(weights(whole), weights(parts), atol=1e-6)
     logs = [
@@ -95,7 +95,7 @@ def test_an_interrupted_run_continues_where_it_stopped(
 
 
 def test_the_loss_falls_and_the_model_is_complete(data: Path, tmp_path: Path) -> None:
-    folder = train(config(data, tmp_path / "run", 12))
+    folder = train_base(config(data, tmp_path / "run", 12))
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
     assert validation[-1] < 0.8 * validation[0]

@@ -1,0 +1,265 @@
+"""The loop that every `trimtab train` command runs: Accelerate, resumable, averaged weights, one set of options.
+
+A method brings its model, its data and its loss; what is the same for all of them is here. Under `accelerate launch`
+each process sees its own part of the data, and the gradients are averaged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+Batch = Any
+
+
+Loss = Callable[[Any, Batch, torch.Generator], torch.Tensor]
+"""The loss of a batch: of the model, the batch, and the generator of all its noise: a resumed run then repeats it."""
+
+
+def option(default: Any, doc: str) -> Any:
+    """One training setting: a dataclass field that the command line shows with `doc`."""
+    return dataclasses.field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The settings that all trainings share; subclass it for those of one method."""
+
+    output: str = option(
+        "runs/model", "folder for the model, its checkpoints and its log; a stopped run continues there"
+    )
+    steps: int = option(4000, "optimizer steps")
+    batch_size: int = option(128, "samples a step and process")
+    accumulate: int = option(1, "batches whose gradients make one step")
+    learning_rate: float = option(8e-4, "its highest value")
+    warmup: int = option(200, "steps until it is reached")
+    weight_decay: float = option(1e-3, "of AdamW")
+    ema_decay: float = option(0.9995, "of the averaged weights; 0 for none")
+    mixed_precision: str = option("no", "no, bf16 or fp16")
+    seed: int = option(0, "of the weights, the order of the data and the noise")
+    checkpoint_every: int = option(250, "steps")
+    validate_every: int = option(250, "steps")
+    minutes: float = option(0.0, "stop after so long, to continue later; 0 for no limit")
+
+    def to_store(self) -> dict[str, Any]:
+        """What is stored beside the weights: everything but where files lie and how a run was cut into pieces."""
+        hidden = {"output", "data", "minutes"}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in hidden}
+
+    def command(self, name: str) -> str:
+        """The command that repeats this training."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        given = {key: value for key, value in self.to_store().items() if value != defaults[key]}
+        return " ".join([f"trimtab train {name}", *(f"--{k.replace('_', '-')} {v}" for k, v in given.items())])
+
+
+def train(
+    name: str,
+    model: nn.Module,
+    data: Dataset[Any],
+    loss: Loss,
+    settings: TrainingSettings,
+    export: Callable[[nn.Module], None],
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> bool:
+    """Train the parameters of `model` that require gradients, or continue from the last checkpoint.
+
+    Args:
+        name: what the progress bar says.
+        model: built after `torch.manual_seed(settings.seed)`, so that all processes start alike.
+        data: a map-style data set.
+        loss: of one batch.
+        settings: of this run.
+        export: writes the finished model; given the model with the averaged weights, on the main process only.
+        validate: numbers of the model with the averaged weights, for the log; called on all processes.
+
+    Returns:
+        whether all steps were taken (`settings.minutes` may end a run before).
+    """
+    output = Path(settings.output)
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(settings.accumulate, sync_with_dataloader=False),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),
+        project_config=ProjectConfiguration(str(output), automatic_checkpoint_naming=True, total_limit=2),
+    )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    average = _Average(trained, settings.ema_decay)
+    optimizer = torch.optim.AdamW(
+        trained, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+    )
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps)
+    loader = DataLoader(data, settings.batch_size, shuffle=True, drop_last=True)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    average.to(accelerator.device)
+    progress = _Progress()
+    accelerator.register_for_checkpointing(average, schedule, progress)
+    _resume(accelerator, output)
+
+    @contextmanager
+    def averaged() -> Iterator[nn.Module]:
+        with average.in_place_of(trained):
+            yield accelerator.unwrap_model(model)
+
+    def finish() -> None:
+        if accelerator.is_main_process:
+            with averaged() as finished:
+                export(finished)
+        accelerator.wait_for_everyone()
+
+    bar = tqdm(
+        total=settings.steps, initial=progress.step, desc=f"train {name}", disable=not accelerator.is_main_process
+    )
+    batches = _endless(loader, progress.step * settings.accumulate)
+    deadline = time.monotonic() + 60 * settings.minutes if settings.minutes else float("inf")
+    model.train()
+    while progress.step < settings.steps and time.monotonic() < deadline:
+        started = time.perf_counter()
+        losses = []
+        for part in range(settings.accumulate):
+            with accelerator.accumulate(model):
+                # Noise depends on the step's number alone, so that a resumed run sees what an unbroken one would.
+                number = (settings.seed * settings.steps + progress.step) * settings.accumulate + part
+                seed = number * accelerator.num_processes + accelerator.process_index
+                value = loss(model, next(batches), torch.Generator(accelerator.device).manual_seed(seed))
+                accelerator.backward(value)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(value.detach())
+        schedule.step()
+        average.step(trained)
+        progress.step += 1
+        row: dict[str, Any] = {"step": progress.step, "loss": torch.stack(losses).mean().item()}
+        row |= {"lr": schedule.get_last_lr()[0], "seconds": time.perf_counter() - started}
+        bar.update()
+        bar.set_postfix(loss=f"{row['loss']:.4f}")
+        if validate is not None and _due(progress.step, settings.validate_every, settings.steps):
+            with averaged() as candidate, torch.no_grad():
+                candidate.eval()
+                row |= validate(candidate)
+                candidate.train()
+            bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.5g}" for k, v in row.items() if k not in _PLAIN))
+        if accelerator.is_main_process:
+            output.mkdir(parents=True, exist_ok=True)
+            with (output / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+        if _due(progress.step, settings.checkpoint_every, settings.steps):
+            accelerator.save_state()
+            finish()
+    bar.close()
+    done = progress.step >= settings.steps
+    if not done:
+        accelerator.save_state()
+        finish()
+    accelerator.end_training()
+    return done
+
+
+_PLAIN = ("step", "loss", "lr", "seconds")
+
+
+def read_log(output: str | Path) -> list[dict[str, Any]]:
+    """The training log of a run, one row a step."""
+    rows = [json.loads(line) for line in (Path(output) / "log.jsonl").read_text().splitlines()]
+    # Steps after the last checkpoint are taken again when a killed run continues: the later row counts.
+    return list({row["step"]: row for row in rows}.values())
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What a model card says of a run: mean loss of the last 100 steps, the last validation, hours.
+
+    Args:
+        rows: of `read_log`.
+    """
+    last = rows[-100:]
+    found = {"loss": sum(row["loss"] for row in last) / len(last), "hours": sum(row["seconds"] for row in rows) / 3600}
+    for row in rows:
+        found |= {key: value for key, value in row.items() if key not in _PLAIN}
+    return found
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step % every == 0 or step == last
+
+
+def _resume(accelerator: Accelerator, output: Path) -> None:
+    folder = output / "checkpoints"
+    numbers = [int(path.name.rsplit("_", 1)[1]) for path in folder.iterdir()] if folder.is_dir() else []
+    if numbers:
+        accelerator.load_state()
+        accelerator.project_configuration.iteration = max(numbers) + 1
+
+
+def _endless(loader: Any, start: int) -> Iterator[Batch]:
+    epoch, skip = divmod(start, len(loader))
+    while True:
+        # Each epoch's order depends on its number alone, so that a resumed run sees what an unbroken one would.
+        loader.set_epoch(epoch)
+        for index, batch in enumerate(loader):
+            if index >= skip:
+                yield batch
+        epoch, skip = epoch + 1, 0
+
+
+class _Average:
+    """The exponential moving average of the trained parameters, or the parameters themselves at decay 0."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self._ema = EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75) if decay else None
+
+    def to(self, device: torch.device) -> None:
+        if self._ema is not None:
+            self._ema.to(device)
+
+    def step(self, parameters: Sequence[nn.Parameter]) -> None:
+        if self._ema is not None:
+            self._ema.step(parameters)
+
+    @contextmanager
+    def in_place_of(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        if self._ema is None:
+            yield
+            return
+        self._ema.store(parameters)
+        self._ema.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self._ema.restore(parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._ema.state_dict() if self._ema is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._ema is not None:
+            self._ema.load_state_dict(state)
+
+
+class _Progress:
+    """The number of optimizer steps taken, as a checkpointable object."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step = state["step"]
