@@ -14,9 +14,11 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from trimtab.conformance.tiny import assemble, sd3, sd15
+
 from . import diffusion_transformers as dits
 from . import unets, videos
-from .case import Case, Kind, assemble, run
+from .case import Case, Kind, run
 from .pag import pag_twin
 
 __all__ = ["CASES", "Case", "mask", "pag_twin", "picture", "run"]
@@ -48,9 +50,9 @@ def _add(name: str, build: Callable[[], DiffusionPipeline], call: dict[str, Any]
     CASES[name] = Case(name, partial(assemble, build), call, kind, **rest)
 
 
-_add("sd15", unets.sd15, TEXT, "batched")
+_add("sd15", sd15, TEXT, "batched")
 _add("sdxl", unets.sdxl, TEXT, "batched")
-_add("sd3", dits.sd3, T5, "batched", denoiser="transformer")
+_add("sd3", sd3, T5, "batched", denoiser="transformer")
 _add("sd35", dits.sd35, T5, "batched", denoiser="transformer")
 _add(
     "pixart",

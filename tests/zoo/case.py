@@ -51,18 +51,6 @@ class Case:
     calls: int = 1
 
 
-def assemble(build: Callable[[], DiffusionPipeline]) -> DiffusionPipeline:
-    """Build with fixed seeds and in eval mode, as `from_pretrained` does; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        pipe = build()
-    for component in pipe.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def run(pipe: DiffusionPipeline, case: Case, seed: int = 0, **override: Any) -> torch.Tensor:
     """Call `pipe` with the arguments of `case`, then `override`, and a fresh generator; return the output tensor."""
     with torch.random.fork_rng(devices=[]):

@@ -7,51 +7,21 @@ from typing import Any
 import diffusers
 from diffusers import DiffusionPipeline
 
-from .text import (
+from trimtab.conformance.tiny import (
+    HEAD_DIM,
+    HEADS,
     WIDTH,
-    byte_tokenizer,
     clip_text,
     clip_tokenizer,
-    qwen_text,
-    qwen_vision_text,
+    ddim,
+    flow,
+    sd3,
     t5_encoder,
     t5_tokenizer,
+    vae,
 )
-from .unets import ddim, vae
 
-HEADS = 2
-HEAD_DIM = 16
-
-
-def flow() -> diffusers.FlowMatchEulerDiscreteScheduler:
-    return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-
-
-def sd3(**config: Any) -> DiffusionPipeline:
-    return diffusers.StableDiffusion3Pipeline(
-        transformer=diffusers.SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=4,
-            attention_head_dim=HEAD_DIM,
-            num_attention_heads=HEADS,
-            caption_projection_dim=HEADS * HEAD_DIM,
-            joint_attention_dim=2 * WIDTH,
-            pooled_projection_dim=2 * WIDTH,
-            pos_embed_max_size=8,
-            **config,
-        ),
-        vae=vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
-        text_encoder=clip_text(projection=True),
-        text_encoder_2=clip_text(projection=True),
-        text_encoder_3=t5_encoder(2 * WIDTH),
-        tokenizer=clip_tokenizer(),
-        tokenizer_2=clip_tokenizer(),
-        tokenizer_3=t5_tokenizer(),
-        scheduler=flow(),
-    )
+from .text import byte_tokenizer, qwen_text, qwen_vision_text
 
 
 def sd35() -> DiffusionPipeline:

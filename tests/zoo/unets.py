@@ -2,68 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import diffusers
 from diffusers import DiffusionPipeline
 
-from .text import WIDTH, clip_text, clip_tokenizer, t5_encoder, t5_tokenizer
-
-CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
-CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-def vae(latent_channels: int = 4, levels: int = 2, **config: Any) -> diffusers.AutoencoderKL:
-    """An image autoencoder that reduces each side by `2 ** (levels - 1)`."""
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8,) * levels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=1,
-        latent_channels=latent_channels,
-        norm_num_groups=4,
-        sample_size=32,
-        **config,
-    )
-
-
-def unet(**config: Any) -> diffusers.UNet2DConditionModel:
-    """Stable Diffusion's layout with three levels: latents of 16x16, so 16 tokens in the mid block, and 4 heads."""
-    defaults: dict[str, Any] = {
-        "sample_size": 16,
-        "block_out_channels": (8, 16, 16),
-        "down_block_types": (CROSS, CROSS, PLAIN),
-        "up_block_types": (PLAIN_UP, CROSS_UP, CROSS_UP),
-        "layers_per_block": 1,
-        "cross_attention_dim": WIDTH,
-        "attention_head_dim": 4,
-        "norm_num_groups": 4,
-    }
-    return diffusers.UNet2DConditionModel(**{**defaults, **config})
-
-
-def ddim() -> diffusers.DDIMScheduler:
-    """Stable Diffusion's noise schedule."""
-    return diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-
-
-def sd_components(**config: Any) -> dict[str, Any]:
-    """The components of a Stable Diffusion pipeline; `config` goes to the UNet."""
-    return {
-        "unet": unet(**config),
-        "vae": vae(),
-        "text_encoder": clip_text(),
-        "tokenizer": clip_tokenizer(),
-        "scheduler": ddim(),
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    }
-
-
-def sd15() -> DiffusionPipeline:
-    return diffusers.StableDiffusionPipeline(**sd_components())
+from trimtab.conformance.tiny import (
+    BETAS,
+    CROSS,
+    CROSS_UP,
+    PLAIN,
+    PLAIN_UP,
+    WIDTH,
+    clip_text,
+    clip_tokenizer,
+    sd_components,
+    t5_encoder,
+    t5_tokenizer,
+    unet,
+    vae,
+)
 
 
 def sdxl() -> DiffusionPipeline:

@@ -8,9 +8,10 @@ import diffusers
 from diffusers import DiffusionPipeline
 from transformers import CLIPImageProcessor
 
+from trimtab.conformance.tiny import BETAS, WIDTH, ddim, sd_components, t5_encoder, t5_tokenizer
+
 from .diffusion_transformers import HEAD_DIM, HEADS, flow
-from .text import WIDTH, clip_vision, t5_encoder, t5_tokenizer
-from .unets import BETAS, ddim, sd_components
+from .text import clip_vision
 
 
 def _wan_transformer() -> diffusers.WanTransformer3DModel:
