@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trimtab.guidance.branch import Branch
 from trimtab.guidance.plugins.pag import IdentityAttention
 from trimtab.pipelines.conditions import Conditions
-from trimtab.pipelines.denoiser import Denoiser
+from trimtab.pipelines.denoiser import Call, Denoiser
 
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 SDXL: dict[str, Any] = {
@@ -105,7 +105,9 @@ def forwards(name: str, own: int, layers: str = "auto", share_prefix: bool = Tru
         with FlopCounterMode(display=False) as one:
             module(**arguments(1))
         with FlopCounterMode(display=False) as guided:
-            denoiser.call_joined(module._call_impl, (), arguments(own), roles, [branch], share_prefix)
+            nothing = torch.empty(0)
+            call = Call(module, module._call_impl, (), arguments(own), own, roles, nothing, nothing)
+            denoiser.call_joined(call, [branch], share_prefix)
     return guided.get_total_flops() / one.get_total_flops()
 
 

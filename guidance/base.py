@@ -7,6 +7,7 @@
 | 3 delta | `delta(step, predictions)` | return a term that is added to the prediction |
 | 4 project | `project(step, prediction, predictions)` | reshape the sum |
 | 5 clean | `guide_x0(step, x0)` or `loss(step, x0)` | edit the clean estimate, or give a loss whose gradient edits it |
+| 5 clean | `renoise(step, noise, predictions)` | choose the noise that the scheduler's step adds back to it |
 | 6 sample | `after_step(step, sample)` | edit the sample after the scheduler |
 | 7 teardown | `teardown(run)` | release; always called |
 
@@ -24,10 +25,11 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Protocol
 
 import torch
+from torch import nn
 
-from .branch import Branch, Predictions
-from .errors import ParameterError
-from .noise import Level
+from .branch import Branch, Predictions, ScaledAdapters
+from .errors import GuidanceRuntimeError, ParameterError
+from .noise import Level, NoiseAlgebra
 from .parameters import check_value, fields_of, parameter, unknown_parameter
 
 API_VERSION = "1.0"
@@ -39,9 +41,20 @@ class Run(Protocol):
     state: SimpleNamespace
     exit_stack: ExitStack
     dry: bool  # True while a plan is only explained: load nothing heavy
+    own: tuple[Branch, ...]  # the branches that the pipeline computes by itself
+    pictures: bool  # whether x_t is laid out as [batch, channels, height, width], and not packed into tokens
 
     def attention_layers(self, layers: str | Sequence[str]) -> tuple[str, ...]:
         """Names of the self-attentions that `"auto"`, a name, a block or an anchored pattern stands for."""
+
+    def skippable_blocks(self, layers: str | Sequence[str]) -> tuple[str, ...]:
+        """Names of the blocks that can be left out, by the same words."""
+
+    def adapters(self, names: str | Sequence[str]) -> ScaledAdapters:
+        """The perturbation that switches off loaded adapters (LoRA), by name, or `"all"`."""
+
+    def prepare_denoiser(self, source: str | nn.Module) -> None:
+        """Have the denoiser that branches name by `source` loaded, checked, and where the pipeline's is."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,7 @@ class Step:
         sample: x_t `[batch, ...]`; `None` where only the plan is made.
         own: the prediction that the pipeline arrived at by itself, its own CFG included; `None` likewise.
         state: this guidance's state in this run.
+        algebra: converts predictions; `None` where the scheduler is not understood and nothing needs it.
     """
 
     index: int
@@ -65,6 +79,24 @@ class Step:
     sample: torch.Tensor | None = None
     own: torch.Tensor | None = None
     state: SimpleNamespace = dataclasses.field(default_factory=SimpleNamespace)
+    algebra: NoiseAlgebra | None = None
+
+    def x0(self, prediction: torch.Tensor) -> torch.Tensor:
+        """The clean estimate that a prediction stands for; the plug-in's `needs` must hold `"level"`."""
+        algebra, sample = self._noise_view()
+        return algebra.x0(prediction, sample, self.level)
+
+    def epsilon(self, prediction: torch.Tensor) -> torch.Tensor:
+        """The noise that a prediction stands for; the plug-in's `needs` must hold `"level"`."""
+        algebra, sample = self._noise_view()
+        return algebra.epsilon(prediction, sample, self.level)
+
+    def _noise_view(self) -> tuple[NoiseAlgebra, torch.Tensor]:
+        if self.algebra is None or self.sample is None:
+            raise GuidanceRuntimeError(
+                "x_t and its noise level are not known here; declare needs = frozenset({'level'}) on the plug-in."
+            )
+        return self.algebra, self.sample
 
 
 @dataclass(kw_only=True)
@@ -75,7 +107,7 @@ class Guidance:
         name: the plug-in's public name.
         exclusive: a slot that only one attached guidance may claim, such as `"cfg"`.
         before, after: names of guidances that phases 4 to 6 of this one must precede or follow.
-        needs: of `"attention"`, `"gradient"`: what the pipeline must offer.
+        needs: of `"attention"`, `"gradient"`, `"level"` (known noise levels): what pipeline and scheduler must offer.
         differentiate: `"x0"` if `loss` is differentiated with respect to the clean estimate only, `"x_t"` if through
             the denoiser.
         deprecated: what to use instead, in a sentence; creating it then warns.
@@ -160,6 +192,14 @@ class Guidance:
     def loss(self, step: Step, x0: torch.Tensor) -> torch.Tensor | None:
         """Phase 5: a loss `[batch]`; the clean estimate moves against its gradient."""
         return None
+
+    def renoise(self, step: Step, noise: torch.Tensor, predictions: Predictions) -> torch.Tensor:
+        """Phase 5: the noise `[batch, ...]` that the scheduler's step adds back to the clean estimate.
+
+        The scheduler is given the x_t and the prediction that are made of that clean estimate and this noise. Only for
+        schedulers whose step depends on nothing else.
+        """
+        return noise
 
     def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
         """Phase 6: the edited next sample `[batch, ...]`."""

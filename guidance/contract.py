@@ -9,8 +9,8 @@ from .base import API_VERSION, Guidance
 from .errors import ParameterError, PluginError
 from .parameters import check_value, fields_of
 
-HOOKS = ("setup", "branches", "delta", "project", "guide_x0", "loss", "after_step", "teardown")
-NEEDS = frozenset({"attention", "gradient"})
+HOOKS = ("setup", "branches", "delta", "project", "guide_x0", "loss", "renoise", "after_step", "teardown")
+NEEDS = frozenset({"attention", "gradient", "level"})
 DIFFERENTIATE = ("x0", "x_t")
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from .base import Guidance, Step
 from .branch import COND, UNCOND, Branch
 
-HOOKS = ("branches", "delta", "project", "guide_x0", "loss", "after_step")
+HOOKS = ("branches", "delta", "project", "guide_x0", "loss", "renoise", "after_step")
 
 
 def wanted_branches(acting: Mapping[str, Guidance], steps: Mapping[str, Step]) -> tuple[Branch, ...]:
-    """The branches that the acting guidances ask for, each once, in registration order.
+    """The branches that the acting guidances ask for, each once, in registration order after what they follow from.
 
     Args:
         acting: the guidances whose window holds the step, by name.
@@ -20,7 +20,8 @@ def wanted_branches(acting: Mapping[str, Guidance], steps: Mapping[str, Step]) -
     """
     wanted: dict[Branch, None] = {}
     for name, guidance in acting.items():
-        wanted.update(dict.fromkeys(guidance.branches(steps[name])))
+        for branch in guidance.branches(steps[name]):
+            wanted.update(dict.fromkeys(branch.lineage))
     return tuple(wanted)
 
 

@@ -72,6 +72,19 @@ SUPPORTED: dict[str, tuple[LevelRule, FormRule]] = {
     "CMStochasticIterativeScheduler": (levels.EDM, forms.consistency),
 }
 
+SINGLE_STEP = (
+    "CogVideoXDDIMScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+)
+"""Those whose step goes from a clean estimate and its noise to the next level, and remembers nothing."""
+
 _TOKENS = "it samples discrete tokens, which have no noise level; guide a pipeline of continuous latents instead."
 _STAGES = (
     "its levels are set by the pipeline, stage by stage, not by the scheduler; no other scheduler fits its pipeline."
@@ -111,4 +124,22 @@ def rules_of(scheduler: Any) -> tuple[LevelRule, FormRule]:
         f"{type(scheduler).__name__} cannot be guided: its noise levels are not known. Use one of Diffusers' own, such "
         "as DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler or FlowMatchEulerDiscreteScheduler, or "
         "a subclass of one."
+    )
+
+
+def check_single_step(scheduler: Any, plugin: str) -> None:
+    """Refuse a scheduler whose step depends on earlier steps, or adds back none of the noise it was told of.
+
+    Raises:
+        UnsupportedSchedulerError: naming those that work.
+    """
+    names = {base.__name__ for base in type(scheduler).__mro__ if base.__module__.partition(".")[0] == "diffusers"}
+    fresh = getattr(scheduler.config, "stochastic_sampling", False)
+    if names & set(SINGLE_STEP) and not fresh:
+        return
+    setting = " with stochastic_sampling=True" if fresh else ""
+    raise UnsupportedSchedulerError(
+        f"{plugin}: {type(scheduler).__name__}{setting} does not step from one clean estimate and one noise, so the "
+        f"noise that is added back cannot be chosen. Use one of {', '.join(SINGLE_STEP)}, for example "
+        "pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)."
     )

@@ -68,7 +68,7 @@ class Clock:
         first, last = self._noise_steps[self.begin], self._noise_steps[-1]
         # A trailing timestep may stand for no call of its own.
         index = self._noise_steps[min(position, len(self._noise_steps) - 1)] - first
-        return Step(index, last - first + 1, self.timesteps[position], self._level(position))
+        return Step(index, last - first + 1, self.timesteps[position], self._level(position), algebra=self.algebra)
 
     @cached_property
     def _noise_steps(self) -> list[int]:

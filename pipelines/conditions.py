@@ -7,9 +7,7 @@ its results take the place of the first ones. Class-conditional denoisers are ha
 
 from __future__ import annotations
 
-import ast
 import inspect
-import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from ..guidance.branch import Condition, Prompt
 from ..guidance.errors import UnsupportedPipelineError
 from .interception import tap_method
 from .rows import map_tensors
+from .source import returned_names
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Conditions:
         self._encode = getattr(pipe, "encode_prompt", None)
         if self._encode is not None:
             self._signature = inspect.signature(self._encode)
-            self._names = _returned_names(type(pipe).encode_prompt)
+            self._names = returned_names(type(pipe).encode_prompt)
             tap_method(stack, pipe, "encode_prompt", self._watch)
 
     def _watch(self, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -191,17 +190,3 @@ def _batch_of(prompt: Any, encoding: Encoding) -> int:
     if isinstance(prompt, str):
         return 1
     return next(iter(encoding.tensors.values())).shape[0]
-
-
-def _returned_names(function: Any) -> list[str]:
-    """The names in the last return statement of a function; empty where the source is not at hand."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
-    except (OSError, TypeError, SyntaxError):
-        return []
-    returns = [node for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
-    if not returns:
-        return []
-    value = max(returns, key=lambda node: node.lineno).value
-    elements = value.elts if isinstance(value, ast.Tuple) else [value]
-    return [element.id if isinstance(element, ast.Name) else "" for element in elements]

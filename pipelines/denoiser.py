@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.branch import COND, UNCOND, Branch
-from ..guidance.errors import UnsupportedPipelineError
+from ..guidance.branch import COND, UNCOND, Branch, Point
+from ..guidance.errors import GuidanceRuntimeError, UnsupportedPipelineError
 from .conditions import Conditions
 from .families import Family
 from .interception import outer_contexts_kept, set_attribute
 from .observation import TOLERANCE, UNRELATED, Observation, observe
 from .perturbation import Layout, Perturber, Segment
-from .prediction import primary, sample_argument
+from .prediction import primary, sample_argument, with_sample_at
 from .rows import AmbiguousRowsError, check_splittable, join_rows, take_rows
 
 
@@ -30,7 +30,10 @@ class Call:
         roles: the role of each row, `None` while it is not known.
         output: the pipeline's own rows as the denoiser returned them `[rows, ...]`.
         handed_back: the same as the pipeline received them.
-        extra: raw predictions of the branches that rode along.
+        extra: raw predictions of the branches that rode along, or of calls made like this one.
+        at: where those were evaluated that were not at x_t.
+        watched: what points kept of attention in the pipeline's own rows, by point and layer `[rows, ...]`.
+        extra_watched: likewise in the rows of an extra branch, the point's parent.
         graph, leaf: output and input with their gradient graph, where a loss needs one.
     """
 
@@ -43,6 +46,9 @@ class Call:
     output: torch.Tensor
     handed_back: torch.Tensor
     extra: dict[Branch, torch.Tensor] = field(default_factory=dict)
+    at: dict[Branch, torch.Tensor] = field(default_factory=dict)
+    watched: dict[tuple[Point, str], torch.Tensor] = field(default_factory=dict)
+    extra_watched: dict[tuple[Point, str], torch.Tensor] = field(default_factory=dict)
     graph: torch.Tensor | None = None
     leaf: torch.Tensor | None = None
 
@@ -60,6 +66,28 @@ class Call:
         given = self.args[key] if isinstance(key, int) else self.kwargs[key] if key is not None else None
         found = (value for value in (unscaled, given) if isinstance(value, torch.Tensor))
         return next((sample for sample in found if sample.shape == self.output.shape), None)
+
+
+def watched_by(point: Point, calls: Sequence[Call]) -> dict[str, torch.Tensor]:
+    """What a point kept of its parent's attention, by layer `[batch, ...]`.
+
+    Raises:
+        GuidanceRuntimeError: a layer did not run, as a step cache may cause.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for layer in point.layers:
+        for call in calls:
+            rows = next((call.where(role) for role, branch in OWN.items() if branch == point.parent), [])
+            if rows and (point, layer) in call.watched:
+                found[layer] = call.watched[point, layer][rows]
+            elif (point, layer) in call.extra_watched:
+                found[layer] = call.extra_watched[point, layer]
+        if layer not in found:
+            raise GuidanceRuntimeError(
+                f"{layer} did not run while the {point.parent} prediction was computed, so {type(point).__name__} has "
+                "no attention map; switch the step cache off: disable_cache()."
+            )
+    return found
 
 
 def observe_calls(
@@ -146,17 +174,25 @@ class Denoiser:
         return not getattr(self.family.module, "is_cache_enabled", False)
 
     # -- calls -----------------------------------------------------------------------------------------------------
+    def call_watched(self, call: Call, points: tuple[Point, ...], original: Callable[..., Any] | None = None) -> Any:
+        """The pipeline's call as it is, in which points watch attention."""
+        rows = call.rows or 1
+        layout = Layout(rows, torch.arange(rows), points=points)
+        output = self.perturber.call(original or call.original, layout, call.args, call.kwargs)
+        call.watched = self.perturber.watched
+        return output
+
     def call_joined(
-        self, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], roles: list[str],
-        branches: Sequence[Branch], share_prefix: bool = True,
-    ) -> tuple[Any, dict[Branch, torch.Tensor]]:  # fmt: skip
-        """The pipeline's call with further rows; returns its own part of the output, and the branches' raw rows.
+        self, call: Call, branches: Sequence[Branch], share_prefix: bool = True, points: tuple[Point, ...] = ()
+    ) -> Any:
+        """The pipeline's call with further rows; returns its own part of the output, the rest goes to `call`.
 
         With `share_prefix`, perturbed rows are computed only from their first perturbed block on.
 
         Raises:
             AmbiguousRowsError: an argument does not split into rows without doubt, or a branch has no parent here.
         """
+        args, kwargs, roles = call.args, call.kwargs, call.roles or []
         rows = len(roles)
         check_splittable(args, kwargs, rows)
         perturbed = [branch for branch in branches if branch.perturbation is not None]
@@ -187,15 +223,31 @@ class Denoiser:
             counts.append(len(source))
             spans[branch] = slice(start, start + len(source))
         all_args, all_kwargs = join_rows(parts, counts)
-        layout = Layout(len(parents), torch.tensor(parents), tuple(segments), all_kwargs)
-        output = self.perturber.call(original, layout, all_args, all_kwargs)
+        layout = Layout(len(parents), torch.tensor(parents), tuple(segments), points)
+        output = self.perturber.call(call.original, layout, all_args, all_kwargs)
         whole = primary(output)
         if whole.shape[0] != len(parents):
             raise AmbiguousRowsError(f"the denoiser returned {whole.shape[0]} rows for {len(parents)}")
-        return take_rows(output, len(parents), slice(0, rows)), {branch: whole[span] for branch, span in spans.items()}
+        call.extra = {branch: whole[span] for branch, span in spans.items()}
+        for (point, layer), kept in self.perturber.watched.items():
+            call.watched[point, layer] = kept[:rows]
+            if point.parent in spans:
+                call.extra_watched[point, layer] = kept[spans[point.parent]]
+        return take_rows(output, len(parents), slice(0, rows))
 
-    def call_alone(self, call: Call, branch: Branch, roles: list[str]) -> torch.Tensor:
-        """A branch as a call of its own with the pipeline's arguments; returns its raw rows."""
+    def call_alone(
+        self, call: Call, branch: Branch, original: Callable[..., Any], points: tuple[Point, ...] = (),
+        moved: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """A branch as a call of its own with the pipeline's arguments; returns its raw rows.
+
+        Args:
+            call: one that holds the conditional rows; what points keep of attention goes there.
+            original: this denoiser's forward.
+            points: those that watch this branch.
+            moved: x_t and the other point `[batch, ...]` at which the branch is evaluated.
+        """
+        roles = call.roles or []
         args, kwargs, rows = tuple(call.args), dict(call.kwargs), len(roles)
         source = [i for i, role in enumerate(roles) if role == branch.condition]
         own = bool(source)
@@ -216,13 +268,17 @@ class Denoiser:
             args, kwargs = self._conditions.substitute(branch.condition, self.module, args, kwargs)
         count = rows if chosen is source else len(source)
         segments = () if branch.perturbation is None else (Segment(0, count, branch.perturbation, -1),)
-        layout = Layout(count, torch.arange(count), segments, kwargs)
+        if moved is not None:
+            args, kwargs = with_sample_at(args, kwargs, chosen, *moved)
+        layout = Layout(count, torch.arange(count), segments, points)
         name = f"trimtab_{branch.condition if isinstance(branch.condition, str) else hash(branch)}"
-        name += "" if branch.perturbation is None else f"_{type(branch.perturbation).__name__}"
+        name += "".join(f"_{type(part).__name__}" for part in (branch.perturbation, branch.point) if part is not None)
         context = self._enter_context(name) if self._enter_context is not None else nullcontext()
         with outer_contexts_kept(self.family.module), context:
-            output = primary(self.perturber.call(call.original, layout, args, kwargs))
-        return output[torch.tensor(chosen)] if len(chosen) < output.shape[0] else output
+            output = primary(self.perturber.call(original, layout, args, kwargs))
+        index = torch.tensor(chosen)
+        call.extra_watched.update({key: kept[index] for key, kept in self.perturber.watched.items()})
+        return output[index] if len(chosen) < output.shape[0] else output
 
 
 OWN = {"cond": COND, "uncond": UNCOND}

@@ -21,6 +21,7 @@ from .components import check_condition, denoisers_of, schedulers_of
 from .families import Family
 from .hooks import SetupView, needs_level
 from .own_cfg import Seen, has_cfg
+from .renoising import check_renoising
 
 
 def make_plan(
@@ -44,6 +45,7 @@ def make_plan(
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ParameterError(f"num_inference_steps={steps!r}; allowed: a whole number >= 1.")
     guidances = {name: guidances[name] for name in ordered(guidances)}
+    check_renoising(schedulers_of(pipe), guidances)
     needing = [name for name, guidance in guidances.items() if needs_level(guidance)]
     scheduler = copy.deepcopy(schedulers_of(pipe)[-1])
     algebra = algebra_or_none(scheduler, needing)
@@ -55,7 +57,8 @@ def make_plan(
     sequential = getattr(pipe, "guidance_rows", "auto") == "sequential"
     most, images = getattr(pipe, "guidance_max_rows", None), _images_of(arguments)
     with ExitStack() as stack:
-        run = SimpleNamespace(stack=stack, families=[Family(module) for module in denoisers_of(pipe)])
+        families = [Family(module) for module in denoisers_of(pipe)]
+        run = SimpleNamespace(stack=stack, pipe=pipe, families=families, own=own)
         views = {name: SetupView(name, run, dry=True) for name in guidances}
         for name, guidance in guidances.items():
             guidance.validate()
@@ -72,9 +75,11 @@ def make_plan(
                 for branch in asked:
                     check_condition(pipe, branch, name)
                 per_guidance[name].append(len(asked))
-            together = images * (len(own) // own_calls + len(extra))
-            apart = sequential or (most is not None and together > most)
-            planned.append(PlannedStep(step.index, tuple(acting), own, extra, own_calls + apart * len(extra)))
+            joining = [branch for branch in extra if not branch.apart]
+            together = images * (len(own) // own_calls + len(joining))
+            apart = joining if sequential or (most is not None and together > most) else []
+            calls = own_calls + len(apart) + len(extra) - len(joining)
+            planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls))
         rows = tuple(_row(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
     return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows)
 
@@ -109,7 +114,8 @@ def _row(name: str, guidance: Guidance, view: SetupView, extras: list[int]) -> R
     layers = tuple(
         layer
         for value in vars(view.state).values()
-        for layer in getattr(getattr(value, "perturbation", None), "layers", ())
+        for part in (getattr(value, "perturbation", None), getattr(value, "point", None))
+        for layer in getattr(part, "layers", ())
     )
     counts = sorted(set(extras)) or [0]
     extra = f"+{counts[0]}" if len(counts) == 1 else f"+{counts[0]} to +{counts[-1]}"

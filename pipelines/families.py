@@ -61,6 +61,12 @@ class Family:
         joint = any(is_joint(attention) for attention in self.attentions.values())
         return "mmdit" if joint else "dit"
 
+    @property
+    def packs_latents(self) -> bool:
+        """Whether its sample is a list of tokens with positions or sizes beside it, and not a picture."""
+        takes = set(inspect.signature(type(self.module).forward).parameters)
+        return bool({"img_ids", "img_shapes"} & takes) or {"num_frames", "height", "width"} <= takes
+
     @cached_property
     def blocks(self) -> dict[str, nn.Module]:
         """The outer blocks by name, in the order in which the denoiser calls them; each maps hidden states onward."""
@@ -136,7 +142,7 @@ class Family:
         chosen: set[str] = set()
         for spec in [layers] if isinstance(layers, str) else layers:
             names = self.auto if spec == "auto" else self.attentions
-            matched = {name for name in names if spec == "auto" or self._matches(spec, name)}
+            matched = {name for name in names if spec == "auto" or self.matches(spec, name)}
             if not matched:
                 if not self.attentions:
                     raise ParameterError(
@@ -167,7 +173,8 @@ class Family:
                 "all denoisers with cross-attention."
             )
 
-    def _matches(self, spec: str, name: str) -> bool:
+    def matches(self, spec: str, name: str) -> bool:
+        """Whether a specification stands for the layer `name`."""
         official = _OFFICIAL.fullmatch(spec)
         if official and self.name == "unet":
             group = {"d": "down_blocks", "m": "mid_block", "u": "up_blocks"}[official[1]]
@@ -175,7 +182,7 @@ class Family:
             return int(official[2]) < len(members) and members[int(official[2])] == name
         wanted, parts = spec.split("."), name.split(".")
         return any(
-            all(_part_matches(pattern, part) for pattern, part in zip(wanted, parts[start:], strict=False))
+            all(_partmatches(pattern, part) for pattern, part in zip(wanted, parts[start:], strict=False))
             for start in range(len(parts) - len(wanted) + 1)
         )
 
@@ -227,7 +234,7 @@ def is_joint(attention: nn.Module) -> bool:
     return getattr(attention, "add_k_proj", None) is not None
 
 
-def _part_matches(pattern: str, part: str) -> bool:
+def _partmatches(pattern: str, part: str) -> bool:
     aliases = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
     if pattern == "blocks":
         return part.endswith("blocks") or part == "layers"

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from ..guidance.base import Guidance, Step
-from ..guidance.branch import Branch, Predictions
+from ..guidance.branch import Branch, Point, Predictions, ScaledAdapters
 from ..guidance.errors import GuidanceRuntimeError
 from ..guidance.planner import wanted_branches
 from .families import Family
+from .lora import adapters_of
+from .others import check_other
+from .skipping import resolve_blocks
+
+Found = TypeVar("Found")
 
 
 class SetupView:
@@ -24,14 +30,31 @@ class SetupView:
         self.state = SimpleNamespace()
         self.exit_stack: ExitStack = run.stack
         self.dry = dry
-        self._name = name
-        self._families: Sequence[Family] = run.families
+        self.own: tuple[Branch, ...] = run.own
+        self.pictures = not any(family.packs_latents for family in run.families)
+        self._name, self._run = name, run
 
     def attention_layers(self, layers: str | Sequence[str]) -> tuple[str, ...]:
+        return self._first_of(lambda family: family.resolve(layers, self._name))
+
+    def skippable_blocks(self, layers: str | Sequence[str]) -> tuple[str, ...]:
+        return self._first_of(lambda family: resolve_blocks(family, layers, self._name))
+
+    def adapters(self, names: str | Sequence[str]) -> ScaledAdapters:
+        return self._first_of(lambda family: adapters_of(family, names, self._name))
+
+    def prepare_denoiser(self, source: str | nn.Module) -> None:
+        if self.dry:
+            check_other(self._run.pipe, source, self._name)
+        else:
+            self._run.others.prepare(source, self._name)
+
+    def _first_of(self, resolve: Callable[[Family], Found]) -> Found:
+        """What the first of the candidate denoisers has; where none has it, the first one's refusal."""
         refusal: Exception | None = None
-        for family in self._families:
+        for family in self._run.families:
             try:
-                return family.resolve(layers, self._name)
+                return resolve(family)
             except ValueError as error:
                 refusal = refusal or error
         assert refusal is not None
@@ -43,7 +66,7 @@ class Hooks:
 
     Args:
         guidances: in that order.
-        run: has `stack`, where each teardown is put, and `families`.
+        run: has `stack`, where each teardown is put, `families`, `own` branches and `others`.
     """
 
     def __init__(self, guidances: Mapping[str, Guidance], run: Any) -> None:
@@ -66,6 +89,11 @@ class Hooks:
     def wanted(self, acting: Mapping[str, Guidance], step: Step) -> tuple[Branch, ...]:
         """Phase 2: the branches that they ask for, each once."""
         return wanted_branches(acting, {name: self.view(name, step) for name in acting})
+
+    def points(self, acting: Mapping[str, Guidance], step: Step) -> tuple[Point, ...]:
+        """The points of those branches that watch attention."""
+        points = [branch.point for branch in self.wanted(acting, step) if branch.point is not None]
+        return tuple(dict.fromkeys(point for point in points if point.layers))
 
     def delta(self, acting: Mapping[str, Guidance], step: Step, predictions: Predictions) -> torch.Tensor | None:
         """Phase 3: the sum of all deltas."""
@@ -92,6 +120,18 @@ class Hooks:
                 prediction = projected.to(prediction.dtype)
         return prediction
 
+    def renoise(
+        self, acting: Mapping[str, Guidance], step: Step, noise: torch.Tensor, predictions: Predictions
+    ) -> torch.Tensor:
+        """Phase 5: the noise that the scheduler adds back, chosen by each in turn."""
+        for name, guidance in acting.items():
+            if guidance.overrides("renoise"):
+                with annotated(name, "renoise", step):
+                    chosen = guidance.renoise(self.view(name, step), noise, predictions)
+                    _check_shape(chosen, noise)
+                noise = chosen.to(noise.dtype)
+        return noise
+
     def after_step(self, acting: Mapping[str, Guidance], step: Step, following: torch.Tensor) -> torch.Tensor:
         """Phase 6: the next sample, edited by each in turn."""
         for name, guidance in acting.items():
@@ -115,7 +155,8 @@ def _check_shape(returned: Any, like: torch.Tensor) -> None:
 def needs_level(guidance: Guidance) -> bool:
     """Whether a guidance cannot act without knowing alpha and sigma."""
     windowed = guidance.sigma_min > 0 or guidance.sigma_max != float("inf")
-    return windowed or guidance.overrides("guide_x0") or guidance.overrides("loss") or "level" in guidance.needs
+    editing = any(guidance.overrides(hook) for hook in ("guide_x0", "loss", "renoise"))
+    return windowed or editing or "level" in guidance.needs
 
 
 @contextmanager

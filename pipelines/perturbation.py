@@ -2,28 +2,29 @@
 
 A perturbed branch equals its parent up to its first perturbed layer. The denoiser is entered with all rows, so that
 everything between the blocks (time embeddings, skip connections, control residuals) has them; but a block before that
-layer computes the rows that differ so far, and hands the parents' results on to the others. In a perturbed attention
-the layer's own forward runs on each group of rows, with the attention function replaced for the perturbed ones; its
-norms, rotary embedding, LoRA and projections stay what they are.
+layer computes the rows that differ so far, and hands the parents' results on to the others. A perturbed layer runs on
+each group of rows by itself. In an attention its own forward does, with the attention function replaced for the
+perturbed rows; its norms, rotary embedding, LoRA and projections stay what they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from ..guidance.branch import Perturbation
+from ..guidance.branch import AttentionTokens, Perturbation, Point, ScaledAdapters, SkippedBlocks
 from ..guidance.errors import GuidanceRuntimeError
+from .attention import AttentionReplaced, why_not
 from .families import Family
+from .grids import image_grid
 from .interception import tap_forward
-from .rows import map_tensors, take_rows
+from .lora import scaled
+from .rows import AmbiguousRowsError, map_tensors, take_rows
+from .skipping import handed_on
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,13 @@ class Layout:
         total: number of rows.
         parents: for each row, the row that it equals until it joins; a row that is no branch is its own parent.
         segments: the perturbed rows, last in the batch, those that join first before those that join later.
-        text: the denoiser's keyword arguments, where the number of text tokens can be read.
+        points: those that have attentions to watch.
     """
 
     total: int
     parents: torch.Tensor
-    segments: tuple[Segment, ...]
-    text: Mapping[str, Any]
+    segments: tuple[Segment, ...] = ()
+    points: tuple[Point, ...] = ()
 
     def active(self, block: int) -> int:
         """How many rows (from the first) are computed in this outer block."""
@@ -58,77 +59,132 @@ class Layout:
 
 
 class Perturber:
-    """Installs perturbations in one denoiser for the length of a run; idle while `layout` is `None`."""
+    """Installs perturbations in one denoiser for the length of a run; idle while `layout` is `None`.
+
+    Attributes:
+        watched: what the points of the last call kept, by point and layer, `[rows, ...]`.
+    """
 
     def __init__(self, family: Family, stack: ExitStack) -> None:
         self.family = family
         self.layout: Layout | None = None
+        self.watched: dict[tuple[Point, str], torch.Tensor] = {}
+        self._arguments: tuple[Sequence[Any], Mapping[str, Any]] = ((), {})
         self._stack = stack
         self._tapped: set[str] = set()
 
     def joins_at(self, perturbation: Perturbation) -> int:
-        """Index of the outer block that holds the first perturbed layer."""
-        first = perturbation.layers[0]
-        return next(index for index, block in enumerate(self.family.blocks) if first.startswith(block + "."))
+        """Index of the outer block that holds the first perturbed layer; -1 if that may come before all blocks."""
+        return min(self.block_of(name) for name in perturbation.layers)
+
+    def block_of(self, name: str) -> int:
+        """Index of the outer block that is or holds a layer; -1 if none does."""
+        blocks = enumerate(self.family.blocks)
+        return next((index for index, block in blocks if f"{name}.".startswith(f"{block}.")), -1)
 
     def call(self, original: Callable[..., Any], layout: Layout, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call the denoiser with these rows."""
         for segment in layout.segments:
             self._tap(segment.perturbation.layers)
-        self.layout = layout
+        for point in layout.points:
+            self._tap(point.layers)
+        self.layout, self._arguments, self.watched = layout, (args, kwargs), {}
         try:
             return original(*args, **kwargs)
         finally:
-            self.layout = None
+            self.layout, self._arguments = None, ((), {})
 
     def _tap(self, layers: Sequence[str]) -> None:
         for index, (name, block) in enumerate(self.family.blocks.items()):
             if name not in self._tapped:
                 self._tapped.add(name)
-                tap_forward(self._stack, block, _prefix(self, index))
+                tap_forward(self._stack, block, _prefix(self, name, index))
         for name in layers:
             if name not in self._tapped:
                 self._tapped.add(name)
-                tap_forward(self._stack, self.family.attentions[name], _perturbed(self, name))
+                tap_forward(self._stack, self.family.module.get_submodule(name), _inner(self, name))
 
-
-def _prefix(perturber: Perturber, block: int) -> Callable[..., Any]:
-    """A block's forward on the rows that differ so far."""
-
-    def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        layout = perturber.layout
-        active = layout.active(block) if layout is not None else 0
-        if layout is None or active == layout.total:
+    def run(self, name: str, original: Callable[..., Any], active: int, args: Sequence[Any], kwargs: Any) -> Any:
+        """A layer's forward on the first `active` rows, each group of them under its own perturbation."""
+        layout = self.layout
+        assert layout is not None
+        groups = _groups(layout, name, active)
+        points = [point for point in layout.points if name in point.layers]
+        if len(groups) == 1 and groups[0][2] is None and not points:
             return original(*args, **kwargs)
-        hidden = _hidden_states(args, kwargs)
-        each = hidden.shape[0] // layout.total
-        args, kwargs = _take((args, kwargs), layout.total, each, slice(0, active))
-        return _expand(original(*args, **kwargs), active, each, layout.parents)
+        each, rest = divmod(_hidden_states(args, kwargs).shape[0], active)
+        if len(groups) > 1 and (rest or not each):
+            raise AmbiguousRowsError(f"{name} is given what does not split into rows")
+        kept: dict[Point, list[torch.Tensor]] = {point: [] for point in points}
+        outputs = []
+        for start, stop, perturbation in groups:
+            part = (args, kwargs)
+            if (start, stop) != (0, active):
+                part = _take(part, active, each, slice(start, stop))
+            outputs.append(self._compute(name, original, part, perturbation, kept))
+        for point, values in kept.items():
+            self.watched[point, name] = _expand(torch.cat(values), active, each, layout.parents)
+        return outputs[0] if len(outputs) == 1 else _join(outputs)
 
-    return forward
+    def _compute(
+        self, name: str, original: Callable[..., Any], part: Any, perturbation: Perturbation | None,
+        kept: Mapping[Point, list[torch.Tensor]],
+    ) -> Any:  # fmt: skip
+        """One group of rows; what the points watch is appended to `kept`."""
+        args, kwargs = part
+        module = self.family.module.get_submodule(name)
+        if isinstance(perturbation, SkippedBlocks):
+            return handed_on(module, args, kwargs)
+        if isinstance(perturbation, ScaledAdapters):
+            with scaled(module, perturbation):
+                return original(*args, **kwargs)
+        if perturbation is None and not kept:
+            return original(*args, **kwargs)
+        states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+        own_text = int(states.shape[1]) if isinstance(states, torch.Tensor) else None
+        text = self.family.text_length(module, own_text, self._arguments[1])
+        image = _hidden_states(args, kwargs).shape[1]
+
+        def tokens(length: int) -> AttentionTokens:
+            found = self.family.image_tokens(module, image, text, length)
+            config = getattr(self.family.module, "config", None)
+            return replace(found, grid=image_grid(found.stop - found.start, config, *self._arguments))
+
+        with AttentionReplaced(perturbation, kept, tokens) as replaced:
+            output = original(*args, **kwargs)
+        if not replaced.acted:
+            acting = type(perturbation or next(iter(kept))).__name__
+            raise GuidanceRuntimeError(why_not(name, module, acting, replaced.passed_by))
+        return output
 
 
-def _perturbed(perturber: Perturber, name: str) -> Callable[..., Any]:
-    """An attention's forward, each group of rows under its own perturbation."""
-    block = next(index for index, outer in enumerate(perturber.family.blocks) if name.startswith(outer + "."))
+def _prefix(perturber: Perturber, name: str, block: int) -> Callable[..., Any]:
+    """A block's forward on the rows that differ so far."""
 
     def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         layout = perturber.layout
         if layout is None:
             return original(*args, **kwargs)
         active = layout.active(block)
+        if active == layout.total:
+            return perturber.run(name, original, active, args, kwargs)
         hidden = _hidden_states(args, kwargs)
-        each = hidden.shape[0] // active
-        outputs = []
-        for start, stop, perturbation in _groups(layout, name, active):
-            part = (args, kwargs)
-            if (start, stop) != (0, active):
-                part = _take(part, active, each, slice(start, stop))
-            if perturbation is None:
-                outputs.append(original(*part[0], **part[1]))
-            else:
-                outputs.append(_attend(perturber.family, name, perturbation, original, part, layout.text))
-        return outputs[0] if len(outputs) == 1 else _join(outputs)
+        each = hidden.shape[0] // layout.total
+        args, kwargs = _take((args, kwargs), layout.total, each, slice(0, active))
+        return _expand(perturber.run(name, original, active, args, kwargs), active, each, layout.parents)
+
+    return forward
+
+
+def _inner(perturber: Perturber, name: str) -> Callable[..., Any]:
+    """The forward of a layer inside a block, or of one outside of all blocks, where all rows are."""
+    block = perturber.block_of(name)
+
+    def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        layout = perturber.layout
+        if layout is None:
+            return original(*args, **kwargs)
+        return perturber.run(name, original, layout.active(block) if block >= 0 else layout.total, args, kwargs)
 
     return forward
 
@@ -144,73 +200,6 @@ def _groups(layout: Layout, name: str, active: int) -> list[tuple[int, int, Pert
             groups.append((segment.start, segment.stop, segment.perturbation))
             edge = segment.stop
     return groups if edge == active else [*groups, (edge, active, None)]
-
-
-def _attend(
-    family: Family, name: str, perturbation: Perturbation, original: Callable[..., Any], part: Any, denoiser_kwargs: Any
-) -> Any:
-    args, kwargs = part
-    attention = family.attentions[name]
-    states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-    own_text = int(states.shape[1]) if isinstance(states, torch.Tensor) else None
-    text = family.text_length(attention, own_text, denoiser_kwargs)
-    image = _hidden_states(args, kwargs).shape[1]
-    with _AttentionReplaced(family, attention, perturbation, image, text) as replaced:
-        output = original(*args, **kwargs)
-    if not replaced.acted:
-        raise GuidanceRuntimeError(_why_not(name, attention, perturbation, replaced.passed_by))
-    return output
-
-
-def _why_not(name: str, attention: nn.Module, perturbation: Perturbation, passed_by: bool) -> str:
-    kind = type(perturbation).__name__
-    if passed_by:
-        return (
-            f"{name}: its queries attend to further keys, so there is no map among image tokens for {kind} to change."
-        )
-    return (
-        f"{name}: its processor {type(attention.processor).__name__} does not call scaled_dot_product_attention, "
-        f"so {kind} cannot act. Use the default processors: pipe.unet.set_default_attn_processor(), or no attention "
-        "slicing and the 'native' attention backend."
-    )
-
-
-class _AttentionReplaced(TorchFunctionMode):
-    """Replaces the self-attention function; attention onto something of another length stays."""
-
-    def __init__(self, family: Family, module: nn.Module, perturbation: Perturbation, image: int, text: int) -> None:
-        super().__init__()
-        self.family, self.module, self.perturbation, self.image, self.text = family, module, perturbation, image, text
-        self.acted = self.passed_by = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        return self._attention(*args, **kwargs)
-
-    def _attention(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> torch.Tensor:
-        if query.shape[-2] != key.shape[-2]:
-            self.passed_by = True
-            return F.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-            )
-        self.acted = True
-        if enable_gqa:
-            repeats = query.shape[-3] // key.shape[-3]
-            key, value = (tensor.repeat_interleave(repeats, dim=-3) for tensor in (key, value))
-        tokens = self.family.image_tokens(self.module, self.image, self.text, query.shape[-2])
-        return self.perturbation.attention(query, key, value, tokens, attn_mask, scale)
 
 
 def _hidden_states(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:

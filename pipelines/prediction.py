@@ -59,5 +59,65 @@ def input_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
     return int(value.shape[0]) if isinstance(value, torch.Tensor) else None
 
 
+def with_sample_at(
+    args: Sequence[Any], kwargs: Mapping[str, Any], rows: Sequence[int], sample: torch.Tensor, point: torch.Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The denoiser's arguments with another x_t in some rows, scaled as the pipeline scaled x_t.
+
+    Args:
+        rows: which rows.
+        sample: their x_t `[batch, ...]`.
+        point: the other one, of the same shape.
+
+    Raises:
+        UnsupportedPipelineError: x_t is not found in the denoiser's input.
+    """
+    key = sample_argument(args, kwargs)
+    given = None if key is None else args[key] if isinstance(key, int) else kwargs[key]
+    moved = None if given is None else primary(given).clone()
+    place = None if moved is None else locate(moved[list(rows)], sample)
+    if key is None or moved is None or place is None:
+        raise UnsupportedPipelineError(
+            "x_t was not found in the denoiser's input, so the denoiser cannot be evaluated at another point."
+        )
+    dim, start, factor = place
+    for row, x in zip(rows, point, strict=True):
+        part = moved[row : row + 1].narrow(dim, start, sample.shape[dim]) if dim else moved[row : row + 1]
+        part.copy_((factor * x).reshape(part.shape))
+    value = with_primary(given, moved)
+    if isinstance(key, int):
+        return (*args[:key], value, *args[key + 1 :]), dict(kwargs)
+    return tuple(args), {**kwargs, key: value}
+
+
+def locate(given: torch.Tensor, sample: torch.Tensor) -> tuple[int, int, float] | None:
+    """Where x_t lies in a denoiser's input `[batch, ...]`: dimension, start, and factor; `None` if nowhere.
+
+    Dimension 0 stands for the whole input, possibly in another shape.
+    """
+    if given.numel() == sample.numel():
+        places = [(0, 0, given.reshape(sample.shape))]
+    elif given.ndim == sample.ndim:
+        spare = [(dim, given.shape[dim] - sample.shape[dim]) for dim in range(1, sample.ndim)]
+        places = [
+            (dim, start, given.narrow(dim, start, sample.shape[dim]))
+            for dim, extra in spare
+            if extra > 0
+            for start in sorted({0, extra})
+        ]
+    else:
+        places = []
+    for dim, start, part in places:
+        if part.shape != sample.shape:
+            continue
+        if torch.equal(part, sample):
+            return dim, start, 1.0
+        wanted, x = part.double(), sample.double()
+        factor = float((wanted * x).sum() / x.square().sum().clamp_min(1e-30))
+        if (wanted - factor * x).norm() <= 1e-2 * wanted.norm():
+            return dim, start, factor
+    return None
+
+
 def _is_list_of_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, torch.Tensor) for item in value)

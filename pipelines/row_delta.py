@@ -26,7 +26,7 @@ class RowDelta:
     Args:
         arguments: of the pipeline's call.
         hooks: the guidances' hooks in this run.
-        compute_missing: computes the branches of a step that no call holds yet, as `GuidedRun.compute_missing`.
+        compute_missing: `GuidedRun.compute_missing`.
     """
 
     def __init__(self, arguments: Mapping[str, Any], hooks: Hooks, compute_missing: Callable[..., object]) -> None:
@@ -70,17 +70,19 @@ class RowDelta:
         g = self._scale_of_cfg()
         if not uncond or cond_call is None or g is None:
             return output
-        self._compute_missing(cond_call, acting, step, (COND, UNCOND))
         seen = denoiser.observation
         view, sign = (View(), 1.0) if seen is None else (seen.view, seen.gain)
-        available = {branch: sign * view.of(rows) for branch, rows in cond_call.extra.items()}
-        for branch, rows in ((COND, cond_call.output[cond_call.where("cond")]), (UNCOND, call.output[uncond])):
-            available[branch] = sign * view.of(rows)
+
+        def convert(rows: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
+            return sign * view.of(rows)
+
+        available = {COND: convert(cond_call.output[cond_call.where("cond")]), UNCOND: convert(call.output[uncond])}
         step = dataclasses.replace(
             step,
             sample=None if step.sample is None else view.of(step.sample[uncond]),
             own=available[UNCOND] + g * (available[COND] - available[UNCOND]),
         )
+        self._compute_missing(calls, acting, step, available, convert)
         delta = self._hooks.delta(acting, step, available)
         if delta is None:
             return output

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
@@ -19,20 +19,22 @@ import torch
 from torch import nn
 
 from ..guidance.base import Guidance, Step
-from ..guidance.branch import UNCOND, Branch
+from ..guidance.branch import Branch, Point
 from ..guidance.errors import ConflictError, UnsupportedPipelineError
 from ..guidance.order import ordered
-from ..guidance.planner import extra_of
+from ..guidance.planner import extra_of, own_branches
 from .clean import call_with_graph, guide_clean_estimate, needs_graph
 from .clock import Clock, algebra_or_none
 from .components import denoisers_of, schedulers_of
 from .conditions import Conditions
-from .denoiser import OWN, Call, Denoiser, observe_calls
+from .denoiser import OWN, Call, Denoiser, observe_calls, watched_by
 from .hooks import Hooks, needs_level
 from .interception import tap_call, tap_scheduler
 from .observation import own_channels
+from .others import OtherDenoisers
 from .own_cfg import has_cfg
 from .prediction import input_rows, primary, with_primary
+from .renoising import check_renoising, renoise
 from .row_delta import RowDelta
 from .rows import AmbiguousRowsError
 
@@ -67,7 +69,7 @@ class GuidedRun:
         self._inside = False
         self._paired: dict[int, Any] = {}
         self._schedulers = schedulers_of(pipe)
-        self._has_cfg = has_cfg(pipe, arguments)
+        self.own = own_branches(has_cfg(pipe, arguments))
 
     def __enter__(self) -> GuidedRun:
         try:
@@ -86,12 +88,14 @@ class GuidedRun:
                     f"{guidance.label} needs gradients, which torch.inference_mode() forbids for good. Call the "
                     "pipeline outside of it; torch.no_grad() is fine."
                 )
+        check_renoising(self._schedulers, self.guidances)
         needing = [name for name, guidance in self.guidances.items() if needs_level(guidance)]
         self._algebras = {id(s): algebra_or_none(s, needing) for s in self._schedulers}
         self.conditions = Conditions(self.pipe, self.arguments, self.stack)
         for module in denoisers_of(self.pipe):
             self.denoisers[id(module)] = Denoiser(module, self.conditions, self.stack)
         self.families = [denoiser.family for denoiser in self.denoisers.values()]
+        self.others = OtherDenoisers(self.pipe, self.conditions, self.stack)
         self.hooks = Hooks(self.guidances, self)
         self._row_delta = RowDelta(self.arguments, self.hooks, self.compute_missing)
         for module in denoisers_of(self.pipe):
@@ -117,8 +121,9 @@ class GuidedRun:
         acting = self.hooks.acting(step) if step is not None else {}
         branches = self._to_join(denoiser, acting, step, roles)
         call = Call(module, self._counted(original), args, kwargs, rows, roles, torch.empty(0), torch.empty(0))
+        points = self.hooks.points(acting, step) if step is not None else ()
         with self._within():
-            output = self._forward(call, denoiser, acting, branches)
+            output = self._forward(call, denoiser, acting, branches, points)
         self._calls.append(call)
         call.output = call.handed_back = primary(output)
         if step is not None and self._row_delta.applies(denoiser, acting, len(self._calls)):
@@ -127,19 +132,17 @@ class GuidedRun:
         return output
 
     def _forward(
-        self, call: Call, denoiser: Denoiser, acting: Mapping[str, Guidance], branches: Sequence[Branch]
-    ) -> Any:
+        self, call: Call, denoiser: Denoiser, acting: Mapping[str, Guidance], branches: Sequence[Branch],
+        points: tuple[Point, ...],
+    ) -> Any:  # fmt: skip
         if any(needs_graph(guidance) for guidance in acting.values()):
             return call_with_graph(call)
         if branches and call.roles is not None:
             try:
-                output, call.extra = denoiser.call_joined(
-                    call.original, call.args, call.kwargs, call.roles, branches, share_prefix=self.rows == "auto"
-                )
-                return output
+                return denoiser.call_joined(call, branches, self.rows == "auto", points)
             except AmbiguousRowsError:
-                call.extra = {}
-        return call.original(*call.args, **call.kwargs)
+                call.extra, call.watched = {}, {}
+        return denoiser.call_watched(call, points) if points else call.original(*call.args, **call.kwargs)
 
     def _to_join(
         self, denoiser: Denoiser, acting: Mapping[str, Guidance], step: Step | None, roles: list[str] | None
@@ -147,8 +150,8 @@ class GuidedRun:
         """The extra branches that may ride along in this call."""
         if step is None or roles is None or "cond" not in roles or self.rows == "sequential" or not denoiser.can_join():
             return []
-        own = {OWN[role] for role in roles if role in OWN} | ({UNCOND} if self._has_cfg else set())
-        extra = [branch for branch in self.hooks.wanted(acting, step) if branch not in own]
+        own = {OWN[role] for role in roles if role in OWN} | set(self.own)
+        extra = [branch for branch in self.hooks.wanted(acting, step) if branch not in own and not branch.apart]
         rows = len(roles) + roles.count("cond") * len(extra)
         return extra if self.max_rows is None or rows <= self.max_rows else []
 
@@ -211,6 +214,7 @@ class GuidedRun:
         step = clock.step()
         acting = self.hooks.acting(step)
         calls, self._calls = self._calls, []
+        sample = given["sample"]
         if acting and calls:
             given["model_output"] = self._guided(scheduler, clock, step, acting, calls, given)
         elif acting:
@@ -218,7 +222,7 @@ class GuidedRun:
                 f"{type(self.pipe).__name__}: scheduler.step was called without a denoiser call before it, so there is "
                 "no prediction to guide. Pipelines with a scheduler for each frame are not supported."
             )
-        self._count(calls, given["sample"])
+        self._count(calls, sample)
         self._row_delta.handed_with = None
         with self._within():
             result = original(*bound.args, **bound.kwargs)
@@ -226,12 +230,12 @@ class GuidedRun:
         clock.input_scale = clock.unscaled = None
         if not any(guidance.overrides("after_step") for guidance in acting.values()):
             return result
-        step = dataclasses.replace(step, sample=given["sample"])
+        step = dataclasses.replace(step, sample=sample)
         return with_primary(result, self.hooks.after_step(acting, step, primary(result)))
 
     def _guided(
         self, scheduler: Any, clock: Clock, step: Step, acting: Mapping[str, Guidance], calls: list[Call],
-        given: Mapping[str, Any],
+        given: dict[str, Any],
     ) -> torch.Tensor:  # fmt: skip
         """The model output with all that the acting guidances make of it."""
         model_output, sample = given["model_output"], given["sample"]
@@ -242,22 +246,19 @@ class GuidedRun:
         self._paired[id(calls[0].module)] = scheduler
         denoiser.settle_roles(observation, calls)
 
-        def convert(rows: torch.Tensor) -> torch.Tensor:
+        def convert(rows: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
             converted = observation.view.of(rows)
             converted = converted if observation.gain == 1.0 else observation.gain * converted
-            return converted if observation.on_sample == 0.0 else converted + observation.on_sample * sample
+            at = sample if at is None else at
+            return converted if observation.on_sample == 0.0 else converted + observation.on_sample * at
 
         available: dict[Branch, torch.Tensor] = {}
         for call in calls:
             for role, branch in OWN.items():
                 if call.where(role):
                     available[branch] = convert(call.output[call.where(role)])
-            available.update({branch: convert(rows) for branch, rows in call.extra.items()})
-        cond_call = next(call for call in calls if call.where("cond"))
-        for branch in self.compute_missing(cond_call, acting, step, tuple(available)):
-            available[branch] = convert(cond_call.extra[branch])
-
         step = dataclasses.replace(step, sample=sample, own=own)
+        self.compute_missing(calls, acting, step, available, convert)
         if self._row_delta.handed_with is None:
             delta = self.hooks.delta(acting, step, available)
             total = own if delta is None else (own + delta).to(own.dtype)
@@ -265,21 +266,45 @@ class GuidedRun:
             total = self._row_delta.corrected(own, observation, acting, step, available)
         total = self.hooks.project(acting, step, total, available)
         total = guide_clean_estimate(self.hooks, clock, acting, step, total, observation, calls)
+        total, renoised = renoise(self.hooks, acting, step, total, available)
+        if renoised is not sample:
+            given["sample"] = renoised if observation.copies == 1 else torch.cat([renoised] * observation.copies)
         if model_output.shape[1:] != total.shape[1:]:
             total = torch.cat([total, model_output[:batch, total.shape[1] :]], dim=1)
         return total if observation.copies == 1 else torch.cat([total] * observation.copies)
 
     def compute_missing(
-        self, cond_call: Call, acting: Mapping[str, Guidance], step: Step, known: tuple[Branch, ...]
-    ) -> tuple[Branch, ...]:
-        """Compute the wanted branches that are not known, each in a call of its own like the conditional one."""
-        missing = extra_of(self.hooks.wanted(acting, step), (*known, *cond_call.extra))
-        for branch in missing:
+        self, calls: Sequence[Call], acting: Mapping[str, Guidance], step: Step,
+        available: dict[Branch, torch.Tensor], convert: Callable[..., torch.Tensor],
+    ) -> None:  # fmt: skip
+        """Put the wanted branches into `available`; those that no call holds yet are computed, each in its own.
+
+        Args:
+            calls: of this step, one of which holds the conditional rows.
+            step: with x_t.
+            available: the pipeline's own branches.
+            convert: from a denoiser's rows to the scheduler's parametrisation, and the point if it is not x_t.
+        """
+        for call in calls:
+            available.update({branch: convert(rows, call.at.get(branch)) for branch, rows in call.extra.items()})
+        cond_call = next(call for call in calls if call.where("cond"))
+        points = self.hooks.points(acting, step)
+        for branch in extra_of(self.hooks.wanted(acting, step), tuple(available)):
+            denoiser, original = self.denoisers[id(cond_call.module)], cond_call.original
+            if branch.denoiser is not None:
+                denoiser, original = self.others.of(branch.denoiser)
+                original = self._counted(original)
+            moved = None
+            if branch.point is not None:
+                assert step.sample is not None
+                parent = branch.point.parent
+                cond_call.at[branch] = branch.point.sample(step, available[parent], watched_by(branch.point, calls))
+                moved = step.sample, cond_call.at[branch]
+            watching = tuple(point for point in points if point.parent == branch)
             with self._within():
-                cond_call.extra[branch] = self.denoisers[id(cond_call.module)].call_alone(
-                    cond_call, branch, cond_call.roles or []
-                )
-        return missing
+                rows = denoiser.call_alone(cond_call, branch, original, watching, moved)
+            cond_call.extra[branch] = rows
+            available[branch] = convert(rows, cond_call.at.get(branch))
 
     def _count(self, calls: Sequence[Call], sample: torch.Tensor) -> None:
         for call in calls:
