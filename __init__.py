@@ -11,7 +11,18 @@ from __future__ import annotations
 
 from .guidance.base import API_VERSION, Guidance, Run, Step
 from .guidance.blocking import set_allowed, set_blocked
-from .guidance.branch import COND, UNCOND, AttentionTokens, Branch, Perturbation, Predictions, Prompt
+from .guidance.branch import (
+    COND,
+    UNCOND,
+    AttentionTokens,
+    Branch,
+    Perturbation,
+    Point,
+    Predictions,
+    Prompt,
+    ScaledAdapters,
+    SkippedBlocks,
+)
 from .guidance.errors import (
     ConflictError,
     GuidanceRuntimeError,
@@ -52,10 +63,13 @@ __all__ = [
     "Perturbation",
     "Plan",
     "PluginError",
+    "Point",
     "Predictions",
     "Prompt",
     "RecipeError",
     "Run",
+    "ScaledAdapters",
+    "SkippedBlocks",
     "SourceError",
     "Step",
     "TrimtabError",

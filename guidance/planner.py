@@ -61,6 +61,7 @@ class Row:
         steps: number of scheduler steps on which it acts.
         extra: predictions that it asks for beside the pipeline's own, a step.
         layers: the layers that it perturbs.
+        watched: the attentions that it watches.
         parameters: those of the plug-in itself, without the window.
     """
 
@@ -71,6 +72,7 @@ class Row:
     steps: int
     extra: str
     layers: tuple[str, ...]
+    watched: tuple[str, ...]
     parameters: Mapping[str, object]
 
 
@@ -117,8 +119,9 @@ class Plan:
             lines.append(line)
             settings = [f"{name}={value!r}" for name, value in row.parameters.items() if value is not None]
             lines += ["    " + ", ".join(settings)] if settings else []
-            lines += [f"    perturbs {layer}" for layer in row.layers[:4]]
-            lines += [f"    and {len(row.layers) - 4} more layers"] if len(row.layers) > 4 else []
+            for does, layers in (("perturbs", row.layers), ("watches", row.watched)):
+                lines += [f"    {does} {layer}" for layer in layers[:4]]
+                lines += [f"    and {len(layers) - 4} more layers"] if len(layers) > 4 else []
         most = max((step.evaluations for step in self.steps), default=0)
         least = min((step.evaluations for step in self.steps), default=0)
         each = f"{most}" if most == least else f"{least} to {most}"

@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
+from torch import nn
+
 from ..guidance.base import Guidance
 from ..guidance.branch import Branch
 from ..guidance.errors import ParameterError, did_you_mean
@@ -111,13 +113,15 @@ def _row(name: str, guidance: Guidance, view: SetupView, extras: list[int]) -> R
     windows = [] if (low, high) == (0.0, 1.0) else [f"{low:g} to {high:g}"]
     if guidance.sigma_min > 0 or guidance.sigma_max != float("inf"):
         windows.append(f"sigma {guidance.sigma_min:g} to {guidance.sigma_max:g}")
-    layers = tuple(
-        layer
-        for value in vars(view.state).values()
-        for part in (getattr(value, "perturbation", None), getattr(value, "point", None))
-        for layer in getattr(part, "layers", ())
-    )
+    branches = [value for value in vars(view.state).values() if isinstance(value, Branch)]
+    layers = tuple(layer for branch in branches for layer in getattr(branch.perturbation, "layers", ()))
+    watched = tuple(layer for branch in branches for layer in getattr(branch.point, "layers", ()))
     counts = sorted(set(extras)) or [0]
     extra = f"+{counts[0]}" if len(counts) == 1 else f"+{counts[0]} to +{counts[-1]}"
-    own = {key: value for key, value in guidance.parameters.items() if key not in fields_of(Guidance)}
-    return Row(name, guidance.label, phases, ", ".join(windows) or "all", len(extras), extra, layers, own)
+    own = {key: _brief(value) for key, value in guidance.parameters.items() if key not in fields_of(Guidance)}
+    return Row(name, guidance.label, phases, ", ".join(windows) or "all", len(extras), extra, layers, watched, own)
+
+
+def _brief(value: Any) -> Any:
+    """A parameter's value as one line: of a module, its class."""
+    return f"<{type(value).__name__}>" if isinstance(value, nn.Module) else value

@@ -11,6 +11,7 @@ import torch
 from ..base import Guidance, Step
 from ..branch import COND, UNCOND, Branch, Predictions, Prompt
 from ..parameters import parameter
+from .rescale import rescaled
 
 
 @dataclass
@@ -62,7 +63,4 @@ class CFG(Guidance):
     def project(self, step: Step, prediction: torch.Tensor, predictions: Predictions) -> torch.Tensor:
         if self.rescale == 0:
             return prediction
-        axes = tuple(range(1, prediction.ndim))
-        std_cond = predictions[COND].std(dim=axes, keepdim=True)
-        std_sum = prediction.std(dim=axes, keepdim=True)
-        return prediction * (self.rescale * std_cond / std_sum + 1 - self.rescale)
+        return rescaled(prediction, predictions[COND], self.rescale)
