@@ -2,7 +2,8 @@
 
     python benchmarks/flops.py
 
-Each figure is the cost of one guided step in units of one conditional forward pass.
+Each figure is the cost of one guided step in units of one conditional forward pass; those of EasyControl in units of
+the step without a condition.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from trimtab.adapters.easycontrol.bank import Bank
+from trimtab.adapters.easycontrol.checkpoint import LowRank, attentions_of, projections_of
+from trimtab.adapters.easycontrol.fill import fill
+from trimtab.adapters.easycontrol.flux import Condition, FluxEasyControl
 from trimtab.guidance.branch import Branch
 from trimtab.guidance.plugins.pag import IdentityAttention
 from trimtab.pipelines.conditions import Conditions
@@ -111,13 +116,72 @@ def forwards(name: str, own: int, layers: str = "auto", share_prefix: bool = Tru
     return guided.get_total_flops() / one.get_total_flops()
 
 
+FLUX_DEV: dict[str, Any] = {"guidance_embeds": True}
+
+
+def easycontrol(most: int = 2, side: int = 1024, cond_size: int = 512, rank: int = 128) -> tuple[list[float], float]:
+    """Cost of a Flux-dev step with 1 to `most` conditions, and of filling one's cache, in steps without a condition.
+
+    Args:
+        most: spatial conditions of `cond_size` pixels.
+        side: of the image, in pixels.
+        rank: of the LoRA.
+    """
+    tokens = (side // 16) ** 2
+    with torch.device("meta"):
+        module = FluxTransformer2DModel(**FLUX_DEV).eval()
+        given = {
+            "hidden_states": torch.empty(1, tokens, 64),
+            "encoder_hidden_states": torch.empty(1, 512, 4096),
+            "pooled_projections": torch.empty(1, 768),
+            "timestep": torch.empty(1),
+            "guidance": torch.empty(1),
+            "img_ids": torch.empty(tokens, 3),
+            "txt_ids": torch.empty(512, 3),
+        }
+        loras: dict[str, dict[str, LowRank]] = {}
+        for layer, projection, width_in, width_out in projections_of(module):
+            low_rank = LowRank(torch.empty(rank, width_in), torch.empty(width_out, rank))
+            loras.setdefault(layer, {})[projection] = low_rank
+        vae = SimpleNamespace(config=SimpleNamespace(latent_channels=16))
+        call: Any = SimpleNamespace(module=module, apart=module)
+        with ExitStack() as stack, torch.no_grad():
+            run: Any = SimpleNamespace(
+                pipeline=SimpleNamespace(vae=vae, vae_scale_factor=8), exit_stack=stack, replace=setattr, dry=False,
+                around_denoiser=lambda around: None,
+            )  # fmt: skip
+            with FlopCounterMode(display=False) as plain:
+                module(**given)
+            control = FluxEasyControl(run, module)
+            control.install()
+            settings: Any = SimpleNamespace()
+            one = Condition(settings, 0.0, loras, [], Bank(offload=False))
+            row = torch.zeros(1, dtype=torch.long)
+            cond_tokens = torch.empty(1, (cond_size // 16) ** 2, 64)
+            with FlopCounterMode(display=False) as filling:
+                recorded = fill(call, attentions_of(module), "spatial", loras, 1.0, cond_tokens, given, row)
+            one.bank.add(torch.empty(1, 1), recorded)
+            unit, steps = plain.get_total_flops(), []
+            for conditions in range(1, most + 1):
+                control.attend([one] * conditions)
+                with FlopCounterMode(display=False) as step:
+                    module(**given, joint_attention_kwargs={"fills": (row,) * conditions})
+                steps.append(step.get_total_flops() / unit)
+    return steps, filling.get_total_flops() / unit
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     print("| architecture | CFG + PAG | PAG alone | CFG + PAG, without shared prefix |")
     print("| --- | --- | --- | --- |")
     for name in ARCHITECTURES:
         plain = forwards(name, 2, share_prefix=False)
         print(f"| {name} | {forwards(name, 2):.3f} | {forwards(name, 1):.3f} | {plain:.3f} |")
+    print("\n| conditions, FLUX.1-dev at 1024 x 1024 | a step | the fill of each condition |")
+    print("| --- | --- | --- |")
+    steps, filling = easycontrol()
+    for conditions, step in enumerate(steps, start=1):
+        print(f"| {conditions} of 512 x 512 | {step:.4f} | {filling:.4f} |")
 
 
 if __name__ == "__main__":

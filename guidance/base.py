@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -35,14 +35,48 @@ from .parameters import check_value, fields_of, parameter, unknown_parameter
 API_VERSION = "1.0"
 
 
+class DenoiserCall(Protocol):
+    """One forward call of the denoiser, the rows of branches that ride along included.
+
+    Attributes:
+        module: the denoiser.
+        roles: of the pipeline's own rows, which come first: `"cond"`, `"uncond"` or `"other"` each; `None` where they
+            are not known yet.
+    """
+
+    module: torch.nn.Module
+    roles: Sequence[str] | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The denoiser's own forward."""
+
+    def apart(self, *args: Any, **kwargs: Any) -> Any:
+        """The same forward, without gradient and unseen by step caches and perturbations: for other inputs."""
+
+
+AroundDenoiser = Callable[["Step", DenoiserCall, tuple[Any, ...], Mapping[str, Any]], Any]
+"""`around(step, call, args, kwargs)` returns what `call(*args, **kwargs)` would, its own rows where they were."""
+
+
 class Run(Protocol):
-    """What a guidance sees of one call of the pipeline. `state` belongs to this guidance and to this run alone."""
+    """What a guidance sees of one call of the pipeline. `state` belongs to this guidance and to this run alone.
+
+    Attributes:
+        exit_stack: undoes what is pushed on it, on every path.
+        dry: true while a plan is only explained; then download nothing, and keep nothing.
+        own: the branches that the pipeline computes by itself.
+        pictures: whether x_t is laid out as `[batch, channels, height, width]`, and not packed into tokens.
+        pipeline: the pipeline, to be read only.
+        arguments: of its call, defaults included.
+    """
 
     state: SimpleNamespace
     exit_stack: ExitStack
-    dry: bool  # True while a plan is only explained: load nothing heavy
-    own: tuple[Branch, ...]  # the branches that the pipeline computes by itself
-    pictures: bool  # whether x_t is laid out as [batch, channels, height, width], and not packed into tokens
+    dry: bool
+    own: tuple[Branch, ...]
+    pictures: bool
+    pipeline: Any
+    arguments: Mapping[str, Any]
 
     def attention_layers(self, layers: str | Sequence[str]) -> tuple[str, ...]:
         """Names of the self-attentions that `"auto"`, a name, a block or an anchored pattern stands for."""
@@ -55,6 +89,22 @@ class Run(Protocol):
 
     def prepare_denoiser(self, source: str | nn.Module) -> None:
         """Have the denoiser that branches name by `source` loaded, checked, and where the pipeline's is."""
+
+    def replace(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute of an object until the run ends; then it is put back if it is still this one."""
+
+    def around_denoiser(self, around: AroundDenoiser) -> None:
+        """Put something around every call of the denoiser in this run; what was put there last is outermost."""
+
+    def attachment(self, kind: str) -> Any:
+        """What attaches this kind of learned weights to the pipeline's denoiser: one for all guidances of a run.
+
+        It is found by the denoiser's class through the entry-point group `trimtab.attachments`, where
+        `"kind.DenoiserClass"` names a class that is built with `(run, denoiser)`.
+
+        Raises:
+            UnsupportedPipelineError: there is none for this denoiser; the message lists those that there are.
+        """
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class Perturbation:
         """The layer's attention output, instead of `softmax(scale Q K^T + mask) V`.
 
         Args:
-            query, key, value: `[batch, heads, tokens, head_dim]`, after norm and rotary embedding.
+            query, key, value: `[batch, heads, tokens, head_dim]`, after norm and rotary embedding. Key and value may
+                have more tokens than the query, at their end: those of a learned condition, which all tokens attend to.
             tokens: which of them are image tokens.
             mask: what the layer adds to its logits (or a boolean mask), broadcastable to
                 `[batch, heads, tokens, tokens]`, or `None`.

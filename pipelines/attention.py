@@ -27,13 +27,21 @@ def why_not(name: str, attention: nn.Module, kind: str, passed_by: bool) -> str:
 
 
 class AttentionReplaced(TorchFunctionMode):
-    """Replaces or watches the self-attention function; attention onto something of another length stays."""
+    """Replaces or watches the self-attention function; attention onto something of another length stays.
+
+    Args:
+        perturbation: in place of the function; `None` to watch only.
+        kept: where each point puts what it watches.
+        tokens: the image tokens in a query of some length.
+        appended: keys at the end that are no part of the sequence: those of a learned condition.
+    """
 
     def __init__(
         self, perturbation: Perturbation | None, kept: Mapping[Point, list[torch.Tensor]],
-        tokens: Callable[[int], AttentionTokens],
+        tokens: Callable[[int], AttentionTokens], appended: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.appended = appended
         self.perturbation, self.kept, self.tokens = perturbation, kept, tokens
         self.acted = self.passed_by = False
 
@@ -59,7 +67,7 @@ class AttentionReplaced(TorchFunctionMode):
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
 
-        if query.shape[-2] != key.shape[-2]:
+        if query.shape[-2] != key.shape[-2] - self.appended:
             self.passed_by = True
             return attend()
         self.acted = True

@@ -60,7 +60,9 @@ def make_plan(
     most, images = getattr(pipe, "guidance_max_rows", None), _images_of(arguments)
     with ExitStack() as stack:
         families = [Family(module) for module in denoisers_of(pipe)]
-        run = SimpleNamespace(stack=stack, pipe=pipe, families=families, own=own)
+        run = SimpleNamespace(
+            stack=stack, pipe=pipe, arguments=arguments, families=families, own=own, around=[], attachments={}
+        )
         views = {name: SetupView(name, run, dry=True) for name in guidances}
         for name, guidance in guidances.items():
             guidance.validate()

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..guidance.base import Guidance, Step
+from ..guidance.base import AroundDenoiser, Guidance, Step
 from ..guidance.branch import Branch, Point, Predictions, ScaledAdapters
 from ..guidance.errors import GuidanceRuntimeError
 from ..guidance.planner import wanted_branches
+from .attachment import find_attachment
 from .families import Family
+from .interception import set_attribute
 from .lora import adapters_of
 from .others import check_other
 from .skipping import resolve_blocks
@@ -24,7 +26,14 @@ Found = TypeVar("Found")
 
 
 class SetupView:
-    """What one guidance sees of a run: see `guidance.base.Run`."""
+    """What one guidance sees of a run: see `guidance.base.Run`.
+
+    Args:
+        name: under which the guidance is attached.
+        run: has `stack`, `pipe`, `arguments`, `families`, `own` branches, `others`, and what guidances share: `around`
+            and `attachments`.
+        dry: whether the run is only explained.
+    """
 
     def __init__(self, name: str, run: Any, dry: bool) -> None:
         self.state = SimpleNamespace()
@@ -32,6 +41,8 @@ class SetupView:
         self.dry = dry
         self.own: tuple[Branch, ...] = run.own
         self.pictures = not any(family.packs_latents for family in run.families)
+        self.pipeline: Any = run.pipe
+        self.arguments: Mapping[str, Any] = run.arguments
         self._name, self._run = name, run
 
     def attention_layers(self, layers: str | Sequence[str]) -> tuple[str, ...]:
@@ -59,6 +70,18 @@ class SetupView:
                 refusal = refusal or error
         assert refusal is not None
         raise refusal
+
+    def replace(self, owner: Any, name: str, value: Any) -> None:
+        set_attribute(self.exit_stack, owner, name, value)
+
+    def around_denoiser(self, around: AroundDenoiser) -> None:
+        self._run.around.append(around)
+
+    def attachment(self, kind: str) -> Any:
+        if kind not in self._run.attachments:
+            build, denoiser = find_attachment(kind, self._run.families, type(self.pipeline).__name__, self._name)
+            self._run.attachments[kind] = build(self, denoiser)
+        return self._run.attachments[kind]
 
 
 class Hooks:

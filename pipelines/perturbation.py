@@ -9,8 +9,8 @@ perturbed rows; its norms, rotary embedding, LoRA and projections stay what they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,6 +94,15 @@ class Perturber:
         finally:
             self.layout, self._arguments = None, ((), {})
 
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Perturb and watch nothing within, for a call inside another."""
+        outer, self.layout = self.layout, None
+        try:
+            yield
+        finally:
+            self.layout = outer
+
     def _tap(self, layers: Sequence[str]) -> None:
         for index, (name, block) in enumerate(self.family.blocks.items()):
             if name not in self._tapped:
@@ -150,7 +159,8 @@ class Perturber:
             config = getattr(self.family.module, "config", None)
             return replace(found, grid=image_grid(found.stop - found.start, config, *self._arguments))
 
-        with AttentionReplaced(perturbation, kept, tokens) as replaced:
+        appended = getattr(getattr(module, "processor", None), "appended_keys", 0)
+        with AttentionReplaced(perturbation, kept, tokens, appended) as replaced:
             output = original(*args, **kwargs)
         if not replaced.acted:
             acting = type(perturbation or next(iter(kept))).__name__

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.base import Guidance, Step
+from ..guidance.base import AroundDenoiser, Guidance, Step
 from ..guidance.branch import Branch, Point
 from ..guidance.errors import ConflictError, UnsupportedPipelineError
 from ..guidance.order import ordered
 from ..guidance.planner import extra_of, own_branches
+from .around import surrounded
 from .clean import call_with_graph, guide_clean_estimate, needs_graph
 from .clock import Clock, algebra_or_none
 from .components import denoisers_of, schedulers_of
@@ -65,6 +66,8 @@ class GuidedRun:
         self.evaluations = self.forward_calls = 0
         self.clocks: dict[int, Clock] = {}
         self.denoisers: dict[int, Denoiser] = {}
+        self.around: list[AroundDenoiser] = []
+        self.attachments: dict[str, Any] = {}
         self._calls: list[Call] = []
         self._inside = False
         self._paired: dict[int, Any] = {}
@@ -120,7 +123,14 @@ class GuidedRun:
         step = self._peek(module, args, kwargs)
         acting = self.hooks.acting(step) if step is not None else {}
         branches = self._to_join(denoiser, acting, step, roles)
-        call = Call(module, self._counted(original), args, kwargs, rows, roles, torch.empty(0), torch.empty(0))
+        if self.around and step is None:
+            raise UnsupportedPipelineError(
+                f"{type(self.pipe).__name__}: which of its {len(self._schedulers)} schedulers a denoiser call belongs "
+                "to is not known before the call."
+            )
+        # What guidances call apart is no prediction, so it is not counted.
+        original = self._counted(surrounded(denoiser, original, self.around, step, roles))
+        call = Call(module, original, args, kwargs, rows, roles, torch.empty(0), torch.empty(0))
         points = self.hooks.points(acting, step) if step is not None else ()
         with self._within():
             output = self._forward(call, denoiser, acting, branches, points)

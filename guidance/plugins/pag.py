@@ -18,7 +18,8 @@ from ..parameters import parameter
 class IdentityAttention(Perturbation):
     """Each image token attends to itself (and to all text tokens, where text and image attend jointly).
 
-    Without text tokens the attention map is the identity, and the output is `V`. Text tokens attend as ever.
+    Without text tokens the attention map is the identity, and the output is `V`. Text tokens attend as ever, and so do
+    all tokens to those of a learned condition.
     """
 
     def attention(
@@ -30,11 +31,11 @@ class IdentityAttention(Perturbation):
         mask: torch.Tensor | None,
         scale: float | None,
     ) -> torch.Tensor:
-        length = query.shape[-2]
-        if tokens.stop - tokens.start == length:
+        length, keys = query.shape[-2], key.shape[-2]
+        if tokens.stop - tokens.start == length == keys:
             return value
         image = slice(tokens.start, tokens.stop)
-        identity = query.new_zeros(length, length)
+        identity = query.new_zeros(length, keys)
         identity[image, image] = float("-inf")
         identity[image, image].fill_diagonal_(0)
         if mask is not None:

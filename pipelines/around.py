@@ -1,0 +1,60 @@
+"""What guidances put around the denoiser's calls, and the calls that they make apart from those of the run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..guidance.base import AroundDenoiser, Step
+from .denoiser import Denoiser
+from .interception import outer_contexts_kept
+
+_numbers = itertools.count()
+
+
+def surrounded(
+    denoiser: Denoiser,
+    original: Callable[..., Any],
+    around: Sequence[AroundDenoiser],
+    step: Step | None,
+    roles: Sequence[str] | None,
+) -> Callable[..., Any]:
+    """A denoiser call with every `around` about it, the last outermost."""
+    forward = original
+    for one in around:
+        assert step is not None
+        forward = _around(one, step, _DenoiserCall(denoiser, forward, original, roles))
+    return forward
+
+
+def _around(around: AroundDenoiser, step: Step, call: _DenoiserCall) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return around(step, call, args, kwargs)
+
+    return forward
+
+
+class _DenoiserCall:
+    """See `guidance.base.DenoiserCall`."""
+
+    def __init__(
+        self, denoiser: Denoiser, forward: Callable[..., Any], bare: Callable[..., Any], roles: Sequence[str] | None
+    ) -> None:
+        self.module: nn.Module = denoiser.family.module
+        self.roles = roles
+        self._denoiser, self._forward, self._bare = denoiser, forward, bare
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
+
+    def apart(self, *args: Any, **kwargs: Any) -> Any:
+        # A step cache compares with the call before it in the same context, so each call has one of its own.
+        enter = getattr(self.module, "cache_context", None)
+        context = enter(f"trimtab_apart_{next(_numbers)}") if enter is not None else nullcontext()
+        with torch.no_grad(), self._denoiser.perturber.idle(), outer_contexts_kept(self.module), context:
+            return self._bare(*args, **kwargs)
