@@ -318,7 +318,7 @@ class GuidedRun:
 
     def _count(self, calls: Sequence[Call], sample: torch.Tensor) -> None:
         for call in calls:
-            batch = self.denoisers[id(call.module)].observation
-            rows = call.output.shape[0]
-            self.evaluations += rows // (batch.batch if batch is not None else min(rows, sample.shape[0]))
-            self.evaluations += len(call.extra)
+            observed, rows = self.denoisers[id(call.module)].observation, call.output.shape[0]
+            # Some pipelines hand the scheduler several copies of the sample.
+            images = call.roles.count(call.roles[0]) if call.roles else min(rows, sample.shape[0])
+            self.evaluations += rows // (observed.batch if observed is not None else images) + len(call.extra)
