@@ -45,6 +45,7 @@ class GuidedMixin(Guidable):
     def _guided_call(self, stock_call: Any, *args: Any, **kwargs: Any) -> Any:
         attached = self._guidances()
         if not attached:
+            self.__dict__.pop("_trimtab_loaded", None)  # denoisers that only a guidance used
             return stock_call(self, *args, **kwargs)
         if self.guidance_rows not in ROWS:
             raise ParameterError(f"guidance_rows={self.guidance_rows!r}; allowed: {', '.join(map(repr, ROWS))}.")

@@ -118,7 +118,7 @@ def _described(source: str, folder: str | None) -> tuple[Any, str | None, Any] |
     if os.path.isdir(source) and not os.path.isfile(os.path.join(source, folder or "", "config.json")):
         return None
     try:
-        config = diffusers.ModelMixin.load_config(source, subfolder=folder)
+        config = diffusers.AutoModel.load_config(source, subfolder=folder)
     except (OSError, ValueError):
         return None
     kind = getattr(diffusers, config.get("_class_name", ""), None)

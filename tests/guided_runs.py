@@ -60,8 +60,9 @@ def check_everywhere(name: str, plugin: str, parameters: dict[str, Any], off: di
     outputs = [guided(name, plugin, parameters, rows) for rows in ("auto", "batched", "sequential")]
     assert torch.isfinite(outputs[0]).all()
     assert (outputs[0] - stock(name)).abs().max() > 1e-4 * stock(name).abs().max()
+    # At its first level DDPM divides by alpha = 0.006, and with it enlarges the rounding.
     for other in outputs[1:]:
-        close(other, outputs[0])
+        close(other, outputs[0], 1e-4 if name == "ddpm" else 1e-5)
     assert torch.equal(guided(name, plugin, parameters | off), stock(name))
     case = CASES[name]
     assert built(name).last_guided_run.evaluations == 3 * case.rows * case.calls
