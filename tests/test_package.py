@@ -49,10 +49,16 @@ def test_the_wheel_holds_every_module_and_nothing_else_but_data_and_metadata(whe
     names = set(zipfile.ZipFile(wheel).namelist())
     inside = {name.removeprefix("trimtab/") for name in names if name.startswith("trimtab/")}
     assert {name for name in inside if name.endswith(".py")} == modules()
+    assert {name for name in names if name.startswith("pytest_trimtab/")} == {"pytest_trimtab/__init__.py"}
     data = {name for name in inside if not name.endswith(".py")}
     model = {path.relative_to(ROOT).as_posix() for path in MODEL.rglob("*") if path.is_file()}
     assert data == {"py.typed", *model}
-    assert all(re.match(r"trimtab-[\d.]+\.dist-info/", name) for name in names if not name.startswith("trimtab/"))
+    folders = {name.split("/")[0] for name in names}
+    assert {re.sub(r"^trimtab-[\d.]+\.", "", folder) for folder in folders} == {
+        "trimtab",
+        "pytest_trimtab",
+        "dist-info",
+    }
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -71,7 +77,7 @@ def test_the_installed_wheel_runs_the_command_without_the_source_tree(wheel: Pat
 def test_every_folder_with_modules_is_a_listed_package_with_an_init() -> None:
     folders = {Path(name).parent for name in modules()}
     listed = project()["tool"]["setuptools"]["packages"]
-    assert {".".join(("trimtab", *folder.parts)) for folder in folders} == set(listed)
+    assert {".".join(("trimtab", *folder.parts)) for folder in folders} | {"pytest_trimtab"} == set(listed)
     assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
 
 
@@ -89,7 +95,7 @@ def test_the_pinned_versions_lie_in_the_allowed_ranges() -> None:
     lines = (line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
     pins = dict(line.lower().replace("_", "-").split("==") for line in lines)
     extras = project()["project"]["optional-dependencies"]
-    for text in (*project()["project"]["dependencies"], *extras["test"]):
+    for text in (*project()["project"]["dependencies"], *extras["test"], *extras["kit"]):
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
 

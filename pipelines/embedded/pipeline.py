@@ -105,12 +105,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents: shape {tuple(latents.shape)} given, {shape} needed.")
-        latents = latents.to(self._execution_device) * self.scheduler.init_noise_sigma
+        # Flow-matching schedulers scale neither the first noise nor the denoiser's input.
+        latents = latents.to(self._execution_device) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        scaled = getattr(self.scheduler, "scale_model_input", lambda sample, timestep: sample)
 
         step_kwargs = self._step_kwargs(generator)
         for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            model_input = self.scheduler.scale_model_input(latents, timestep)
-            prediction = self.unet(model_input, timestep, class_labels=labels).sample
+            prediction = self.unet(scaled(latents, timestep), timestep, class_labels=labels).sample
             latents = self.scheduler.step(prediction, timestep, latents, **step_kwargs).prev_sample
             if callback_on_step_end is not None:
                 tensors = {name: {"latents": latents}[name] for name in callback_on_step_end_tensor_inputs}

@@ -1,0 +1,127 @@
+"""Pytest's side of the conformance kit: option `--trimtab-plugin`, setting `trimtab_plugins`, a hook and a fixture.
+
+This package stands beside `trimtab` because pytest imports it in every session: nothing of trimtab (or torch) is
+imported before a plug-in is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from trimtab.conformance import Example
+
+CHECKS = ("trimtab.conformance.checks.effect", "trimtab.conformance.checks.conduct")
+OPTION, SETTING = "--trimtab-plugin", "trimtab_plugins"
+
+
+class Hooks:
+    """What the kit asks of a `conftest.py`."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_trimtab_example(self, name: str, pipe: Any) -> Example | None:
+        """How the plug-in `name` is used on the tiny pipeline `pipe`; `None` for its default parameters."""
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(Hooks)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("trimtab")
+    group.addoption(
+        OPTION,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="check that this guidance keeps trimtab's promises, and run nothing else unless it is named (repeatable)",
+    )
+    parser.addini(SETTING, type="args", default=[], help="guidances that are checked as a part of this test suite")
+
+
+def names_of(config: pytest.Config) -> list[str]:
+    """The plug-ins to be checked."""
+    return list(dict.fromkeys([*config.getoption(OPTION), *config.getini(SETTING)]))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not (names := names_of(config)):
+        return
+    if importlib.util.find_spec("hypothesis") is None:
+        raise pytest.UsageError(f"{OPTION} draws parameters with hypothesis: pip install 'trimtab[kit]'")
+    from trimtab.guidance import listing
+    from trimtab.guidance.errors import UnknownGuidanceError
+
+    for name in names:
+        try:
+            status = listing.status(name)
+        except UnknownGuidanceError as error:
+            raise pytest.UsageError(f"{OPTION} {name}: {error}") from None
+        if status["status"] != "ok":
+            raise pytest.UsageError(f"{OPTION} {name}: it is {status['status']}.\n{status['error']}")
+    if config.getoption(OPTION) and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = []
+
+
+class Checks(pytest.Module):
+    """A module of checks, wherever it is installed and however that place looks to pytest's collection."""
+
+    def _getobj(self) -> Any:
+        return importlib.import_module(self.name)
+
+
+@pytest.hookimpl(tryfirst=True)  # so that -k and -m choose among the checks too
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    for name in CHECKS if names_of(config) else ():
+        path = Path(str(importlib.import_module(name).__file__))
+        nodeid = f"trimtab-conformance/{path.stem}"
+        items.extend(session.genitems(Checks.from_parent(session, path=path, name=name, nodeid=nodeid)))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__ not in CHECKS:
+        return
+    from trimtab.conformance.stages import STAGES
+
+    if "plugin" in metafunc.fixturenames:
+        metafunc.parametrize("plugin", names_of(metafunc.config), scope="session")
+    if "stage" in metafunc.fixturenames:
+        metafunc.parametrize("stage", STAGES.values(), ids=list(STAGES), scope="session")
+
+
+@pytest.fixture(scope="session")
+def example_of(pytestconfig: pytest.Config) -> Any:
+    """The example of a plug-in on a pipeline, from the `conftest.py` that gives one."""
+    return lambda name, pipe: pytestconfig.hook.pytest_trimtab_example(name=name, pipe=pipe)
+
+
+@pytest.fixture
+def subject(plugin: str, stage: Any, example_of: Any) -> Any:
+    """A plug-in on one of the kit's pipelines."""
+    from trimtab.conformance.subject import Subject
+
+    return Subject(plugin, stage, example_of)
+
+
+@pytest.fixture
+def subjects(plugin: str, example_of: Any) -> list[Any]:
+    """A plug-in on each of the kit's pipelines."""
+    from trimtab.conformance.stages import STAGES
+    from trimtab.conformance.subject import Subject
+
+    return [Subject(plugin, stage, example_of) for stage in STAGES.values()]
+
+
+@pytest.fixture
+def isolated_plugins() -> Iterator[Any]:
+    """Within the test no plug-in exists but those registered with it: `isolated_plugins(MyGuidance)`."""
+    from trimtab.guidance import registry
+
+    with registry.isolated():
+        yield registry.register

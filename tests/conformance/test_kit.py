@@ -1,0 +1,279 @@
+"""What is wrong with a plug-in fails the check that is about it, with a message that says what to change."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import trimtab
+from trimtab import COND, UNCOND, Branch, Guidance, Predictions, Run, Step, parameter
+from trimtab.conformance import Example
+from trimtab.guidance import registry
+
+pytest_plugins = ["pytester"]
+
+Report = dict[str, str]
+"""The message of each failed check, by the check's name."""
+
+
+@pytest.fixture
+def check(pytester: pytest.Pytester) -> Iterator[Callable[..., Report]]:
+    """Run the kit on a class in this process: `check(cls, example, "-k", "undo")`."""
+    registered: set[str] = set()
+
+    def run(cls: type[Guidance], example: Callable[[Any], Example] | None = None, *options: str) -> Report:
+        class Author:
+            @staticmethod
+            def pytest_trimtab_example(name: str, pipe: Any) -> Example | None:
+                return example(pipe) if example else None
+
+        failed: Report = {}
+
+        class Listener:
+            @staticmethod
+            def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+                if report.failed:
+                    failed[re.sub(r".*::test_|\[.*", "", report.nodeid)] = str(report.longrepr)
+
+        trimtab.register(cls, override=True)
+        registered.add(cls.name)
+        quiet = ("-q", "-p", "no:cacheprovider", "-W", "ignore")
+        result = pytester.runpytest_inprocess(
+            "--trimtab-plugin", cls.name, *quiet, *options, plugins=[Author(), Listener()]
+        )
+        assert (result.ret == 0) == (not failed), str(result.stdout)
+        return failed
+
+    yield run
+    for name in registered:
+        registry.unregister(name)
+
+
+@dataclass
+class Away(Guidance):
+    """A sound guidance, from which the wrong ones below are derived: CFG without its slot."""
+
+    name: ClassVar[str] = "test.away"
+
+    scale: float = parameter(2.0, "Strength s; 0 switches it off.", ge=0, le=5)
+
+    def branches(self, step: Step) -> Sequence[Branch]:
+        return (COND, UNCOND) if self.scale else ()
+
+    def delta(self, step: Step, predictions: Predictions) -> torch.Tensor | None:
+        return self.scale * (predictions[COND] - predictions[UNCOND]) if self.scale else None
+
+
+def test_a_sound_plug_in_passes(check: Callable[..., Report]) -> None:
+    assert check(Away) == {}
+
+
+# -- the three promises that are broken most easily --------------------------------------------------------------------
+@dataclass
+class Leaking(Away):
+    """Hooks into the denoiser and forgets to let go."""
+
+    name: ClassVar[str] = "test.leaking"
+
+    denoiser: nn.Module | None = parameter(None, "The model that it listens to.")
+
+    def setup(self, run: Run) -> None:
+        if self.denoiser is not None and not run.dry:
+            self.denoiser.register_forward_hook(lambda module, args, output: None)
+
+
+def test_a_leaked_hook_fails_the_undo(check: Callable[..., Report]) -> None:
+    def example(pipe: Any) -> Example:
+        return Example({"denoiser": pipe.components.get("unet") or pipe.components["transformer"]})
+
+    failed = check(Leaking, example)
+    assert set(failed) == {"it_undoes_what_it_did", "it_undoes_what_it_did_when_a_run_fails"}
+    for message in failed.values():
+        assert re.search(r"test\.leaking on [\w-]+ fails clean undo: after a run", message)
+        assert re.search(r"pipe\.(unet|transformer)\._forward_hooks\[\d+\] was added", message)
+        assert "run.exit_stack.callback(handle.remove)" in message
+
+
+@dataclass
+class Lying(Away):
+    """Asks for more in a run than in a plan."""
+
+    name: ClassVar[str] = "test.lying"
+
+    def setup(self, run: Run) -> None:
+        run.state.dry = run.dry
+
+    def branches(self, step: Step) -> Sequence[Branch]:
+        return () if step.state.dry else super().branches(step)
+
+
+def test_a_lie_about_the_cost_fails_the_evaluations(check: Callable[..., Report]) -> None:
+    failed = check(Lying)
+    assert "declared_evaluations_are_those_computed" in failed
+    assert set(failed) <= {
+        "declared_evaluations_are_those_computed", "its_whole_declared_range_works", "it_composes_with_cfg"
+    }  # fmt: skip
+    assert all("fails declared evaluations = actual evaluations" in message for message in failed.values())
+    message = failed["declared_evaluations_are_those_computed"]
+    assert "explain_guidance declares 2 an image, but the denoiser computed 4." in message
+    assert "branches(step) must ask for the same predictions in a plan" in message
+
+
+@dataclass
+class Rolling(Away):
+    """Draws from the global generator."""
+
+    name: ClassVar[str] = "test.rolling"
+
+    def delta(self, step: Step, predictions: Predictions) -> torch.Tensor | None:
+        return self.scale * torch.randn_like(predictions[COND]) if self.scale else None
+
+
+def test_a_global_generator_fails_the_determinism(check: Callable[..., Report]) -> None:
+    failed = check(Rolling, None, "-k", "determin or range or undo or evaluations or identity")
+    assert set(failed) == {"it_is_deterministic", "its_whole_declared_range_works"}
+    for message in failed.values():
+        assert "fails determinism" in message and "a generator of your own" in message.lower()
+    assert "run.state.generator = torch.Generator()" in failed["it_is_deterministic"]
+
+
+# -- and others --------------------------------------------------------------------------------------------------------
+def wrong(**hooks: Any) -> type[Guidance]:
+    """`Away` with some hooks replaced."""
+    return dataclass(type("Wrong", (Away,), {"name": "test.wrong", **hooks}))
+
+
+def half_of_the_batch(self: Away, step: Step, predictions: Predictions) -> torch.Tensor:
+    return self.scale * (predictions[COND] - predictions[COND].mean(dim=0, keepdim=True) + predictions[UNCOND])
+
+
+def never_off(self: Away, step: Step, predictions: Predictions) -> torch.Tensor:
+    return 0.1 * predictions[COND]
+
+
+def of_the_raw_number(self: Away, step: Step, predictions: Predictions) -> torch.Tensor:
+    return self.scale * predictions[COND].square()
+
+
+def of_all_before(self: Away, step: Step, x0: torch.Tensor) -> torch.Tensor:
+    return x0 / 0.0 if self.scale > 4 else x0
+
+
+WRONG: Mapping[str, tuple[dict[str, Any], str]] = {
+    "an_image_does_not_depend_on_its_batch": ({"delta": half_of_the_batch}, "not over the batch"),
+    "off_it_is_the_identity": ({"delta": never_off}, r"at scale=0\.0 the image differs from the stock one by \d"),
+    "all_parametrisations_lead_to_one_image": ({"delta": of_the_raw_number}, r"epsilon/v/flow agreement.*guide_x0"),
+    "it_acts": ({"delta": lambda self, step, predictions: None}, r"it changed no image.*pytest_trimtab_example"),
+    "its_whole_declared_range_works": ({"guide_x0": of_all_before}, r"not finite at \{'scale'.*ge= and le="),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_fails_the_check_that_is_about_it(name: str, check: Callable[..., Report]) -> None:
+    hooks, message = WRONG[name]
+    failed = check(wrong(**hooks), None, "-k", name)
+    assert set(failed) == {name}
+    assert re.search(message, failed[name], re.DOTALL)
+
+
+# -- plug-ins that need something --------------------------------------------------------------------------------------
+@dataclass
+class Needy(Away):
+    """Does nothing without a parameter that only its author can give."""
+
+    name: ClassVar[str] = "test.needy"
+
+    words: tuple[str, ...] = parameter((), "What to look for.")
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.words:
+            raise trimtab.ParameterError("test.needy: words=() is empty; allowed: at least one.")
+
+
+def test_parameters_come_from_the_author(check: Callable[..., Report]) -> None:
+    failed = check(Needy, None, "-k", "determin")
+    assert "words=() is empty" in failed["it_is_deterministic"]
+    assert "def pytest_trimtab_example(name, pipe):" in failed["it_is_deterministic"]
+    assert check(Needy, lambda pipe: Example({"words": ("fox",)}), "-k", "determin or range or recipe") == {}
+
+
+@dataclass
+class Choosy(Away):
+    """Refuses what has no text, and says so."""
+
+    name: ClassVar[str] = "test.choosy"
+
+    def branches(self, step: Step) -> Sequence[Branch]:
+        return (COND, Branch(trimtab.Prompt("blurry"))) if self.scale else ()
+
+    def delta(self, step: Step, predictions: Predictions) -> torch.Tensor | None:
+        return self.scale * (predictions[COND] - predictions[self.branches(step)[1]]) if self.scale else None
+
+
+def test_a_clear_refusal_is_no_failure(check: Callable[..., Report]) -> None:
+    assert check(Choosy, None, "-k", "acts or determin or one_image") == {}
+
+
+def test_refusing_everything_is(check: Callable[..., Report]) -> None:
+    def refuse(self: Away, run: Run) -> None:
+        raise trimtab.UnsupportedPipelineError("test.wrong takes videos only.")
+
+    failed = check(wrong(setup=refuse), None, "-k", "acts")
+    assert "on none of 3 pipelines did it do anything" in failed["it_acts"]
+    assert "takes videos only" in failed["it_acts"]
+
+
+def test_an_exemption_is_shown_with_its_reason(check: Callable[..., Report], pytester: pytest.Pytester) -> None:
+    reason = "its formula is one of raw predictions"
+    example = Example(exempt={"agreement": reason})
+    assert check(wrong(delta=of_the_raw_number), lambda pipe: example, "-k", "one_image", "-rs") == {}
+    for undue in ({"undo": "please"}, {"agreement": " "}):
+        with pytest.raises(ValueError, match="exempt="):
+            Example(exempt=undue)
+
+
+# -- the pytest plug-in ------------------------------------------------------------------------------------------------
+def test_a_mistaken_name_is_a_usage_error(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_inprocess("--trimtab-plugin", "pagg")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--trimtab-plugin pagg: There is no guidance 'pagg'. Did you mean 'pag'?*"])
+
+
+def test_without_hypothesis_the_error_says_how_to_get_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = pytester.runpytest_inprocess("--trimtab-plugin", "pag")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*pip install 'trimtab[[]kit]'*"])
+
+
+def test_the_option_runs_the_kit_alone_and_the_setting_beside_the_suite(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_mine(): pass")
+    alone = pytester.runpytest_inprocess("--trimtab-plugin", "pag", "--collect-only", "-q", "-k", "mine or acts")
+    alone.stdout.fnmatch_lines(["trimtab-conformance/effect::test_it_acts?pag?"])
+    alone.stdout.no_fnmatch_line("*test_mine*")
+    pytester.makeini("[pytest]\ntrimtab_plugins = pag")
+    both = pytester.runpytest_inprocess("--collect-only", "-q", "-k", "mine or acts")
+    both.stdout.fnmatch_lines(["*::test_mine", "trimtab-conformance/effect::test_it_acts?pag?"])
+
+
+def test_the_fixture_hides_all_plug_ins_but_those_it_is_given(isolated_plugins: Any) -> None:
+    assert trimtab.plugins() == {}
+    isolated_plugins(Away)
+    assert list(trimtab.plugins()) == ["test.away"]
+
+
+def test_a_session_that_checks_nothing_imports_nothing_of_ours() -> None:
+    program = "import sys, pytest, pytest_trimtab; print({'torch', 'diffusers', 'trimtab'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
