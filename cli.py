@@ -35,6 +35,7 @@ REQUEST_OPTIONS: tuple[tuple[str, type, str], ...] = (
 )
 TRAININGS: dict[str, tuple[str, str]] = {
     "base": ("the embedded model", "pipelines.embedded.train:train_base"),
+    "emoji-autoencoder": ("the autoencoder of the emoji models", "pipelines.emoji.autoencoder:train_autoencoder"),
 }
 """What can be trained: its help, and the function that does it; the function's `settings` are the command's options."""
 
