@@ -36,6 +36,10 @@ REQUEST_OPTIONS: tuple[tuple[str, type, str], ...] = (
 TRAININGS: dict[str, tuple[str, str]] = {
     "base": ("the embedded model", "pipelines.embedded.train:train_base"),
     "emoji-autoencoder": ("the autoencoder of the emoji models", "pipelines.emoji.autoencoder:train_autoencoder"),
+    "emoji-sd": ("a text-to-image UNet of emoji", "pipelines.emoji.sd:train_sd"),
+    "emoji-flux": ("a text-to-image flow transformer of emoji", "pipelines.emoji.flux:train_flux"),
+    "emoji-judge": ("a classifier of emoji", "pipelines.emoji.judges:train_judge"),
+    "emoji-clip": ("encoders of emoji images and captions", "pipelines.emoji.clip:train_pair"),
 }
 """What can be trained: its help, and the function that does it; the function's `settings` are the command's options."""
 

@@ -33,7 +33,7 @@ def clip_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
     )
 
 
-def clip_encoder(tokenizer: CLIPTokenizer, width: int = WIDTH, layers: int = 4) -> CLIPTextModel:
+def clip_encoder(tokenizer: CLIPTokenizer, width: int = WIDTH, layers: int = 3) -> CLIPTextModel:
     """An untrained CLIP text encoder for the tokenizer."""
     start, end = tokenizer.convert_tokens_to_ids(_MARKS)
     return CLIPTextModel(
@@ -66,7 +66,7 @@ def t5_tokenizer(captions: Sequence[str]) -> T5Tokenizer:
     return T5Tokenizer(vocab=[tuple(piece) for piece in pieces], extra_ids=0, model_max_length=T5_LENGTH)
 
 
-def t5_encoder(tokenizer: T5Tokenizer, width: int = WIDTH, layers: int = 4) -> T5EncoderModel:
+def t5_encoder(tokenizer: T5Tokenizer, width: int = WIDTH, layers: int = 3) -> T5EncoderModel:
     """An untrained T5 encoder for the tokenizer."""
     return T5EncoderModel(
         T5Config(

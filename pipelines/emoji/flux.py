@@ -1,0 +1,96 @@
+"""`trimtab train emoji-flux`: a text-to-image flow transformer of emoji in Flux format, with its text encoders.
+
+Loss: `|u_theta(x_t, t, c) - (n - x_0)|^2` with `x_t = (1 - t) x_0 + t n`, t logit-normal (Esser et al., 2024); the
+caption is dropped with probability `caption_dropout`, so that true classifier-free guidance works. Not distilled.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from torch import nn
+
+from ...training import option, train
+from .data import EmojiData
+from .latents import Drawings, half, load_autoencoder
+from .sd import DenoiserSettings
+from .text import WIDTH, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class FluxSettings(DenoiserSettings):
+    """What a training run of `emoji-flux` is made of."""
+
+    output: str = option("runs/emoji-flux", "folder for the model, its checkpoints and its log")
+
+
+class TextFlux(nn.Module):
+    """The transformer with its two text encoders, trained as one."""
+
+    def __init__(self, captions: list[str]) -> None:
+        super().__init__()
+        self.tokenizer, self.tokenizer_2 = clip_tokenizer(captions), t5_tokenizer(captions)
+        self.text_encoder = clip_encoder(self.tokenizer, width=96, layers=2)
+        self.text_encoder_2 = t5_encoder(self.tokenizer_2)
+        self.transformer = FluxTransformer2DModel(
+            in_channels=16, num_layers=3, num_single_layers=6, attention_head_dim=32, num_attention_heads=6,
+            joint_attention_dim=WIDTH, pooled_projection_dim=96, axes_dims_rope=(8, 12, 12), guidance_embeds=False,
+        )  # fmt: skip
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        """The predicted velocity `[batch, 4, 16, 16]`, with t in 0..1."""
+        device, options = x_t.device, {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        pooled = self.text_encoder(self.tokenizer(captions, **options).input_ids.to(device)).pooler_output
+        states = self.text_encoder_2(self.tokenizer_2(captions, **options).input_ids.to(device)).last_hidden_state
+        batch, channels, height, width = x_t.shape
+        velocity = self.transformer(
+            hidden_states=FluxPipeline._pack_latents(x_t, batch, channels, height, width),
+            timestep=t,
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+            txt_ids=torch.zeros(states.shape[1], 3, device=device),
+            img_ids=FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, device, torch.float32),
+        ).sample
+        # Of an image of so many pixels, at four pixels a latent.
+        return FluxPipeline._unpack_latents(velocity, 4 * height, 4 * width, vae_scale_factor=4)
+
+
+def train_flux(settings: FluxSettings) -> Path:
+    """Train, or continue; returns the folder of the pipeline in Diffusers format."""
+    torch.manual_seed(settings.seed)
+    folder, scheduler = Path(settings.output) / "model", FlowMatchEulerDiscreteScheduler()
+    autoencoder = load_autoencoder(settings.autoencoder)
+    drawings = Drawings(EmojiData(settings.data), autoencoder)
+    held_out = Drawings(EmojiData(settings.data, held_out=True), autoencoder)
+
+    def error(model: Any, source: Drawings, chosen: torch.Tensor, dropout: float, generator: Any) -> torch.Tensor:
+        x0, captions = source.draw(chosen, dropout, generator)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        t = torch.randn(len(x0), generator=generator, device=x0.device).sigmoid()
+        mixed = torch.lerp(x0, noise, t.view(-1, 1, 1, 1))
+        return (model(mixed, t, captions).float() - (noise - x0)).square().mean()
+
+    def loss(model: Any, batch: Any, generator: torch.Generator) -> torch.Tensor:
+        return error(model, drawings, batch[0], settings.caption_dropout, generator)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
+        chosen = held_out.indices.tensors[0][:256]
+        return {"validation_loss": float(error(model, held_out, chosen, 0.0, generator))}
+
+    def export(model: nn.Module) -> None:
+        assert isinstance(model, TextFlux)
+        pipe = FluxPipeline(
+            scheduler=scheduler, vae=half(autoencoder), text_encoder=model.text_encoder, tokenizer=model.tokenizer,
+            text_encoder_2=model.text_encoder_2, tokenizer_2=model.tokenizer_2, transformer=half(model.transformer),
+        )  # fmt: skip
+        pipe.save_pretrained(folder)
+        (folder / "training.json").write_text(json.dumps(settings.to_store(), indent=2) + "\n")
+
+    train("emoji-flux", TextFlux(drawings.captions), drawings.indices, loss, settings, export, validate)
+    return folder

@@ -1,0 +1,113 @@
+"""Every model of emoji trains a step and comes out in the format that its users load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPModel, CLIPProcessor
+
+import trimtab
+from trimtab.pipelines.emoji.autoencoder import AutoencoderSettings, psnr, train_autoencoder
+from trimtab.pipelines.emoji.clip import PairSettings, train_pair
+from trimtab.pipelines.emoji.data import CATEGORIES, STYLES, EmojiData, to_unit
+from trimtab.pipelines.emoji.flux import FluxSettings, train_flux
+from trimtab.pipelines.emoji.judges import JudgeSettings, train_judge
+from trimtab.pipelines.emoji.latents import Drawings
+from trimtab.pipelines.emoji.sd import SDSettings, train_sd
+from trimtab.pipelines.emoji.text import LENGTH, clip_tokenizer, t5_tokenizer
+from trimtab.training import read_log
+
+STEP: dict[str, Any] = {"steps": 1, "batch_size": 2, "warmup": 0}
+
+
+@pytest.fixture(scope="module")
+def autoencoder(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("autoencoder")
+    return train_autoencoder(AutoencoderSettings(output=str(output), data=str(packed), width=8, **STEP))
+
+
+def test_the_autoencoder_gives_latents_of_unit_variance(autoencoder: Path, packed: Path) -> None:
+    model = AutoencoderKL.from_pretrained(autoencoder)
+    latents = Drawings(EmojiData(packed), model).latents
+    assert latents.shape[1:] == (4, 16, 16)
+    assert latents.std() == pytest.approx(1.0, abs=0.1)
+    assert psnr(model, to_unit(EmojiData(packed, held_out=True).images)) > 0
+
+
+def test_a_drawing_comes_in_all_its_tones_and_some_captions_are_empty(autoencoder: Path, packed: Path) -> None:
+    drawings = Drawings(EmojiData(packed), AutoencoderKL.from_pretrained(autoencoder))
+    hand = next(i for i, group in enumerate(EmojiData(packed).drawings) if len(group) == 2)
+    latents, captions = drawings.draw(torch.full((64,), hand), 0.25, torch.Generator().manual_seed(0))
+    assert latents.shape == (64, 4, 16, 16)
+    assert len({caption for caption in captions if caption}) == 2
+    assert 4 < captions.count("") < 32
+
+
+@pytest.mark.parametrize(
+    ("train", "settings", "kind"),
+    [(train_sd, SDSettings, StableDiffusionPipeline), (train_flux, FluxSettings, FluxPipeline)],
+)
+def test_a_denoiser_is_a_pipeline_that_can_be_guided(
+    train: Callable[..., Path], settings: Any, kind: type, autoencoder: Path, packed: Path, tmp_path: Path
+) -> None:
+    folder = train(settings(output=str(tmp_path), data=str(packed), autoencoder=str(autoencoder), **STEP))
+    assert isinstance(DiffusionPipeline.from_pretrained(folder), kind)
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    assert size < 25e6
+    pipe = trimtab.GuidedPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.add_guidance("pag", scale=1.0)
+    call = {"num_inference_steps": 1, "height": 64, "width": 64, "output_type": "pt"}
+    image = pipe("red square, noto style", generator=torch.Generator().manual_seed(0), **call).images
+    assert image.shape == (1, 3, 64, 64) and image.isfinite().all()
+    assert read_log(tmp_path)[-1]["validation_loss"] > 0
+
+
+@pytest.mark.parametrize(("target", "labels"), [("category", CATEGORIES), ("style", STYLES)])
+def test_a_classifier_loads_with_its_processor(
+    target: str, labels: tuple[str, ...], packed: Path, tmp_path: Path
+) -> None:
+    folder = train_judge(JudgeSettings(output=str(tmp_path), data=str(packed), target=target, width=8, **STEP))
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    assert tuple(model.config.id2label.values()) == labels
+    processor, picture = AutoImageProcessor.from_pretrained(folder), EmojiData(packed).images[:1]
+    pixels = processor(picture, return_tensors="pt").pixel_values
+    assert torch.allclose(pixels, to_unit(picture), atol=1e-2)
+    assert model(pixels).logits.shape == (1, len(labels))
+    assert 0 <= read_log(tmp_path)[-1]["held_out_accuracy"] <= 1
+
+
+def test_a_noise_aware_classifier_takes_latents(autoencoder: Path, packed: Path, tmp_path: Path) -> None:
+    places = {"output": str(tmp_path), "data": str(packed), "autoencoder": str(autoencoder)}
+    model = AutoModelForImageClassification.from_pretrained(
+        train_judge(JudgeSettings(noisy=1, width=8, **places, **STEP))
+    )
+    assert model(torch.zeros(1, 4, 16, 16)).logits.shape == (1, len(CATEGORIES))
+
+
+def test_an_unknown_target_is_refused(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="allowed: category, style"):
+        train_judge(JudgeSettings(output=str(tmp_path), data=str(packed), target="mood"))
+
+
+def test_the_pair_compares_images_and_captions(packed: Path, tmp_path: Path) -> None:
+    folder = train_pair(PairSettings(output=str(tmp_path), data=str(packed), width=32, **STEP))
+    model, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
+    inputs = processor(
+        text=["red hand", "blue square"], images=EmojiData(packed).images[:3], return_tensors="pt", padding="max_length"
+    )
+    assert model(**inputs).logits_per_image.shape == (3, 2)
+
+
+@pytest.mark.parametrize("make", [clip_tokenizer, t5_tokenizer])
+def test_a_tokenizer_knows_the_words_of_the_captions(make: Callable[[list[str]], Any]) -> None:
+    captions = [f"{colour} {shape}, noto style" for colour in ("red", "blue") for shape in ("apple", "heart")] * 20
+    tokenizer = make(captions)
+    ids = tokenizer(captions[0]).input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == captions[0].replace(" ", "")
+    assert tokenizer.unk_token_id not in ids[1:-1] and len(ids) < LENGTH
