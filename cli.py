@@ -83,6 +83,11 @@ def build_parser() -> Parser:
     check.set_defaults(action=check_plugins)
 
     what = "\n".join(f"  {name:<12} {text}" for name, (text, _) in TRAININGS.items())
+    new = plugins.add_parser("new", help="write a package with a guidance of your own, tests included")
+    new.add_argument("name", metavar="VENDOR-NAME", help="such as my-guidance")
+    new.add_argument("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="where to put its folder")
+    new.set_defaults(action=new_plugin)
+
     training = commands.add_parser(
         "train",
         help="train a model or an adapter",
@@ -165,6 +170,13 @@ def check_plugins(args: argparse.Namespace) -> int:
     checked = [{**one, "advice": listing.advice(one)} for one in found]
     print(json.dumps(checked, indent=2) if args.json else listing.report(checked))
     return int(any(one["status"] == "broken" for one in found))
+
+
+def new_plugin(args: argparse.Namespace) -> None:
+    """`trimtab plugins new`: write a package with one guidance; print where it is."""
+    from . import scaffold
+
+    print(scaffold.write(args.name, args.output))
 
 
 def train(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-PACKAGED = ("guidance", "pipelines", "adapters", "conformance")
+PACKAGED = ("guidance", "pipelines", "adapters", "conformance", "scaffold")
 MODEL = ROOT / "pipelines" / "embedded" / "model"
 
 
@@ -52,13 +52,10 @@ def test_the_wheel_holds_every_module_and_nothing_else_but_data_and_metadata(whe
     assert {name for name in names if name.startswith("pytest_trimtab/")} == {"pytest_trimtab/__init__.py"}
     data = {name for name in inside if not name.endswith(".py")}
     model = {path.relative_to(ROOT).as_posix() for path in MODEL.rglob("*") if path.is_file()}
-    assert data == {"py.typed", *model}
-    folders = {name.split("/")[0] for name in names}
-    assert {re.sub(r"^trimtab-[\d.]+\.", "", folder) for folder in folders} == {
-        "trimtab",
-        "pytest_trimtab",
-        "dist-info",
-    }
+    template = {path.relative_to(ROOT).as_posix() for path in (ROOT / "scaffold" / "template").rglob("*.in")}
+    assert data == {"py.typed", *model, *template}
+    folders = {re.sub(r"^trimtab-[\d.]+\.", "", name.split("/")[0]) for name in names}
+    assert folders == {"trimtab", "pytest_trimtab", "dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
