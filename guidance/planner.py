@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from diffusers.guiders import BaseGuidance
+
 from .base import Guidance, Step
 from .branch import COND, UNCOND, Branch
+from .guiders import describe
 
 HOOKS = ("branches", "delta", "project", "guide_x0", "loss", "renoise", "after_step")
 
@@ -117,7 +120,7 @@ class Plan:
         lines.append(drawn[0] if self.rows else "  no guidance attached")
         for row, line in zip(self.rows, drawn[1:], strict=True):
             lines.append(line)
-            settings = [f"{name}={value!r}" for name, value in row.parameters.items() if value is not None]
+            settings = [f"{name}={_in_short(value)}" for name, value in row.parameters.items() if value is not None]
             lines += ["    " + ", ".join(settings)] if settings else []
             for does, layers in (("perturbs", row.layers), ("watches", row.watched)):
                 lines += [f"    {does} {layer}" for layer in layers[:4]]
@@ -130,6 +133,10 @@ class Plan:
             f"the pipeline's own; {self.calls} forward calls of the denoiser"
         )
         return "\n".join(lines)
+
+
+def _in_short(value: object) -> str:
+    return describe(value) if isinstance(value, BaseGuidance) else repr(value)
 
 
 def extra_of(wanted: Sequence[Branch], own: Sequence[Branch]) -> tuple[Branch, ...]:

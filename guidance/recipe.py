@@ -6,7 +6,8 @@
 
 The guidances stand in the order in which they were attached, each with all its parameters, so that a later change of a
 default does not change a picture. Infinity is the string `"inf"` or `"-inf"`, which JSON has no number for; tuples are
-arrays. A parameter's declared type turns both back. A value that would not come back is refused when written.
+arrays; a guider of Diffusers is its class and configuration. A parameter's declared type turns them back. A value that
+would not come back is refused when written.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
+from diffusers.guiders import BaseGuidance
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from packaging.version import InvalidVersion, Version
@@ -31,6 +33,7 @@ from packaging.version import InvalidVersion, Version
 from .base import API_VERSION, Guidance
 from .contract import api_number
 from .errors import ParameterError, PluginError, RecipeError, UnknownGuidanceError
+from .guiders import create, store
 from .parameters import check_value, fields_of, types_of, unknown_parameter
 from .registry import find, identify, plugins
 
@@ -151,7 +154,7 @@ def _stored(where: str, guidance: Guidance, parameter: str, value: Any) -> Any:
     try:
         stored = _encode(value)
         loaded = check_value("", type(guidance), parameter, _decode(stored, types_of(type(guidance))[parameter]))
-        same = json.dumps(loaded) == json.dumps(value)
+        same = json.dumps(loaded, default=store) == json.dumps(value, default=store)
     except (TypeError, ParameterError):
         same = False
     if not same:
@@ -228,6 +231,8 @@ def _encode(value: Any) -> Any:
         return "inf" if value > 0 else "-inf"
     if isinstance(value, (list, tuple)):
         return [_encode(item) for item in value]
+    if isinstance(value, BaseGuidance):
+        return _encode(store(value))
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _encode(item) for key, item in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -239,10 +244,12 @@ def _decode(value: Any, hint: Any) -> Any:
     """Turn "inf" back into a number where the declared type has one; `check_value` makes the tuples."""
     if isinstance(value, list):
         return [_decode(item, hint) for item in value]
+    if isinstance(value, dict) and value.keys() == {"class", "config"} and _mentions(hint, BaseGuidance):
+        return create(value["class"], value["config"])
     if isinstance(value, dict):
         return {key: _decode(item, hint) for key, item in value.items()}
-    return float(value) if value in ("inf", "-inf") and _mentions_float(hint) else value
+    return float(value) if value in ("inf", "-inf") and _mentions(hint, float) else value
 
 
-def _mentions_float(hint: Any) -> bool:
-    return hint is float or any(map(_mentions_float, typing.get_args(hint)))
+def _mentions(hint: Any, kind: type) -> bool:
+    return hint is kind or any(_mentions(part, kind) for part in typing.get_args(hint))

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+from diffusers.guiders import BaseGuidance
+
 from ..guidance import recipe, registry
 from ..guidance.base import Guidance
 from ..guidance.errors import ParameterError, UnknownGuidanceError, did_you_mean
@@ -27,12 +29,14 @@ class Guidable:
         raise NotImplementedError
 
     # -- attaching -------------------------------------------------------------------------------------------------
-    def add_guidance(self, guidance: str | Guidance, /, *, name: str | None = None, **parameters: Any) -> Guidance:
+    def add_guidance(
+        self, guidance: str | Guidance | BaseGuidance, /, *, name: str | None = None, **parameters: Any
+    ) -> Guidance:
         """Attach a guidance; it acts in every call from now on.
 
         Args:
-            guidance: a plug-in's name, or an instance of a `Guidance` subclass.
-            name: the name under which it is attached; by default the plug-in's own.
+            guidance: a plug-in's name, an instance of a `Guidance` subclass, or a guider of Diffusers.
+            name: the name under which it is attached; by default the plug-in's own, or a guider's class.
             **parameters: the plug-in's parameters, where it is given by name.
 
         Returns:
@@ -49,6 +53,9 @@ class Guidable:
             raise ParameterError(f"add_guidance: name={name!r}; allowed: a string that is not empty, or None.")
         if isinstance(guidance, str):
             guidance = registry.create(guidance, **parameters)
+        elif isinstance(guidance, BaseGuidance):
+            name = name or type(guidance).__name__
+            guidance = registry.create("guider", guider=guidance, **parameters)
         elif not isinstance(guidance, Guidance):
             raise _no_guidance(guidance)
         elif parameters:
@@ -89,16 +96,16 @@ class Guidable:
 
     @contextmanager
     def guidance(
-        self, guidance: str | Guidance, /, *, name: str | None = None, **parameters: Any
+        self, guidance: str | Guidance | BaseGuidance, /, *, name: str | None = None, **parameters: Any
     ) -> Iterator[Guidance]:
         """Attach a guidance within a `with` block; takes what `add_guidance` takes."""
         added = self.add_guidance(guidance, name=name, **parameters)
+        key = next(reversed(self._guidances()))
         try:
             yield added
         finally:
-            attached, key = self._guidances(), name or added.label
-            if attached.get(key) is added:
-                del attached[key]
+            if self._guidances().get(key) is added:
+                del self._guidances()[key]
 
     @property
     def guidances(self) -> Mapping[str, Guidance]:
