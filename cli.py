@@ -82,6 +82,12 @@ def build_parser() -> Parser:
     info.set_defaults(action=describe_plugin)
     check.set_defaults(action=check_plugins)
 
+    convert_parser = commands.add_parser(
+        "convert", help="write a UniCon model.pth as safetensors; only tensors are read"
+    )
+    convert_parser.add_argument("file", type=Path, metavar="model.pth")
+    convert_parser.set_defaults(action=convert)
+
     what = "\n".join(f"  {name:<12} {text}" for name, (text, _) in TRAININGS.items())
     new = plugins.add_parser("new", help="write a package with a guidance of your own, tests included")
     new.add_argument("name", metavar="VENDOR-NAME", help="such as my-guidance")
@@ -143,6 +149,13 @@ def show(args: argparse.Namespace) -> None:
     from .pipelines.generate import pictures
 
     print(json.dumps(pictures.load(args.file)[1], indent=2, ensure_ascii=False))
+
+
+def convert(args: argparse.Namespace) -> None:
+    """`trimtab convert`: write the safetensors file beside the pickle, and print where it is."""
+    from .adapters.unicon.checkpoint import convert as write
+
+    print(write(args.file))
 
 
 def list_plugins(args: argparse.Namespace) -> None:

@@ -17,9 +17,14 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DCondi
 from torch.utils.flop_counter import FlopCounterMode
 
 from trimtab.adapters.easycontrol.bank import Bank
-from trimtab.adapters.easycontrol.checkpoint import LowRank, attentions_of, projections_of
+from trimtab.adapters.easycontrol.checkpoint import attentions_of, projections_of
 from trimtab.adapters.easycontrol.fill import fill
 from trimtab.adapters.easycontrol.flux import Condition, FluxEasyControl
+from trimtab.adapters.low_rank import LowRank
+from trimtab.adapters.unicon.checkpoint import PROJECTIONS as UNICON_PROJECTIONS
+from trimtab.adapters.unicon.checkpoint import Block, blocks_of
+from trimtab.adapters.unicon.partner import Partner
+from trimtab.adapters.unicon.unet import UNetJoint
 from trimtab.guidance.branch import Branch
 from trimtab.guidance.plugins.pag import IdentityAttention
 from trimtab.pipelines.conditions import Conditions
@@ -170,6 +175,42 @@ def easycontrol(most: int = 2, side: int = 1024, cond_size: int = 512, rank: int
     return steps, filling.get_total_flops() / unit
 
 
+def joint(rows: int = 2, rank: int = 64) -> float:
+    """Cost of a Stable Diffusion 1.5 call of UniCon with a partner in each row, in stock calls of as many images."""
+    with torch.device("meta"):
+        module = UNet2DConditionModel(**SD15).eval()
+        given = sd15(2 * rows)
+        blocks = {}
+        for name, block in blocks_of(module).items():
+
+            def loras(part: Any) -> dict[str, LowRank]:
+                linears = {projection: part.get_submodule(projection) for projection in UNICON_PROJECTIONS}
+                return {
+                    projection: LowRank(torch.empty(rank, one.in_features), torch.empty(one.out_features, rank))
+                    for projection, one in linears.items()
+                }
+
+            width = 2 * block.attn1.out_dim
+            own = {part: loras(getattr(block, part)) for part in ("attn1", "attn2")}
+            blocks[name] = Block(torch.empty(width, width), loras(block.attn1), loras(block.attn1), own)
+        with ExitStack() as stack, torch.no_grad():
+            scheduler = SimpleNamespace(order=1)
+            run: Any = SimpleNamespace(
+                pipeline=SimpleNamespace(scheduler=scheduler), exit_stack=stack, replace=setattr, dry=False,
+                around_denoiser=lambda around: None,
+            )  # fmt: skip
+            with FlopCounterMode(display=False) as plain:
+                module(**given)
+            control = UNetJoint(run, module)
+            control.install()
+            settings: Any = SimpleNamespace(mode="condition", joint_scale=1.0)
+            control.seat([None, Partner(settings, blocks, run)])
+            joined = torch.ones(rows, dtype=torch.bool, device="cpu")
+            with FlopCounterMode(display=False) as with_partner:
+                module(**given, cross_attention_kwargs={"joined": joined})
+    return with_partner.get_total_flops() / plain.get_total_flops()
+
+
 def main() -> None:
     """Print the tables."""
     print("| architecture | CFG + PAG | PAG alone | CFG + PAG, without shared prefix |")
@@ -182,6 +223,7 @@ def main() -> None:
     steps, filling = easycontrol()
     for conditions, step in enumerate(steps, start=1):
         print(f"| {conditions} of 512 x 512 | {step:.4f} | {filling:.4f} |")
+    print(f"\nUniCon on Stable Diffusion 1.5, 512 x 512: {joint():.4f} of as many rows without it")
 
 
 if __name__ == "__main__":

@@ -40,15 +40,20 @@ class DenoiserCall(Protocol):
 
     Attributes:
         module: the denoiser.
-        roles: of the pipeline's own rows, which come first: `"cond"`, `"uncond"` or `"other"` each; `None` where they
-            are not known yet.
+        rows: the branch that each row predicts; the pipeline's own rows come first, and the rows of further branches
+            follow in their order. `None` where it is not known; empty where nothing is.
     """
 
     module: torch.nn.Module
-    roles: Sequence[str] | None
+
+    @property
+    def rows(self) -> tuple[Branch | None, ...]: ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The denoiser's own forward."""
+
+    def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's arguments, all by name."""
 
     def apart(self, *args: Any, **kwargs: Any) -> Any:
         """The same forward, without gradient and unseen by step caches and perturbations: for other inputs."""
@@ -92,6 +97,12 @@ class Run(Protocol):
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute of an object until the run ends; then it is put back if it is still this one."""
+
+    def fresh_scheduler(self) -> Any:
+        """A copy of the pipeline's scheduler with this run's timesteps, at their beginning, for samples of one's own.
+
+        It is to be had from the first denoiser call on; before, the timesteps are not set.
+        """
 
     def around_denoiser(self, around: AroundDenoiser) -> None:
         """Put something around every call of the denoiser in this run; what was put there last is outermost."""

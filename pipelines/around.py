@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from ..guidance.base import AroundDenoiser, Step
-from .denoiser import Denoiser
+from ..guidance.branch import Branch
+from .denoiser import Denoiser, branches_of
 from .interception import outer_contexts_kept
 
 _numbers = itertools.count()
@@ -46,11 +48,19 @@ class _DenoiserCall:
         self, denoiser: Denoiser, forward: Callable[..., Any], bare: Callable[..., Any], roles: Sequence[str] | None
     ) -> None:
         self.module: nn.Module = denoiser.family.module
-        self.roles = roles
-        self._denoiser, self._forward, self._bare = denoiser, forward, bare
+        self._denoiser, self._forward, self._bare, self._roles = denoiser, forward, bare, roles
+
+    @property
+    def rows(self) -> tuple[Branch | None, ...]:
+        layout = self._denoiser.perturber.layout
+        return branches_of(self._roles) if layout is None else layout.branches
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._forward(*args, **kwargs)
+
+    def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        names = tuple(inspect.signature(type(self.module).forward).parameters)[1:]
+        return {**dict(zip(names, args, strict=False)), **kwargs}
 
     def apart(self, *args: Any, **kwargs: Any) -> Any:
         # A step cache compares with the call before it in the same context, so each call has one of its own.

@@ -33,15 +33,16 @@ class AttentionReplaced(TorchFunctionMode):
         perturbation: in place of the function; `None` to watch only.
         kept: where each point puts what it watches.
         tokens: the image tokens in a query of some length.
-        appended: keys at the end that are no part of the sequence: those of a learned condition.
+        processor: of the attention. It may say `appended_keys`, how many keys at the end are no part of the sequence
+            but of a learned condition, and `crosses`, that it attends to another sequence just now.
     """
 
     def __init__(
         self, perturbation: Perturbation | None, kept: Mapping[Point, list[torch.Tensor]],
-        tokens: Callable[[int], AttentionTokens], appended: int = 0,
+        tokens: Callable[[int], AttentionTokens], processor: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.appended = appended
+        self.processor = processor
         self.perturbation, self.kept, self.tokens = perturbation, kept, tokens
         self.acted = self.passed_by = False
 
@@ -67,7 +68,9 @@ class AttentionReplaced(TorchFunctionMode):
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
 
-        if query.shape[-2] != key.shape[-2] - self.appended:
+        if getattr(self.processor, "crosses", False):
+            return attend()
+        if query.shape[-2] != key.shape[-2] - getattr(self.processor, "appended_keys", 0):
             self.passed_by = True
             return attend()
         self.acted = True

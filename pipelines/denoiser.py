@@ -177,7 +177,7 @@ class Denoiser:
     def call_watched(self, call: Call, points: tuple[Point, ...], original: Callable[..., Any] | None = None) -> Any:
         """The pipeline's call as it is, in which points watch attention."""
         rows = call.rows or 1
-        layout = Layout(rows, torch.arange(rows), points=points)
+        layout = Layout(rows, torch.arange(rows), points=points, branches=branches_of(call.roles))
         output = self.perturber.call(original or call.original, layout, call.args, call.kwargs)
         call.watched = self.perturber.watched
         return output
@@ -223,7 +223,9 @@ class Denoiser:
             counts.append(len(source))
             spans[branch] = slice(start, start + len(source))
         all_args, all_kwargs = join_rows(parts, counts)
-        layout = Layout(len(parents), torch.tensor(parents), tuple(segments), points)
+        joined = tuple(branch for branch, span in spans.items() for _ in range(span.start, span.stop))
+        own_rows = branches_of(roles)
+        layout = Layout(len(parents), torch.tensor(parents), tuple(segments), points, (*own_rows, *joined))
         output = self.perturber.call(call.original, layout, all_args, all_kwargs)
         whole = primary(output)
         if whole.shape[0] != len(parents):
@@ -270,7 +272,7 @@ class Denoiser:
         segments = () if branch.perturbation is None else (Segment(0, count, branch.perturbation, -1),)
         if moved is not None:
             args, kwargs = with_sample_at(args, kwargs, chosen, *moved)
-        layout = Layout(count, torch.arange(count), segments, points)
+        layout = Layout(count, torch.arange(count), segments, points, (branch,) * count)
         name = f"trimtab_{branch.condition if isinstance(branch.condition, str) else hash(branch)}"
         name += "".join(f"_{type(part).__name__}" for part in (branch.perturbation, branch.point) if part is not None)
         context = self._enter_context(name) if self._enter_context is not None else nullcontext()
@@ -283,3 +285,8 @@ class Denoiser:
 
 OWN = {"cond": COND, "uncond": UNCOND}
 """The branches that the pipeline's own rows are, by role."""
+
+
+def branches_of(roles: Sequence[str] | None) -> tuple[Branch | None, ...]:
+    """What rows with these roles predict; `None` where that is not known."""
+    return tuple(OWN.get(role) for role in roles or ())

@@ -17,7 +17,7 @@ from ..guidance.errors import GuidanceRuntimeError
 from ..guidance.planner import wanted_branches
 from .attachment import find_attachment
 from .families import Family
-from .interception import set_attribute
+from .interception import fresh_copy, set_attribute
 from .lora import adapters_of
 from .others import check_other
 from .skipping import resolve_blocks
@@ -73,6 +73,9 @@ class SetupView:
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
         set_attribute(self.exit_stack, owner, name, value)
+
+    def fresh_scheduler(self) -> Any:
+        return fresh_copy(self.pipeline.scheduler)
 
     def around_denoiser(self, around: AroundDenoiser) -> None:
         self._run.around.append(around)

@@ -141,6 +141,18 @@ def _copy_within_run(scheduler: Any, memo: dict[int, Any]) -> Any:
     return twin
 
 
+def fresh_copy(scheduler: Any) -> Any:
+    """A copy of the stock class with the same timesteps, which stands at their beginning and is not routed."""
+    twin = copy.deepcopy(scheduler)
+    rebuild, arguments, *_ = twin.__reduce_ex__(2)
+    if rebuild is _bare:
+        twin.__class__ = arguments[0]
+    for position in ("_step_index", "_begin_index"):
+        if position in twin.__dict__:
+            twin.__dict__[position] = None
+    return twin
+
+
 def _bare(stock: Any) -> Any:
     return stock.__new__(stock)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..guidance.branch import AttentionTokens, Perturbation, Point, ScaledAdapters, SkippedBlocks
+from ..guidance.branch import AttentionTokens, Branch, Perturbation, Point, ScaledAdapters, SkippedBlocks
 from ..guidance.errors import GuidanceRuntimeError
 from .attention import AttentionReplaced, why_not
 from .families import Family
@@ -46,12 +46,14 @@ class Layout:
         parents: for each row, the row that it equals until it joins; a row that is no branch is its own parent.
         segments: the perturbed rows, last in the batch, those that join first before those that join later.
         points: those that have attentions to watch.
+        branches: what each row predicts; `None` where that is not known.
     """
 
     total: int
     parents: torch.Tensor
     segments: tuple[Segment, ...] = ()
     points: tuple[Point, ...] = ()
+    branches: tuple[Branch | None, ...] = ()
 
     def active(self, block: int) -> int:
         """How many rows (from the first) are computed in this outer block."""
@@ -159,8 +161,7 @@ class Perturber:
             config = getattr(self.family.module, "config", None)
             return replace(found, grid=image_grid(found.stop - found.start, config, *self._arguments))
 
-        appended = getattr(getattr(module, "processor", None), "appended_keys", 0)
-        with AttentionReplaced(perturbation, kept, tokens, appended) as replaced:
+        with AttentionReplaced(perturbation, kept, tokens, getattr(module, "processor", None)) as replaced:
             output = original(*args, **kwargs)
         if not replaced.acted:
             acting = type(perturbation or next(iter(kept))).__name__

@@ -10,29 +10,16 @@ The number after `_loras` counts the conditions in one file. There is no alpha: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ...guidance.errors import WeightsError
+from ..low_rank import LowRank
 
 PROJECTIONS = {"q": "to_q", "k": "to_k", "v": "to_v", "proj": "to_out.0"}
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """`B A` of one projection: `down` is A `[rank, in]`, `up` is B `[out, rank]`."""
-
-    down: torch.Tensor
-    up: torch.Tensor
-
-    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        inner = F.linear(hidden_states, self.down.to(hidden_states))
-        return F.linear(inner, self.up.to(hidden_states))
 
 
 Layers = Mapping[str, Mapping[str, LowRank]]

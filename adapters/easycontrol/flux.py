@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import nn
 from ...guidance.base import DenoiserCall, Run, Step
 from ...guidance.errors import ParameterError, UnsupportedPipelineError
 from ...guidance.source import is_repository
+from ..batch import images_for_each, prompts_of
 from ..pictures import pictures
 from ..weights import load_weights
 from .bank import Bank
@@ -107,7 +107,7 @@ class FluxEasyControl:
         layers = self._layers(settings)
         if self._run.dry:
             return
-        prompts = self._prompts()
+        prompts = prompts_of(self._run.arguments)
         if len(images) not in (1, prompts):
             raise ParameterError(
                 f"easycontrol: image holds {len(images)} images for {prompts} prompts; give one, or one for each."
@@ -149,17 +149,6 @@ class FluxEasyControl:
         """Pixels that one token's side covers."""
         return 2 * int(self._pipe.vae_scale_factor)
 
-    def _prompts(self) -> int:
-        prompt, embeds = (self._run.arguments.get(name) for name in ("prompt", "prompt_embeds"))
-        if isinstance(prompt, (list, tuple)):
-            return len(prompt)
-        return 1 if prompt is not None or embeds is None else int(embeds.shape[0])
-
-    @property
-    def _each(self) -> int:
-        """Images for each prompt."""
-        return int(self._run.arguments.get("num_images_per_prompt") or 1)
-
     # -- tokens ----------------------------------------------------------------------------------------------------
     def _encode(self) -> None:
         """Encode all conditions, those of one kind and size stacked; the generator's noise has been drawn by now."""
@@ -172,7 +161,7 @@ class FluxEasyControl:
                 torch.cat([layout(one.images[i % len(one.images)], kind, size, self._patch) for one in members], dim=2)
                 for i in range(count)
             ]
-            tokens = encode(self._pipe, stacks, generator, self._each)
+            tokens = encode(self._pipe, stacks, generator, images_for_each(self._run.arguments))
             for one, part in zip(members, tokens.chunk(len(members), dim=1), strict=True):
                 one.tokens = part[: len(one.images)]
         self._encoded = True
@@ -183,7 +172,7 @@ class FluxEasyControl:
             with torch.no_grad():
                 self._encode()
         acting = [one for one in self._conditions if one.settings.acts(step)]
-        given = {**dict(zip(_names(call.module), args, strict=False)), **kwargs}
+        given = call.named(args, kwargs)
         fills = tuple(self._fills(one, call, given) for one in acting)
         self.attend(acting)
         if not acting:
@@ -202,8 +191,9 @@ class FluxEasyControl:
         pooled, guidance = given["pooled_projections"], given.get("guidance")
         rows = torch.arange(len(pooled), device=pooled.device)
         # Rows of further branches follow in the order of the pipeline's own.
-        images = self._prompts() * self._each
-        picture = (rows % images) // self._each % len(one.images)
+        each = images_for_each(self._run.arguments)
+        images = prompts_of(self._run.arguments) * each
+        picture = (rows % images) // each % len(one.images)
         parts = [picture[:, None].float(), pooled.float()]
         parts += [] if guidance is None else [guidance.float()[:, None]]
         keys = torch.cat(parts, dim=1)
@@ -213,8 +203,3 @@ class FluxEasyControl:
             control = one.settings.kind, one.layers, one.settings.lora_weight
             one.bank.add(keys[chosen], fill(call, self._attentions, *control, tokens, given, chosen))
         return one.bank.index(keys)
-
-
-def _names(module: nn.Module) -> tuple[str, ...]:
-    """The names of the forward's arguments."""
-    return tuple(inspect.signature(type(module).forward).parameters)[1:]

@@ -13,7 +13,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, _get_qkv_projections
 
-from .checkpoint import LowRank
+from ..low_rank import LowRank
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 """After norm and rotary embedding, each `[fills, tokens, heads, head_dim]`."""

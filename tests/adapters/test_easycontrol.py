@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import inspect
 import weakref
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from benchmark import benchmark
 from fingerprint import fingerprint
 from fixtures import easycontrol_case as case
 from fixtures.weights import noise
@@ -22,23 +21,15 @@ from zoo import run as zoo_run
 
 import trimtab
 from trimtab.adapters.easycontrol.bank import Bank
-from trimtab.adapters.easycontrol.checkpoint import LowRank, projections_of, written
+from trimtab.adapters.easycontrol.checkpoint import projections_of, written
 from trimtab.adapters.easycontrol.condition import positions
 from trimtab.adapters.easycontrol.fill import fill
 from trimtab.adapters.easycontrol.processors import StepProcessor
+from trimtab.adapters.low_rank import LowRank
 from trimtab.adapters.weights import save_weights
 from trimtab.guidance.errors import ParameterError, UnsupportedPipelineError, WeightsError
 
 EXPECTED = load_file(Path(__file__).parents[1] / "fixtures" / "easycontrol.safetensors")
-
-
-def benchmark(name: str) -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

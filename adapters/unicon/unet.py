@@ -1,0 +1,151 @@
+"""UniCon attached to a Stable Diffusion UNet for one run: each row of its calls gets entries for the partners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import nn
+
+from ...guidance.base import DenoiserCall, Run, Step
+from ...guidance.errors import ConflictError, GuidanceRuntimeError, UnsupportedPipelineError
+from ...guidance.source import is_repository
+from .checkpoint import blocks_of, load
+from .inputs import Inputs
+from .partner import Partner, Settings, is_separate
+from .processors import JointProcessor, Pair
+
+
+class UNetJoint:
+    """The partners of one run. An entry is one image of a row: the pipeline's own first, then those of the partners.
+
+    Args:
+        run: of any of the guidances.
+        unet: the `UNet2DConditionModel`.
+
+    Raises:
+        UnsupportedPipelineError: attention by other processors than the default, or a scheduler with several calls a
+            level.
+    """
+
+    def __init__(self, run: Run, unet: nn.Module) -> None:
+        self._run, self._pipe, self._unet = run, run.pipeline, unet
+        self._blocks = blocks_of(unet)
+        self._partners: list[Partner] = []
+        self._processors: dict[str, JointProcessor] = {}
+        self._inputs: Inputs | None = None
+        kinds = {
+            type(part.processor).__name__ for block in self._blocks.values() for part in (block.attn1, block.attn2)
+        }
+        if others := kinds - {"AttnProcessor2_0", "JointProcessor"}:
+            raise UnsupportedPipelineError(
+                f"joint: attention by {', '.join(sorted(others))} cannot attend to a partner; needed: "
+                "AttnProcessor2_0. Call pipe.unet.set_default_attn_processor(), or pipe.unload_ip_adapter()."
+            )
+        if getattr(self._pipe.scheduler, "order", 1) > 1:
+            raise UnsupportedPipelineError(
+                f"joint: {type(self._pipe.scheduler).__name__} calls the UNet twice at a noise level, which a partner "
+                "with a timestep of its own cannot follow; use DDIMScheduler or DPMSolverMultistepScheduler."
+            )
+
+    # -- partners --------------------------------------------------------------------------------------------------
+    def add(self, settings: Settings) -> Partner | None:
+        """Attach a partner for this run; `None` where the run is only explained.
+
+        Raises:
+            WeightsError, SourceError: weights that cannot be had or do not fit.
+            ConflictError: several partners of an own side that is estimated.
+        """
+        assert settings.weights is not None
+        modes = [partner.settings.mode for partner in self._partners] + [settings.mode]
+        if len(modes) > 1 and "estimate" in modes:
+            raise ConflictError(
+                "joint: mode='estimate' makes the pipeline's own side the partner's kind, so it goes with no other "
+                "joint guidance; attach one of them, or use mode='condition' or 'joint' for all."
+            )
+        if self._run.dry and is_repository(settings.weights):
+            return None
+        blocks = load(
+            settings.weights, self._unet, subfolder=settings.model, allow_pth=settings.allow_pth,
+            revision=settings.revision,
+        )  # fmt: skip
+        if self._run.dry:
+            return None
+        if not self._partners:
+            self.install()
+        self._partners.append(Partner(settings, blocks, self._run))
+        return self._partners[-1]
+
+    def install(self) -> None:
+        """Put the processors into the UNet, and the rest around its calls, until the run ends."""
+        for name, block in self._blocks.items():
+            for part in ("attn1", "attn2"):
+                attention = getattr(block, part)
+                processor = JointProcessor(attention.processor, (), ())
+                self._processors[f"{name}.{part}"] = processor
+                self._run.replace(attention, "processor", processor)
+        self._run.around_denoiser(self._around)
+        self._run.exit_stack.callback(self._release)
+
+    def _release(self) -> None:
+        self._partners.clear()
+        for processor in self._processors.values():
+            processor.own = processor.pairs = ()
+
+    @property
+    def _estimates(self) -> bool:
+        """Whether the pipeline's own side is y."""
+        return any(partner.settings.mode == "estimate" for partner in self._partners)
+
+    def seat(self, entries: Sequence[Partner | None]) -> None:
+        """Tell the processors what each entry of a row is; `None` is the pipeline's own."""
+        estimated = self._partners[0] if self._estimates else None
+        as_y = [(estimated if entry is None else entry if estimated is None else None) for entry in entries]
+        for name in self._blocks:
+            for part in ("attn1", "attn2"):
+                own = [{} if one is None else one.blocks[name].y_own.get(part, {}) for one in as_y]
+                self._processors[f"{name}.{part}"].own = own
+            pairs = []
+            for entry, partner in enumerate(entries):
+                if partner is not None and entries[0] is None:
+                    x, y = (entry, 0) if estimated is not None else (0, entry)
+                    added = partner.blocks[name]
+                    pairs.append(Pair(x, y, added.x, added.y, added.post, partner.settings.joint_scale))
+            self._processors[f"{name}.attn1"].pairs = pairs
+
+    # -- a call of the denoiser ------------------------------------------------------------------------------------
+    def _around(self, step: Step, call: DenoiserCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        given = call.named(args, kwargs)
+        if self._inputs is None:
+            self._inputs = Inputs(self._run, self._partners, given, call.rows, step, self._estimates)
+        with_others = [partner for partner in self._partners if partner.settings.joins(step)]
+        alone = [p for p in self._partners if p not in with_others and p.settings.moves and not p.predictions]
+        for partner in alone:
+            self._compute([partner], call.apart, call, given)
+        if not with_others and not self._estimates:
+            return call(*args, **kwargs)
+        return self._compute([None, *with_others], call, call, given)
+
+    def _compute(
+        self, entries: Sequence[Partner | None], forward: Any, call: DenoiserCall, given: Mapping[str, Any]
+    ) -> Any:
+        """One call with these entries in each row; returns its output for the pipeline's own entry."""
+        assert self._inputs is not None
+        self.seat(entries)
+        rows = len(given["sample"])
+        if len(call.rows) != rows or None in call.rows:
+            raise GuidanceRuntimeError("joint: which rows of the UNet's call carry the prompt is not known.")
+        joined = torch.tensor([not is_separate(branch) for branch in call.rows])
+        arguments = self._inputs.for_entries(given, call.rows, entries)
+        options = {**(given.get("cross_attention_kwargs") or {}), "joined": joined}
+        output = forward(**arguments, cross_attention_kwargs=options, return_dict=False)[0]
+        parts = output.unflatten(0, (rows, len(entries)))
+        for entry, partner in enumerate(entries):
+            if partner is not None:
+                for branch in dict.fromkeys(call.rows):
+                    chosen = [row for row, one in enumerate(call.rows) if one == branch]
+                    partner.predictions[branch] = parts[chosen, entry]  # type: ignore[index]
+        own = parts[:, 0]
+        return (own,) if given.get("return_dict") is False else UNet2DConditionOutput(sample=own)

@@ -1,0 +1,141 @@
+"""UniCon: an image and its partner (depth, edges, pose) sampled together, either of them given or made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch.nn import functional as F
+
+from ..base import Guidance, Run, Step
+from ..branch import COND, AttentionTokens, Branch, Perturbation, Predictions
+from ..errors import ParameterError
+from ..parameters import parameter
+
+TRIGGERS = {"depth": "depth_map, ", "edge": "edge_map, ", "pose": "pose_map, "}
+"""What the published models were trained to find before the partner's prompt."""
+
+
+@dataclass(frozen=True)
+class Separate(Perturbation):
+    """The image and its partner do not attend to each other; either's own attention is what it is."""
+
+    def attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        tokens: AttentionTokens,
+        mask: torch.Tensor | None,
+        scale: float | None,
+    ) -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+@dataclass
+class Joint(Guidance):
+    """Joint sampling of an image x and a partner y, each with its own scheduler and timestep.
+
+    In each block the two attend to each other beside themselves, with LoRAs on either side:
+
+    $$ h_x \\mathrel{+}= w\\,P\\,\\mathrm{attn}(Q_x; K_y, V_y), \\qquad
+       h_y \\mathrel{+}= w\\,P\\,\\mathrm{attn}(Q_y; K_x, V_x) $$
+
+    Li et al., "A Simple Approach to Unifying Diffusion-based Conditional Generation", arXiv:2410.11439. What the
+    pipeline makes depends on `mode`: `"condition"`: the image, y is given (depth to image); `"estimate"`: y, the image
+    is given (image to depth); `"joint"`: the image, while y is made beside it; `"coarse"`: the image, while y starts
+    from a given one with noise on it. After a run `partner` holds the other one, in the pipeline's `output_type`.
+
+    With `signal_scale` c the part of the prediction that is owed to the partner counts more:
+    $\\tilde\\epsilon \\mathrel{+}= c\\,(\\epsilon_c - \\epsilon_c^{\\text{separate}})$.
+
+    Other guidances act on what the pipeline makes; its partner gets the pipeline's own CFG and `signal_scale`.
+
+    Cost: each evaluation of the UNet has as many rows for each partner, at 1.23 of the cost of so many rows without it;
+    one more evaluation a step with `signal_scale`. Nothing where `joint_scale` is 0 and the partner is given.
+
+    Raises:
+        WeightsError: weights that do not fit the UNet; the message names file, tensor and both shapes.
+    """
+
+    name: ClassVar[str] = "joint"
+
+    weights: str | None = parameter(None, "Folder or Hub repository of the model.")
+    model: str | None = parameter(None, "Folder of the model inside it, such as 'depth'.")
+    image: Any = parameter(
+        None, "The side that is given: a PIL image or the path of one, a list with one for each prompt, or latents."
+    )
+    mode: Literal["condition", "estimate", "joint", "coarse"] = parameter(
+        "condition", "What is given and what is made, see above."
+    )
+    joint_scale: float = parameter(1.0, "w, the weight of the joint attention.", ge=0)
+    signal_scale: float = parameter(0.0, "c, by which what is owed to the partner counts more.", ge=0)
+    noise_strength: float = parameter(0.7, "In 'coarse' mode, the share of the run that makes y anew.", ge=0, le=1)
+    prompt: str | None = parameter(None, "The partner's prompt; by default the pipeline's.")
+    negative_prompt: str | None = parameter(None, "The partner's negative prompt; by default the pipeline's.")
+    trigger: str | None = parameter(None, "Put before the prompt of y; by default what the model is known to need.")
+    mask: Any = parameter(None, "White where the partner is made, black where it stays what `image` is.")
+    own_image: Any = parameter(None, "What the pipeline's own side stays where `own_mask` is black.")
+    own_mask: Any = parameter(None, "White where the pipeline's own side is made.")
+    revision: str | None = parameter(None, "Branch, tag or commit of the repository.")
+    allow_pth: bool = parameter(False, "Read a model.pth, tensors only, where there is no model.safetensors.")
+
+    @property
+    def partner(self) -> Any:
+        """The partner that the last run left: images, or what else the pipeline's `output_type` asks for."""
+        return self.__dict__.get("_partner")
+
+    def keep(self, partner: Any) -> None:
+        """Have `partner` return this; no parameter, so it is in no recipe."""
+        object.__setattr__(self, "_partner", partner)
+
+    def validate(self) -> None:
+        super().validate()
+        if self.weights is None:
+            raise ParameterError("joint: weights is missing; give it, such as weights='lixirui142/unicon'.")
+        if self.image is None and (self.mode != "joint" or self.mask is not None):
+            raise ParameterError(f"joint: image is missing, which mode={self.mode!r} needs.")
+        if (self.own_image is None) != (self.own_mask is None):
+            raise ParameterError("joint: own_image and own_mask are needed together.")
+
+    @property
+    def word(self) -> str:
+        """The trigger word."""
+        return self.trigger if self.trigger is not None else TRIGGERS.get(self.model or "", "")
+
+    @property
+    def moves(self) -> bool:
+        """Whether the partner changes during the run."""
+        return self.mode in ("joint", "coarse")
+
+    @property
+    def enters_at(self) -> float:
+        """Where in its schedule the partner begins: 0 is pure noise, 1 the last level, at which it is held."""
+        return {"joint": 0.0, "coarse": 1.0 - self.noise_strength}.get(self.mode, 1.0)
+
+    def joins(self, step: Step) -> bool:
+        """Whether the two attend to each other in this step."""
+        return self.joint_scale > 0 and super().acts(step)
+
+    def acts(self, step: Step) -> bool:
+        return self.moves or self.own_mask is not None or super().acts(step)
+
+    def setup(self, run: Run) -> None:
+        run.state.partner = None
+        if self.joint_scale > 0 or self.moves or self.own_mask is not None:
+            run.state.separate = Branch("cond", Separate(run.attention_layers("attn1")))
+            run.state.partner = run.attachment("joint").add(self)
+
+    def branches(self, step: Step) -> Sequence[Branch]:
+        return (COND, step.state.separate) if self.signal_scale > 0 and self.joins(step) else ()
+
+    def delta(self, step: Step, predictions: Predictions) -> torch.Tensor | None:
+        if self.signal_scale == 0 or not self.joins(step):
+            return None
+        return self.signal_scale * (predictions[COND] - predictions[step.state.separate])
+
+    def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
+        """The own side's step comes first, then the partner's, from the same generator."""
+        return sample if step.state.partner is None else step.state.partner.after_step(step, sample)

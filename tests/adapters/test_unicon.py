@@ -1,0 +1,422 @@
+"""`joint` is the published code's result on both sides, on the stock UNet and the stock pipeline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from benchmark import benchmark
+from fingerprint import fingerprint
+from fixtures import unicon_case as case
+from fixtures.weights import noise
+from safetensors.torch import load_file
+from zoo import CASES
+from zoo import run as zoo_run
+
+import trimtab
+from trimtab.adapters.low_rank import LowRank
+from trimtab.adapters.unicon import processors
+from trimtab.adapters.unicon.checkpoint import PROJECTIONS, Block, blocks_of, save
+from trimtab.adapters.weights import save_weights
+from trimtab.cli import main
+from trimtab.guidance.errors import ConflictError, ParameterError, UnsupportedPipelineError, WeightsError
+
+EXPECTED = load_file(Path(__file__).parents[1] / "fixtures" / "unicon.safetensors")
+
+
+def build(scheduler: str = "DDIMScheduler") -> Any:
+    words = case.Words()
+    pipe = diffusers.StableDiffusionPipeline(
+        unet=case.filled(diffusers.UNet2DConditionModel(**case.UNET), "unet"),
+        vae=case.filled(diffusers.AutoencoderKL(**case.VAE), "vae"),
+        text_encoder=case.Embeddings(words),
+        tokenizer=words,
+        scheduler=case.scheduler(diffusers, scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return trimtab.guide(pipe)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published layout, with safetensors in place of model.pth."""
+    folder = tmp_path_factory.mktemp("unicon")
+    widths = case.blocks_of(diffusers.UNet2DConditionModel(**case.UNET))
+    for name, (_, own) in case.MODELS.items():
+        save_weights(folder / name / "model.safetensors", case.posts(name, widths))
+        for kind in ("xy_lora", "yx_lora", "y_lora") if own else ("xy_lora", "yx_lora"):
+            save_weights(folder / name / kind / "pytorch_lora_weights.safetensors", case.lora(name, kind, widths))
+    return folder
+
+
+def run(pipe: Any, **override: Any) -> torch.Tensor:
+    call: dict[str, Any] = {
+        "prompt": case.PROMPT,
+        "negative_prompt": case.NEGATIVE,
+        "latents": case.latents("noise"),
+        "num_inference_steps": case.STEPS,
+        "guidance_scale": case.GUIDANCE,
+        "generator": torch.Generator().manual_seed(0),
+        "output_type": "latent",
+        **override,
+    }
+    return pipe(**call).images
+
+
+def attach(pipe: Any, models: Path, model: str = "depth", **override: Any) -> Any:
+    parameters: dict[str, Any] = {
+        "weights": str(models),
+        "model": model,
+        "image": case.latents("x" if override.get("mode") == "estimate" else model),
+        "name": model,
+        **override,
+    }
+    return pipe.add_guidance("joint", **parameters)
+
+
+@pytest.mark.parametrize("name", case.RUNS)
+def test_both_sides_equal_the_published_code(models: Path, name: str) -> None:
+    described = case.RUNS[name]
+    pipe = build(described.scheduler)
+    partners = []
+    for model, weight in zip(described.models, described.weights, strict=True):
+        options: dict[str, Any] = {"mode": described.mode, "joint_scale": weight, "signal_scale": described.signal}
+        if described.mask == "x":
+            options.update(own_mask=case.mask(), own_image=case.latents("x"))
+        if described.mask == "y":
+            options.update(mask=case.mask())
+        partners.append(attach(pipe, models, model, noise_strength=case.COARSE, **options))
+    own = run(pipe)
+    sides = [own, *(partner.partner for partner in partners)]
+    if described.mode == "estimate":
+        sides.reverse()
+    expected = EXPECTED[name]
+    torch.testing.assert_close(torch.cat(sides), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+def test_at_scale_0_a_given_partner_costs_nothing_and_changes_nothing(models: Path) -> None:
+    pipe = build()
+    plain = run(pipe)
+    joint = attach(pipe, models, joint_scale=0.0)
+    assert torch.equal(run(pipe), plain)
+    joint.joint_scale = 1.0
+    assert not torch.allclose(run(pipe), plain, atol=1e-2)
+    joint.start = 1.0
+    assert torch.equal(run(pipe), plain)
+
+
+def test_at_scale_0_a_partner_that_is_made_is_what_it_is_alone(models: Path) -> None:
+    pipe = build()
+    plain = run(pipe)
+    joint = attach(pipe, models, "id", mode="joint", joint_scale=0.0)
+    assert torch.equal(run(pipe), plain)
+    noise = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0))
+    pipe.clear_guidance()
+    close(joint.partner, run(pipe, latents=noise))  # `id` has no LoRAs of the partner's own
+
+
+def test_a_window_holds_for_the_joint_attention_while_the_partner_goes_on(models: Path) -> None:
+    pipe = build()
+    joint = attach(pipe, models, mode="joint")
+    whole, both = run(pipe), joint.partner
+    joint.stop = 0.5
+    assert not torch.allclose(run(pipe), whole, atol=1e-2)
+    assert not torch.allclose(joint.partner, both, atol=1e-2)
+    assert torch.isfinite(joint.partner).all()
+
+
+def test_after_a_run_and_after_a_failure_the_pipeline_is_as_it_was(models: Path) -> None:
+    pipe = build()
+    plain = run(pipe)
+    before = fingerprint(pipe.unet), fingerprint(pipe.scheduler)
+    attach(pipe, models, mode="joint")
+    run(pipe)
+    assert fingerprint(pipe.unet) == before[0]
+
+    def fail(*args: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        run(pipe, callback_on_step_end=fail)
+    assert fingerprint(pipe.unet) == before[0]
+    pipe.clear_guidance()
+    assert torch.equal(run(pipe), plain)
+
+
+def test_an_ancestral_scheduler_is_reproducible_by_seed(models: Path) -> None:
+    pipe = build("EulerAncestralDiscreteScheduler")
+    joint = attach(pipe, models, mode="joint")
+    first, partner = run(pipe), joint.partner
+    torch.manual_seed(123)  # the global generator must not matter
+    assert torch.equal(run(pipe), first)
+    assert torch.equal(joint.partner, partner)
+    assert not torch.allclose(run(pipe, generator=torch.Generator().manual_seed(1)), first, atol=1e-2)
+
+
+def test_a_batch_has_a_partner_for_each_image(models: Path) -> None:
+    pipe = build()
+    given = torch.cat([case.latents("depth"), case.latents("pose")])
+    own = torch.cat([case.latents("noise"), case.latents("other noise")])
+    joint = attach(pipe, models, image=given)
+
+    def generators(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    together = run(pipe, prompt=["a fox", "a whale"], latents=own, generator=generators(1, 2), negative_prompt=None)
+    for index, prompt in enumerate(("a fox", "a whale")):
+        joint.image = given[index : index + 1]
+        alone = run(
+            pipe, prompt=prompt, latents=own[index : index + 1], generator=generators(1 + index), negative_prompt=None
+        )
+        close(together[index : index + 1], alone)
+
+
+def test_each_side_has_its_own_prompt(models: Path) -> None:
+    pipe = build()
+    joint = attach(pipe, models, mode="joint")
+    same = run(pipe)
+    joint.prompt = case.PROMPT
+    assert torch.equal(run(pipe), same)
+    joint.trigger = "depth_map, "
+    assert torch.equal(run(pipe), same)
+    joint.trigger = ""
+    assert not torch.allclose(run(pipe), same, atol=1e-3)
+    joint.trigger, joint.negative_prompt = None, "sharp"
+    assert not torch.allclose(run(pipe), same, atol=1e-3)
+
+
+def test_the_partner_comes_as_a_picture(models: Path) -> None:
+    pipe = build()
+    picture = case.mask().resize((20, 30))
+    joint = attach(pipe, models, image=picture, mode="coarse")
+    assert joint.partner is None
+    made = pipe(prompt=case.PROMPT, num_inference_steps=2, height=16, width=16).images[0]
+    assert made.size == joint.partner[0].size == (16, 16)
+
+
+def test_signal_guidance_costs_one_row_an_image(models: Path) -> None:
+    pipe = build()
+    attach(pipe, models, signal_scale=1.0)
+    rows: list[int] = []
+    pipe.unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    plan = pipe.explain_guidance(num_inference_steps=case.STEPS, guidance_scale=case.GUIDANCE)
+    run(pipe)
+    assert plan.evaluations == pipe.last_guided_run.evaluations == 3 * case.STEPS
+    assert rows == [2 * 3] * case.STEPS  # each evaluation of the pipeline's side has its partner beside it
+
+
+@pytest.mark.parametrize("rows", ["auto", "batched", "sequential"])
+def test_signal_guidance_does_not_depend_on_how_rows_are_computed(models: Path, rows: str) -> None:
+    pipe = build()
+    pipe.guidance_rows = rows
+    joint = attach(pipe, models, signal_scale=1.5)
+    close(torch.cat([run(pipe), joint.partner]), EXPECTED["signal"])
+
+
+# -- composition -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("rows", ["auto", "batched", "sequential"])
+def test_with_pag_the_perturbed_side_still_attends_to_its_partner(
+    models: Path, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = build()
+    pipe.guidance_rows = rows
+    attach(pipe, models)
+    call: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": 1.0, "negative_prompt": None}
+    plain = run(pipe, **call)
+    with pipe.guidance("pag", scale=2.0, layers="mid"):
+        guided = run(pipe, **call)
+    stock = processors._attend
+    perturbed = {part for name, part in pipe.unet.mid_block.named_modules() if name.endswith("attn1")}
+
+    def attend(attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> torch.Tensor:
+        if attn in perturbed and not attn.processor.crosses:
+            return value  # the identity as attention map
+        return stock(attn, query, key, value, mask)
+
+    monkeypatch.setattr(processors, "_attend", attend)
+    by_hand = run(pipe, **call)
+    close(guided, plain + 2.0 * (plain - by_hand))
+    assert not torch.allclose(guided, plain, atol=1e-3)
+
+
+def test_with_cfg_and_pag_on_both_kinds_of_rows(models: Path) -> None:
+    results = []
+    for rows in ("auto", "batched", "sequential"):
+        pipe = build()
+        pipe.guidance_rows = rows
+        joint = attach(pipe, models, mode="joint", signal_scale=0.5)
+        pipe.add_guidance("pag", scale=2.0)
+        results.append(torch.cat([run(pipe), joint.partner]))
+    assert not torch.allclose(results[0][:1], EXPECTED["joint"][:1], atol=1e-2)
+    close(results[1], results[0])
+    close(results[2], results[0])
+
+
+def test_it_acts_on_sdxl(tmp_path: Path) -> None:
+    sdxl = CASES["sdxl"]
+    pipe = trimtab.guide(sdxl.build())
+    plain = zoo_run(pipe, sdxl)
+
+    def loras(attention: Any, name: str) -> dict[str, LowRank]:
+        found = {}
+        for projection in PROJECTIONS:
+            linear = attention.get_submodule(projection)
+            down, up = noise(f"{name}.{projection}", 4, linear.in_features), noise(name, linear.out_features, 4)
+            found[projection] = LowRank(down / 8, up / 8)
+        return found
+
+    blocks = {
+        name: Block(
+            noise(name, 2 * block.attn1.out_dim, 2 * block.attn1.out_dim) / 8,
+            loras(block.attn1, "x"),
+            loras(block.attn1, "y"),
+            {part: loras(getattr(block, part), part) for part in ("attn1", "attn2")},
+        )
+        for name, block in blocks_of(pipe.unet).items()
+    }
+    save(tmp_path / "depth", blocks)
+    joint = pipe.add_guidance("joint", weights=str(tmp_path), model="depth", mode="joint")
+    made = zoo_run(pipe, sdxl)
+    assert not torch.allclose(made, plain, atol=1e-3)
+    assert joint.partner.shape == made.shape
+    pipe.clear_guidance()
+    assert torch.equal(zoo_run(pipe, sdxl), plain)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def published(models: Path, tmp_path: Path) -> Path:
+    """The layout as it is published: the post projections in a pickle, among other tensors."""
+    folder = tmp_path / "depth"
+    shutil.copytree(models / "depth", folder)
+    posts = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({**posts, "down_blocks.0.attn1.to_q.lora_A.y_lora.weight": torch.zeros(2)}, folder / "model.pth")
+    return tmp_path
+
+
+def test_a_pickle_is_read_only_where_that_is_asked_for(published: Path) -> None:
+    pipe = build()
+    with pytest.raises(WeightsError, match=r"trimtab convert depth/model\.pth.*allow_pth=True"):
+        attach(pipe, published)
+    attach(pipe, published, allow_pth=True)
+    close(run(pipe), EXPECTED["condition"][:1])
+
+
+def test_a_pickle_with_more_than_tensors_is_not_read(published: Path) -> None:
+    (published / "depth" / "model.pth").unlink()
+    torch.save({"a.conv1n.weight": Path("anything")}, published / "depth" / "model.pth")
+    with pytest.raises(WeightsError, match="holds more than tensors"):
+        attach(build(), published, allow_pth=True)
+
+
+def test_convert_writes_the_safetensors_beside_it(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(published / "depth" / "model.pth")]) == 0
+    assert capsys.readouterr().out.strip() == str(published / "depth" / "model.safetensors")
+    pipe = build()
+    attach(pipe, published)
+    close(run(pipe), EXPECTED["condition"][:1])
+    assert main(["convert", str(published / "nothing.pth")]) == 2
+
+
+def test_a_lora_folder_may_be_that_of_peft(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "depth", tmp_path / "depth")
+    for kind in ("xy_lora", "yx_lora", "y_lora"):
+        folder = tmp_path / "depth" / kind
+        tensors = load_file(folder / "pytorch_lora_weights.safetensors")
+        (folder / "pytorch_lora_weights.safetensors").unlink()
+        renamed = {}
+        for name, tensor in tensors.items():
+            letter = ".lora_A." if ".lora.down." in name else ".lora_B."
+            base = name.removeprefix("unet.").replace(".lora.down.", letter).replace(".lora.up.", letter)
+            renamed[f"base_model.model.{base}"] = tensor / 2 if letter == ".lora_B." else tensor
+        save_weights(folder / "adapter_model.safetensors", renamed)
+        (folder / "adapter_config.json").write_text(json.dumps({"r": case.RANK, "lora_alpha": 2 * case.RANK}))
+    pipe = build()
+    attach(pipe, tmp_path)
+    close(run(pipe), EXPECTED["condition"][:1])
+
+
+def narrower(folder: Path) -> None:
+    posts = load_file(folder / "model.safetensors")
+    save_weights(folder / "model.safetensors", {name: tensor[:4, :4] for name, tensor in posts.items()})
+
+
+def without_a_lora(folder: Path) -> None:
+    path = folder / "xy_lora" / "pytorch_lora_weights.safetensors"
+    tensors = load_file(path)
+    save_weights(path, {name: tensor for name, tensor in tensors.items() if "mid_block" not in name})
+
+
+def of_another_width(folder: Path) -> None:
+    path = folder / "y_lora" / "pytorch_lora_weights.safetensors"
+    save_weights(path, {n: t if "down" in n else torch.cat([t, t]) for n, t in load_file(path).items()})
+
+
+def with_nan(folder: Path) -> None:
+    posts = load_file(folder / "model.safetensors")
+    next(iter(posts.values()))[0, 0] = float("nan")
+    save_weights(folder / "model.safetensors", posts)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (narrower, r"conv1n\.weight has shape \(4, 4\), but UNet2DConditionModel needs \(8, 8\) or \(16, 16\)"),
+        (without_a_lora, r"lacks the LoRA of mid_block\..*attn1n\.to_q"),
+        (of_another_width, r"attn1\.to_q\.lora\.up has shape \(16, 4\), but this UNet with rank 4 needs \(8, 4\)"),
+        (with_nan, r"conv1n\.weight of shape \(16, 16\) holds numbers that are not finite"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_one_clear_error(models: Path, tmp_path: Path, damage: Any, message: str) -> None:
+    shutil.copytree(models / "depth", tmp_path / "depth")
+    damage(tmp_path / "depth")
+    pipe = build()
+    before = fingerprint(pipe.unet)
+    with pytest.raises(WeightsError, match=message):
+        attach(pipe, tmp_path)
+    assert not pipe.guidances
+    assert fingerprint(pipe.unet) == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weights": None}, "weights is missing"),
+        ({"image": None}, "image is missing, which mode='condition' needs"),
+        ({"mode": "depth"}, "mode='depth'"),
+        ({"own_mask": case.mask()}, "own_image and own_mask are needed together"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_when_it_is_attached(models: Path, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        attach(build(), models, **wrong)
+
+
+def test_a_scheduler_with_two_calls_a_level_is_refused(models: Path) -> None:
+    with pytest.raises(UnsupportedPipelineError, match="HeunDiscreteScheduler calls the UNet twice"):
+        attach(build("HeunDiscreteScheduler"), models)
+
+
+def test_an_estimate_beside_another_joint_guidance_is_refused(models: Path) -> None:
+    pipe = build()
+    attach(pipe, models, mode="estimate")
+    with pytest.raises(ConflictError, match="mode='estimate'"):
+        attach(pipe, models, "pose")
+        run(pipe)
+
+
+def test_a_call_costs_little_more_than_as_many_rows() -> None:
+    assert 1.0 < benchmark("flops").joint() <= 1.23
