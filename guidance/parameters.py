@@ -15,6 +15,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from PIL import Image
+
 from .errors import ParameterError, did_you_mean
 
 
@@ -32,10 +35,13 @@ def parameter(
 ) -> Any:
     """Declare one parameter of a guidance.
 
+    Its type is one that a recipe can hold: numbers, strings, truth values, `None`, `torch.Tensor`, `PIL.Image.Image`,
+    and tuples, lists and dicts of these.
+
     Args:
         default: its default value.
         doc: what it does, one sentence.
-        ge, le: smallest and largest value allowed.
+        ge, le: smallest and largest value allowed, also of the elements of a container or tensor.
         choices: the only values allowed.
         unit: of the number, for the documentation.
         finite: whether infinity is refused (NaN always is).
@@ -111,8 +117,33 @@ def check_value(plugin: str, owner: type, name: str, value: Any) -> Any:
     except ValueError as why:
         allowed = describe_range(field)
         ending = "." if allowed == "any" else f"; allowed: {allowed}."
-        raise ParameterError(f"{plugin}: {name}={value!r} {why}{ending}") from None
+        raise ParameterError(f"{plugin}: {name}={shown(value)} {why}{ending}") from None
     return converted
+
+
+def shown(value: Any) -> str:
+    """A value in one line; of a tensor or an image its kind and size."""
+    if isinstance(value, torch.Tensor):
+        return f"<{str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)}>"
+    if isinstance(value, Image.Image):
+        return f"<{value.mode} image {value.width}x{value.height}>"
+    return repr(value)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a parameter are equal, in type as well as in content."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        alike = one.dtype == other.dtype and one.shape == other.shape
+        return alike and torch.equal(one.detach().cpu(), other.detach().cpu())
+    if isinstance(one, Image.Image) and isinstance(other, Image.Image):
+        return one.mode == other.mode and one.size == other.size and one.tobytes() == other.tobytes()
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    return bool(one == other)
 
 
 def _check_range(value: Any, spec: Mapping[str, Any]) -> None:
@@ -120,6 +151,8 @@ def _check_range(value: Any, spec: Mapping[str, Any]) -> None:
     if isinstance(value, (tuple, list, dict)):
         for item in value.values() if isinstance(value, dict) else value:
             _check_range(item, spec)
+    if isinstance(value, torch.Tensor):
+        _check_tensor(value, spec)
     if isinstance(value, float):
         if math.isnan(value):
             raise ValueError("is not a number")
@@ -129,6 +162,16 @@ def _check_range(value: Any, spec: Mapping[str, Any]) -> None:
         low, high = spec["ge"], spec["le"]
         if (low is not None and value < low) or (high is not None and value > high):
             raise ValueError("is out of range")
+
+
+def _check_tensor(value: torch.Tensor, spec: Mapping[str, Any]) -> None:
+    if value.is_floating_point() and value.isnan().any():
+        raise ValueError("holds what is not a number")
+    if spec["finite"] and value.is_floating_point() and value.isinf().any():
+        raise ValueError("holds infinity")
+    low, high = spec["ge"], spec["le"]
+    if value.numel() and ((low is not None and value.min() < low) or (high is not None and value.max() > high)):
+        raise ValueError("has values out of range")
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -167,7 +210,7 @@ def _convert_item(value: Any, hint: Any) -> Any:
     try:
         return _convert(value, hint)
     except ValueError as why:
-        raise ValueError(f"holds {value!r}, which {why}") from None
+        raise ValueError(f"holds {shown(value)}, which {why}") from None
 
 
 def _convert_union(value: Any, hints: Sequence[Any]) -> Any:

@@ -28,8 +28,8 @@ from .errors import SourceError
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# What the client's HTTP library raises for a broken connection; which library that is depends on the client's version.
-_TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
+TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
+"""What the client's HTTP library raises for a broken connection; the client's version decides which library that is."""
 
 
 class HubOptions(TypedDict, total=False):
@@ -71,27 +71,35 @@ def check_name(name: str) -> str:
     return name
 
 
-def fetch(source: str | os.PathLike[str], name: str, **hub: Unpack[HubOptions]) -> Path:
+def fetch(source: str | os.PathLike[str], name: str, largest: int | None = None, **hub: Unpack[HubOptions]) -> Path:
     """The local path of a file of a source, downloaded to the client's cache if need be.
 
     Args:
         source: a folder, or `"owner/repository"`.
         name: the file's name inside it, with `/` between folders.
+        largest: the most bytes that it may have; a larger one is not downloaded.
         **hub: see `HubOptions`.
 
     Raises:
         SourceError: there is no such file, folder, repository or revision, no access to it, no connection and nothing
-            in the cache, or a download that broke off; the message says which, and what to do.
+            in the cache, a download that broke off, or a file that is too large; the message says which, and what to
+            do.
     """
     check_name(name)
     if not is_repository(source):
         path = Path(source) / name
         if not path.is_file():
-            raise SourceError(f"There is no file {name!r} in {_quoted(source)}.")
+            raise SourceError(f"There is no file {name!r} in {os.fspath(source)!r}.")
+        _check_size(path.stat().st_size, largest, f"{str(path)!r}")
         return path
     try:
+        if largest is not None:
+            size = hf_hub_download(str(source), name, dry_run=True, **hub).file_size
+            _check_size(size, largest, f"{name!r} from {source!r}")
         return Path(hf_hub_download(str(source), name, **hub))
-    except (OSError, ValueError, _TRANSPORT) as error:
+    except SourceError:
+        raise
+    except (OSError, ValueError, TRANSPORT) as error:
         raise _explained(error, str(source), name, hub) from error
 
 
@@ -104,7 +112,7 @@ def list_files(source: str | os.PathLike[str], suffix: str, **hub: Unpack[HubOpt
     if not is_repository(source):
         folder = Path(source)
         if not folder.is_dir():
-            raise SourceError(f"There is no folder {_quoted(source)}, and it is no name of a repository on the Hub.")
+            raise SourceError(f"There is no folder {os.fspath(source)!r}, and no repository can have that name.")
         return _inside(folder, suffix)
     repository, revision = str(source), hub.get("revision")
     try:
@@ -114,7 +122,7 @@ def list_files(source: str | os.PathLike[str], suffix: str, **hub: Unpack[HubOpt
         return sorted(name for name in api.list_repo_files(repository, revision=revision) if name.endswith(suffix))
     except OfflineModeIsEnabled:
         return _cached(repository, suffix, hub)
-    except (OSError, ValueError, _TRANSPORT) as error:
+    except (OSError, ValueError, TRANSPORT) as error:
         raise _explained(error, repository, f"*{suffix}", hub) from error
 
 
@@ -143,7 +151,11 @@ def _inside(folder: Path, suffix: str) -> list[str]:
 def _cached(repository: str, suffix: str, hub: HubOptions) -> list[str]:
     try:
         folder = snapshot_download(
-            repository, revision=hub.get("revision"), cache_dir=hub.get("cache_dir"), local_files_only=True
+            repository,
+            revision=hub.get("revision"),
+            cache_dir=hub.get("cache_dir"),
+            allow_patterns=f"*{suffix}",
+            local_files_only=True,
         )
     except (OSError, ValueError) as error:
         raise _explained(error, repository, f"*{suffix}", hub) from error
@@ -179,5 +191,6 @@ def _explained(error: Exception, repository: str, name: str, hub: HubOptions) ->
     return SourceError(f"{what} did not arrive whole ({type(error).__name__}: {reason}). Nothing of it is kept; retry.")
 
 
-def _quoted(source: str | os.PathLike[str]) -> str:
-    return repr(os.fspath(source))
+def _check_size(size: int | None, largest: int | None, what: str) -> None:
+    if largest is not None and size is not None and size > largest:
+        raise SourceError(f"{what} has {size:,} bytes; allowed: at most {largest:,}.")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 from diffusers.guiders import BaseGuidance
 
@@ -15,6 +15,8 @@ from ..guidance.base import Guidance
 from ..guidance.errors import ParameterError, UnknownGuidanceError, did_you_mean
 from ..guidance.order import check_conflicts, ordered
 from ..guidance.planner import Plan
+from ..guidance.recipe import PushOptions
+from ..guidance.source import HubOptions
 
 
 class Guidable:
@@ -129,14 +131,23 @@ class Guidable:
 
     # -- recipes ---------------------------------------------------------------------------------------------------
     def save_guidance(self, folder: str | os.PathLike[str]) -> None:
-        """Write the recipe, `guidance.json`, into a folder."""
+        """Write the recipe, `guidance.json`, into a folder, and the tensors and images of parameters beside it.
+
+        Raises:
+            RecipeError: a guidance that is no registered plug-in, or a parameter that cannot be stored.
+        """
         recipe.save(folder, self.guidances)
 
-    def load_guidance(self, source: str | os.PathLike[str], **hub: Any) -> None:
+    def load_guidance(self, source: str | os.PathLike[str], **hub: Unpack[HubOptions]) -> None:
         """Replace the attached guidances by those of a recipe: a file, a folder, or a repository on the Hub.
+
+        Args:
+            source: a path, or `"owner/repository"`.
+            **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `endpoint`.
 
         Raises:
             RecipeError: a recipe that is corrupt, or that names a plug-in that is not installed.
+            SourceError: there is no recipe there, or it cannot be reached.
         """
         loaded = recipe.read(source, **hub)
         check_conflicts(loaded)
@@ -144,6 +155,22 @@ class Guidable:
         self._plan(loaded, None, {})
         self.clear_guidance()
         self._guidances().update(loaded)
+
+    def push_guidance_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
+        """Upload the recipe and its tensors and images to a repository on the Hub, in one commit.
+
+        Args:
+            repo_id: `"owner/repository"`; it is made if need be.
+            **options: `private`, `token`, `revision`, `commit_message`, `create_pr`, `endpoint`; see `PushOptions`.
+
+        Returns:
+            The commit, which `load_guidance(repo_id, revision=...)` takes.
+
+        Raises:
+            RecipeError: see `save_guidance`; then nothing is sent.
+            SourceError: no permission, or no connection.
+        """
+        return recipe.push(repo_id, self.guidances, **options)
 
 
 def _no_guidance(given: Any) -> ParameterError:

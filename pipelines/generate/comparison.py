@@ -11,7 +11,7 @@ from PIL import Image
 from ...guidance import recipe
 from ...guidance.base import Guidance
 from ...guidance.errors import ParameterError
-from ...guidance.parameters import fields_of
+from ...guidance.parameters import fields_of, same, shown
 from .pictures import Row, sheet
 from .request import Request
 from .samples import attach, generate
@@ -34,7 +34,7 @@ def describe(name: str, guidance: Guidance) -> str:
     """A guidance, its scale, and its other parameters that are not at their defaults: `pag scale=4 layers=mid`."""
     defaults = {key: field.default for key, field in fields_of(type(guidance)).items()}
     values = guidance.parameters
-    shown = [key for key, value in values.items() if key == "scale" or value != defaults[key]]
+    shown = [key for key, value in values.items() if key == "scale" or not same(value, defaults[key])]
     return " ".join([name, *(f"{key}={_short(values[key])}" for key in sorted(shown, key=lambda key: key != "scale"))])
 
 
@@ -64,11 +64,13 @@ def compare(
         rows.append(Row(label, images))
     title = f"{request.subject}, {request.steps} steps, {request.scheduler}"
     picture = sheet(title, [f"seed {seed}" for seed in seeds], rows)
-    whole = dataclasses.replace(request, seed=seeds[0], guidance=recipe.dump(guidances))
+    whole = dataclasses.replace(request, seed=seeds[0], guidance=recipe.dump(guidances, {}))
     return picture, {**whole.metadata(picture), "seeds": list(seeds), "rows": [row.label for row in rows]}
 
 
 def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(_short, value))
+    return value if isinstance(value, str) else shown(value)

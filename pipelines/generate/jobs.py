@@ -66,7 +66,7 @@ def read(args: Namespace, names: Sequence[str]) -> Job:
     return Job(
         requests=[dataclasses.replace(base, **subject) for subject in subjects or [{}]],
         seeds=options.seeds(args.seeds) if args.seeds else recorded.get("seeds", [base.seed]),
-        guidances=guidances or (recipe.load(base.guidance) if recorded else None),
+        guidances=guidances or (recipe.load(base.guidance, recipe.beside(args.like)) if recorded else None),
         compare=args.compare or "rows" in recorded,
         repeats=args.like if unchanged else None,
     )
@@ -74,7 +74,8 @@ def read(args: Namespace, names: Sequence[str]) -> Job:
 
 def run(job: Job, folder: Path) -> Iterator[Path]:
     """Make the job's images or sheets and yield each file once it is complete."""
-    pipe, guidances, requests = _prepare(job)
+    pipe, guidances, requests, files = _prepare(job)
+    recipe.write_files(folder, files)
     rows = len(variants(guidances)) if job.compare else 1
     pipe.set_progress_bar_config(leave=False, disable=not sys.stderr.isatty())
     total = len(requests) * len(job.seeds) * rows
@@ -93,17 +94,20 @@ def run(job: Job, folder: Path) -> Iterator[Path]:
 
 def explain(job: Job) -> None:
     """Print what one image of the job's first class or prompt would cost; nothing is generated."""
-    pipe, _, requests = _prepare(job)
+    pipe, _, requests, _ = _prepare(job)
     pipe.explain_guidance(**call_arguments(pipe, requests[0]))
 
 
-def _prepare(job: Job) -> tuple[Any, dict[str, Guidance], list[Request]]:
-    """The loaded pipeline with its guidances attached, these, and the requests as the model understands them."""
+def _prepare(job: Job) -> tuple[Any, dict[str, Guidance], list[Request], dict[str, bytes]]:
+    """The loaded pipeline with its guidances attached; these; the requests as the model understands them; the files
+    that the recipe in each image refers to."""
     pipe = load_pipeline(job.requests[0])
     guidances = dict(pipe.guidances) if job.guidances is None else job.guidances
     attach(pipe, guidances)
-    stored = recipe.dump(guidances)
-    return pipe, guidances, [dataclasses.replace(resolve(request, pipe), guidance=stored) for request in job.requests]
+    files: dict[str, bytes] = {}
+    stored = recipe.dump(guidances, files)
+    requests = [dataclasses.replace(resolve(request, pipe), guidance=stored) for request in job.requests]
+    return pipe, guidances, requests, files
 
 
 def _guidances(args: Namespace) -> dict[str, Guidance]:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ...guidance import registry
 from ...guidance.base import Guidance
 from ...guidance.errors import ParameterError
@@ -43,7 +45,7 @@ def guidance(text: str) -> Guidance:
     """A guidance from `name` or `name:parameter=value,parameter=value`.
 
     Each value is read as the type that its parameter declares. A list's items are joined with `+`, `none` is `None`,
-    and a comma belongs to the value unless `parameter=` follows it.
+    an image is given by its file, and a comma belongs to the value unless `parameter=` follows it.
 
     Raises:
         UnknownGuidanceError: no plug-in has this name.
@@ -89,7 +91,8 @@ def _value(plugin: str, cls: type[Guidance], name: str, text: str) -> Any:
     for kind in sorted(kinds, key=lambda kind: _looseness(kind, text)):
         with contextlib.suppress(ValueError):
             return _read(kind, text)
-    raise ParameterError(f"{plugin}: {name}={text!r} cannot be read; allowed: {describe_range(fields_of(cls)[name])}.")
+    allowed = "an image file" if Image.Image in kinds else describe_range(fields_of(cls)[name])
+    raise ParameterError(f"{plugin}: {name}={text!r} cannot be read; allowed: {allowed}.")
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -119,6 +122,8 @@ def _read(kind: Any, text: str) -> Any:
         return _TRUTH[text.lower()]
     if kind in (int, float, str, Path):
         return kind(text)
+    if kind is Image.Image:
+        return _image(text)
     if kind is Any:
         return text
     if _is_sequence(kind):
@@ -126,3 +131,11 @@ def _read(kind: Any, text: str) -> Any:
         values = [_read(item, word.strip()) for word in text.split("+")]
         return tuple(values) if (typing.get_origin(kind) or kind) is tuple else values
     raise ValueError(text)
+
+
+def _image(text: str) -> Image.Image:
+    try:
+        with Image.open(text) as image:
+            return image.convert("RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB")
+    except OSError as error:
+        raise ValueError(text) from error

@@ -64,7 +64,7 @@ def load(path: Path) -> tuple[Image.Image, dict[str, Any]]:
         raise PictureError(f"{path} carries no settings: it was not made by trimtab, or another program dropped them.")
     try:
         metadata = json.loads(text[KEY])
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise PictureError(f"{path}: its settings are not valid JSON: {error}") from error
     if not isinstance(metadata, dict):
         raise PictureError(f"{path}: its settings are a {type(metadata).__name__}, not a JSON object.")

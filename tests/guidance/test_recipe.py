@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trimtab.guidance import recipe
 from trimtab.guidance.base import API_VERSION, Guidance
 from trimtab.guidance.blocking import set_blocked
-from trimtab.guidance.errors import ParameterError, RecipeError
+from trimtab.guidance.errors import ParameterError, RecipeError, SourceError
 from trimtab.guidance.registry import create, register, unregister
 
 Provide = Callable[..., Path]
@@ -166,30 +165,9 @@ def test_a_failure_leaves_the_old_recipe_and_nothing_else(
     assert (folder / "guidance.json").read_bytes() == before
 
 
-def test_a_recipe_comes_from_the_hub(tilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = recipe.save(tmp_path / "cache", {"a": create("acme.tilt", scale=2)})
-    asked: list[Any] = []
-
-    def download(*arguments: Any, **options: Any) -> str:
-        asked.append((arguments, options))
-        return str(written)
-
-    monkeypatch.setattr(recipe, "hf_hub_download", download)
-    assert recipe.read("owner/repo", revision="abc", token="t")["a"].parameters["scale"] == 2.0
-    assert asked == [(("owner/repo", "guidance.json"), {"revision": "abc", "token": "t"})]
-
-
-def test_a_repository_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(
-        RecipeError, match=r"no folder 'owner/no-such', and no guidance\.json came from the Hub"
-    ) as caught:
-        recipe.read("owner/no-such", cache_dir=tmp_path, local_files_only=True)
-    assert isinstance(caught.value.__cause__, LocalEntryNotFoundError)
-
-
 def test_a_folder_or_file_without_a_recipe_is_one_clear_error(tmp_path: Path) -> None:
     for missing in (tmp_path, tmp_path / "no-such.json", "no/such.json", "no-such"):
-        with pytest.raises(RecipeError, match=r"No recipe can be read from .*: No such file or directory"):
+        with pytest.raises(SourceError, match=r"No recipe can be read from .*: No such file or directory"):
             recipe.read(missing)
 
 
@@ -271,6 +249,26 @@ def test_a_plug_in_that_cannot_be_used_is_named_with_the_reason(tilt: Path) -> N
         recipe.load(entry())
 
 
+def test_an_error_that_an_older_plug_in_explains_ends_with_the_remedy(tilt: Path) -> None:
+    remedy = r'no parameter .skew.*To bring it up to date: pip install --upgrade "acme-tilt>=2"'
+    with pytest.raises(RecipeError, match=remedy):
+        recipe.load(entry(version="2", parameters={"skew": 1}))
+
+
+def test_a_recipe_that_is_too_large_is_not_parsed(tmp_path: Path) -> None:
+    (tmp_path / "guidance.json").write_bytes(b"[" + b"0," * 2**20 + b"0]")
+    with pytest.raises(RecipeError, match=r"has 2,097,155 bytes; allowed: at most 1,048,576"):
+        recipe.read(tmp_path)
+
+
+def test_a_recipe_that_is_nested_too_deeply_is_refused(tilt: Path) -> None:
+    deep: Any = 0
+    for _ in range(500):
+        deep = [deep]
+    with pytest.raises(RecipeError, match="nested more than 32 deep"):
+        recipe.load(entry(parameters={"extra": deep}))
+
+
 def test_errors_of_parameters_keep_their_cause(tilt: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe.load(entry(parameters={"order": 9}))
@@ -280,7 +278,11 @@ def test_errors_of_parameters_keep_their_cause(tilt: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({"version": "1.10"}, "recorded with version 1.10, newer than acme.tilt (acme-tilt 1.2)"),
+        (
+            {"version": "1.10"},
+            "recorded with version 1.10, newer than acme.tilt (acme-tilt 1.2). To bring it up to date: "
+            'pip install --upgrade "acme-tilt>=1.10"',
+        ),
         ({"distribution": "acme-fork"}, "recorded with 'acme-fork', but acme.tilt (acme-tilt 1.2) is used"),
         ({"version": "1.1"}, ""),
         ({"version": "1.2"}, ""),
