@@ -43,6 +43,7 @@ from .guidance.registry import plugins, register, unregister
 from .pipelines.embedded import ClassConditionalPipeline
 from .pipelines.guided import guide
 from .pipelines.loading import GuidedPipeline
+from .pipelines.stack import GuidanceStack
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,7 @@ __all__ = [
     "ConflictError",
     "Guidance",
     "GuidanceRuntimeError",
+    "GuidanceStack",
     "GuidedPipeline",
     "Level",
     "NoiseAlgebra",

@@ -228,6 +228,8 @@ class Guidance:
     def acts(self, step: Step) -> bool:
         """Whether the step lies in this guidance's window; outside it, it costs nothing."""
         inside = self.start <= step.index / step.count < self.stop
+        if (self.sigma_min, self.sigma_max) == (0.0, math.inf):
+            return inside  # at a level that nobody knows as well
         return inside and self.sigma_min <= step.level.ratio <= self.sigma_max
 
     # -- hooks -----------------------------------------------------------------------------------------------------

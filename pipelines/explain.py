@@ -84,7 +84,7 @@ def make_plan(
             apart = joining if sequential or (most is not None and together > most) else []
             calls = own_calls + len(apart) + len(extra) - len(joining)
             planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls))
-        rows = tuple(_row(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
+        rows = tuple(row_of(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
     return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows)
 
 
@@ -109,7 +109,8 @@ def _first_timestep(pipe: Any, scheduler: Any, steps: int, arguments: Mapping[st
     return float(timesteps[0]) if len(timesteps) else None
 
 
-def _row(name: str, guidance: Guidance, view: SetupView, extras: list[int]) -> Row:
+def row_of(name: str, guidance: Guidance, view: SetupView, extras: list[int]) -> Row:
+    """One guidance in the plan's table; `extras` are the predictions that it asks for on each step of its window."""
     phases = tuple(hook for hook in HOOKS if guidance.overrides(hook))
     low, high = guidance.start, guidance.stop
     windows = [] if (low, high) == (0.0, 1.0) else [f"{low:g} to {high:g}"]

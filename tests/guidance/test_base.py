@@ -96,6 +96,11 @@ def test_by_default_a_window_holds_even_pure_noise() -> None:
     assert Tilt().acts(at(0, alpha=0.0, sigma=1.0))
 
 
+def test_by_default_a_window_holds_a_level_that_nobody_knows() -> None:
+    unknown = Step(0, 10, 0.0, Level(math.nan, math.nan))
+    assert Guidance().acts(unknown) and not Guidance(sigma_min=0.1).acts(unknown)
+
+
 def test_hooks_do_nothing_by_default() -> None:
     guidance, step, x = Guidance(), at(0), torch.randn(1, 3)
     assert guidance.branches(step) == ()

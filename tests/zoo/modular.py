@@ -29,14 +29,12 @@ def modular_twin(pipe: DiffusionPipeline, guider: BaseGuidance) -> ModularPipeli
 
 
 def run_modular(modular: ModularPipeline, case: Case, seed: int = 0, **override: Any) -> torch.Tensor:
-    """Call the modular twin as `run` calls the pipeline of `case`; only its guider knows a guidance scale."""
-    call = {**case.call, **override}
+    """Call the modular twin as `run` calls the pipeline of `case`, and return the latents; its guider has the scale."""
+    call = {"height": 32, "width": 32, **case.call, **override}
     call.pop("guidance_scale", None)
-    call.setdefault("height", modular.default_height)
-    call.setdefault("width", modular.default_width)
+    video = case.name == "wan"  # whose modular pipeline always decodes
+    call["output_type"] = "pt" if video else "latent"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = torch.Generator("cpu").manual_seed(seed)
-        return torch.as_tensor(
-            modular(**call, generator=generator, output="videos" if case.name == "wan" else "images")
-        )
+        return torch.as_tensor(modular(**call, generator=generator, output="latents" if video else "images"))
