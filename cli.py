@@ -125,16 +125,36 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--like", type=Path, metavar="FILE.png", help="repeat this image; other options replace its own"
     )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a batch: a prompt a line, or a .jsonl file")
+    parser.add_argument("--class-balanced", type=_count, metavar="N", help="a batch: N images over all classes in turn")
+    parser.add_argument("--processes", type=_count, metavar="N", help="split the batch over N processes, resumable")
     parser.add_argument("-o", "--output", type=Path, default=Path("out"), metavar="FOLDER", help="by default out")
 
 
-def generate(args: argparse.Namespace) -> None:
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: whole numbers from 1")
+    return value
+
+
+def generate(args: argparse.Namespace) -> int:
     """`trimtab generate`: write the images or the sheets, and print where they are."""
-    from .pipelines.generate import jobs
+    from .pipelines.generate import batch, jobs
+    from .pipelines.launch import launch, launched
 
     job = jobs.read(args, [name for name, _, _ in REQUEST_OPTIONS])
-    for path in jobs.run(job, args.output):
+    in_batch = args.processes is not None or args.prompts is not None or args.class_balanced is not None
+    if args.processes is not None and not launched():
+        batch.check(job)
+        return launch(args.given, args.processes)
+    if in_batch or launched():
+        made = batch.run_batch(job, args.output, args.prompts, args.class_balanced)
+    else:
+        made = jobs.run(job, args.output)
+    for path in made:
         print(path)
+    return 0
 
 
 def explain(args: argparse.Namespace) -> None:
@@ -219,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; by default those of this process.
     """
     args = build_parser().parse_args(arguments)
+    args.given = list(sys.argv[1:] if arguments is None else arguments)
     code = 0
     try:
         code = int(args.action(args) or 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def read(args: Namespace, names: Sequence[str]) -> Job:
 
 def run(job: Job, folder: Path) -> Iterator[Path]:
     """Make the job's images or sheets and yield each file once it is complete."""
-    pipe, guidances, requests, files = _prepare(job)
+    pipe, guidances, requests, files = prepare(job)
     recipe.write_files(folder, files)
     rows = len(variants(guidances)) if job.compare else 1
     pipe.set_progress_bar_config(leave=False, disable=not sys.stderr.isatty())
@@ -94,20 +94,27 @@ def run(job: Job, folder: Path) -> Iterator[Path]:
 
 def explain(job: Job) -> None:
     """Print what one image of the job's first class or prompt would cost; nothing is generated."""
-    pipe, _, requests, _ = _prepare(job)
+    pipe, _, requests, _ = prepare(job)
     pipe.explain_guidance(**call_arguments(pipe, requests[0]))
 
 
-def _prepare(job: Job) -> tuple[Any, dict[str, Guidance], list[Request], dict[str, bytes]]:
+def prepare(
+    job: Job, expand: Callable[[Any], Sequence[Request]] | None = None
+) -> tuple[Any, dict[str, Guidance], list[Request], dict[str, bytes]]:
     """The loaded pipeline with its guidances attached; these; the requests as the model understands them; the files
-    that the recipe in each image refers to."""
+    that the recipe in each image refers to.
+
+    Args:
+        job: what to prepare.
+        expand: makes the requests, given the pipeline; by default they are the job's.
+    """
     pipe = load_pipeline(job.requests[0])
     guidances = dict(pipe.guidances) if job.guidances is None else job.guidances
     attach(pipe, guidances)
     files: dict[str, bytes] = {}
     stored = recipe.dump(guidances, files)
-    requests = [dataclasses.replace(resolve(request, pipe), guidance=stored) for request in job.requests]
-    return pipe, guidances, requests, files
+    requests = job.requests if expand is None else expand(pipe)
+    return pipe, guidances, [dataclasses.replace(resolve(one, pipe), guidance=stored) for one in requests], files
 
 
 def _guidances(args: Namespace) -> dict[str, Guidance]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from ...guidance.errors import TrimtabError
+from ...guidance.files import replacing
 
 KEY = "trimtab"
 """The PNG text chunk that holds the settings, as one JSON object."""
@@ -32,16 +32,8 @@ def save(image: Image.Image, path: Path, metadata: dict[str, Any]) -> Path:
     """Write a PNG with its settings inside. The file appears complete or not at all, also when the machine stops."""
     chunk = PngImagePlugin.PngInfo()
     chunk.add_itxt(KEY, json.dumps(metadata, ensure_ascii=False, allow_nan=False))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            image.save(file, format="PNG", pnginfo=chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as file:
+        image.save(file, format="PNG", pnginfo=chunk)
     return path
 
 

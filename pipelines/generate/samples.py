@@ -132,7 +132,8 @@ def _commit(request: Request) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else request.revision
 
 
-def _class_names(pipe: Any) -> dict[str, int]:
+def class_names(pipe: Any) -> dict[str, int]:
+    """The model's classes: index by name; empty for a model without any."""
     if hasattr(pipe, "class_names"):
         return {name: index for index, name in enumerate(pipe.class_names)}
     return {str(name): int(index) for name, index in getattr(pipe, "labels", {}).items()}
@@ -140,7 +141,7 @@ def _class_names(pipe: Any) -> dict[str, int]:
 
 def _class(pipe: Any, label: str) -> int | None:
     """A class given by name (any case) or index; `none` is no class, where the model knows that."""
-    names = {name.lower(): index for name, index in _class_names(pipe).items()}
+    names = {name.lower(): index for name, index in class_names(pipe).items()}
     if label.lower() in names:
         return names[label.lower()]
     if label.isdecimal() and (int(label) in names.values() or not names):
@@ -151,7 +152,7 @@ def _class(pipe: Any, label: str) -> int | None:
 
 
 def _classes(pipe: Any) -> str:
-    names = _class_names(pipe)
+    names = class_names(pipe)
     if not names:
         return "--class INDEX."
     listed = [f"{index} {name!r}" for name, index in names.items()]

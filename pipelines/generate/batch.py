@@ -1,0 +1,159 @@
+"""Many images, split over processes: `trimtab generate --prompts FILE` and `--class-balanced N`.
+
+Image i has the seed `first + i` and is made by process i mod P, alone in its batch. So it does not depend on the
+number of processes, and neither does its file's name. The processes never wait for each other: what is done stands in
+the manifest, and a batch that was stopped at any moment continues where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from ...guidance import recipe
+from . import pictures
+from .jobs import Job, prepare
+from .manifest import Manifest
+from .request import Request, RequestError
+from .samples import class_names, generate
+
+POLL_SECONDS = 0.5
+
+
+def read_prompts(file: Path, base: Request) -> list[Request]:
+    """The requests of a prompt file: a prompt a line, or, in a `.jsonl` file, an object a line.
+
+    Args:
+        file: text. An object's keys are `prompt`, `negative_prompt`, `class_label`, `seed`.
+        base: all other settings; request i has the seed `base.seed + i` unless its line says another.
+
+    Raises:
+        RequestError: naming the line.
+    """
+    known = ("prompt", "negative_prompt", "class_label", "seed")
+    found: list[Request] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        row: Any = {"prompt": line.strip()}
+        if file.suffix == ".jsonl":
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise RequestError(f"--prompts: {file}, line {number} is not JSON: {error}") from None
+            if not isinstance(row, dict) or not row or row.keys() - set(known):
+                raise RequestError(
+                    f"--prompts: {file}, line {number}: {line.strip()[:80]!r} is not allowed; allowed: an object with "
+                    f"some of {', '.join(known)}."
+                )
+        found.append(dataclasses.replace(base, **{"seed": base.seed + len(found), **row}))
+    if not found:
+        raise RequestError(f"--prompts: {file} holds no prompt.")
+    return found
+
+
+def balanced(count: int, classes: Sequence[str], base: Request) -> list[Request]:
+    """`count` requests over all classes in turn, so that any run of `len(classes)` images has one of each."""
+    return [dataclasses.replace(base, class_label=classes[i % len(classes)], seed=base.seed + i) for i in range(count)]
+
+
+def expand(job: Job, prompts: Path | None, count: int | None, pipe: Any) -> list[Request]:
+    """The requests of a batch: of a prompt file, of `count` images over the model's classes, or one a class and seed.
+
+    Raises:
+        RequestError: options that contradict each other, or a model without classes.
+    """
+    base = dataclasses.replace(job.requests[0], seed=job.seeds[0])
+    if prompts is None and count is None:
+        return [dataclasses.replace(one, seed=seed) for one in job.requests for seed in job.seeds]
+    if prompts is not None and count is not None:
+        raise RequestError("--prompts and --class-balanced: give one of them.")
+    if len(job.seeds) > 1:
+        raise RequestError("--seeds: in a batch image i has the seed FIRST + i; give the first one only.")
+    if prompts is not None:
+        return read_prompts(prompts, base)
+    classes = list(class_names(pipe))
+    if not classes:
+        raise RequestError(f"--class-balanced: {base.model} has no classes; use --prompts FILE.")
+    return balanced(count or 0, classes, base)
+
+
+def check(job: Job) -> None:
+    """Refuse what no batch can be.
+
+    Raises:
+        RequestError: a comparison sheet, whose images belong together.
+    """
+    if job.compare:
+        raise RequestError(
+            "--compare makes one sheet, in one process; leave out --prompts, --class-balanced, --processes."
+        )
+
+
+def run_batch(job: Job, folder: Path, prompts: Path | None = None, count: int | None = None) -> Iterator[Path]:
+    """Make this process's share of the images; the first process yields all files, in order, once they are there.
+
+    A file that exists is not made again. An image that fails is noted in the manifest and the batch goes on.
+
+    Args:
+        job: the settings of all images.
+        folder: for the files and the manifest.
+        prompts, count: see `expand`.
+
+    Raises:
+        RequestError: at the end, when images failed.
+    """
+    check(job)
+    state = PartialState(cpu=job.requests[0].device == "cpu")
+    pipe, _, requests, files = prepare(job, lambda pipe: expand(job, prompts, count, pipe))
+    pipe.set_progress_bar_config(disable=True)
+    paths = [folder / f"{request.file_stem()}.png" for request in requests]
+    manifest = Manifest(folder)
+    if state.is_main_process:
+        recipe.write_files(folder, files)
+        manifest.keep({index: path.name for index, path in enumerate(paths) if path.is_file()})
+    state.wait_for_everyone()
+    done = manifest.rows()
+    with tqdm(total=len(requests), desc="images", unit="image", disable=not state.is_main_process) as bar:
+        for index in range(state.process_index, len(requests), state.num_processes):
+            if index not in done:
+                manifest.append({"index": index, **_make(pipe, requests[index], paths[index])})
+            if state.is_main_process:
+                _show(bar, len(manifest.rows()))
+        if not state.is_main_process:
+            return
+        while len(rows := manifest.rows()) < len(requests):
+            _show(bar, len(rows))
+            time.sleep(POLL_SECONDS)
+        _show(bar, len(rows))
+    manifest.keep({index: path.name for index, path in enumerate(paths)})
+    failed = [row for row in rows.values() if row["status"] == "failed"]
+    yield from (paths[index] for index, row in rows.items() if row["status"] == "done")
+    if failed:
+        raise RequestError(
+            f"{len(failed)} of {len(requests)} images failed, and {manifest.path} says why. The first: "
+            f"{failed[0]['subject']}, seed {failed[0]['seed']}: {failed[0]['error']} The same command tries them again."
+        )
+
+
+def _make(pipe: Any, request: Request, path: Path) -> dict[str, Any]:
+    """Make one image, unless its file is there; returns what the manifest says of it."""
+    row: dict[str, Any] = {"file": path.name, "seed": request.seed, "subject": request.subject}
+    try:
+        if not path.is_file():
+            image = generate(pipe, request)
+            pictures.save(image, path, request.metadata(image))
+    except Exception as error:
+        return {**row, "status": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    return {**row, "status": "done"}
+
+
+def _show(bar: Any, finished: int) -> None:
+    bar.update(finished - bar.n)

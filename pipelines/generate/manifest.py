@@ -1,0 +1,58 @@
+"""The manifest of a batch: one JSON line an image, written by all processes, true after a kill at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ...guidance.files import replacing
+
+FILE = "manifest.jsonl"
+
+
+class Manifest:
+    """`manifest.jsonl` in a folder.
+
+    A row says which image of the batch it is about (`index`), its `file` and `seed`, and its `status`: `"done"`, or
+    `"failed"` with the `error`. Of several rows about one image the last counts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / FILE
+        self._lock = FileLock(folder / f".{FILE}.lock")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row. Processes take turns, and a line that a killed process left unfinished is closed first."""
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        with self._lock, self.path.open("ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """The rows by index, in the order of the batch; unfinished lines are left out."""
+        found: dict[int, dict[str, Any]] = {}
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("index"), int):
+                found[row["index"]] = row
+        return dict(sorted(found.items()))
+
+    def keep(self, files: Mapping[int, str]) -> None:
+        """Rewrite the file in the order of the batch, with the rows of these files alone (by index); failures go."""
+        with self._lock:
+            rows = {index: row for index, row in self.rows().items() if files.get(index) == row.get("file")}
+            with replacing(self.path) as file:
+                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()).encode())

@@ -1,0 +1,49 @@
+"""`trimtab ... --processes N`: the same command in several processes of this machine.
+
+PyTorch's elastic launcher does it, which `accelerate launch` calls on GPUs too; on CPUs the latter would want MPI.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+
+def launched() -> bool:
+    """Whether this process is one of several that a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Run `trimtab` with these arguments in `processes` processes, each with its share of the cores; the exit code.
+
+    When one ends with an error the others are ended too; what it said stands on stderr.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        elastic_launch(config, sys.executable)("-m", "trimtab", *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(f"trimtab: error: process {rank} was ended by {name}; the same command continues.", file=sys.stderr)
+        return max(1, failure.exitcode)
+    return 0

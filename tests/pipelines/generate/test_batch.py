@@ -1,0 +1,196 @@
+"""A batch: the same images from one process or many, nothing lost or doubled whenever it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from zoo.class_conditional import class_conditional
+
+from trimtab import cli
+from trimtab.pipelines.generate import batch
+from trimtab.pipelines.generate.manifest import FILE, Manifest
+from trimtab.pipelines.generate.request import Request, RequestError
+
+COUNT = 7
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    class_conditional(["Cat", "Sea lion"], side=16, prediction_type="v_prediction").save_pretrained(folder)
+    return str(folder)
+
+
+def options(model: str, folder: Path, *more: str, steps: int = 2) -> list[str]:
+    settings = ["--model", model, "--device", "cpu", "--steps", str(steps), "--guidance", "cfg:scale=2"]
+    return ["generate", *settings, "--class-balanced", str(COUNT), "-o", str(folder), *more]
+
+
+def command(model: str, folder: Path, *more: str, steps: int = 2) -> list[str]:
+    return [sys.executable, "-m", "trimtab", *options(model, folder, *more, steps=steps)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def listed(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """With another number of threads a sum may round differently, here as in the processes that are started."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, tmp_path: Path, processes: int) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert cli.main(options(model, alone)) == 0
+    result = subprocess.run(
+        command(model, together, "--processes", str(processes)),
+        check=True, capture_output=True, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    rows = listed(together)
+    assert contents(together) == contents(alone) and rows == listed(alone)
+    assert [row["index"] for row in rows] == [row["seed"] for row in rows] == list(range(COUNT))
+    assert [row["subject"] for row in rows[:3]] == ["class Cat", "class Sea lion", "class Cat"]
+    assert [Path(line).name for line in result.stdout.splitlines()] == [row["file"] for row in rows]
+
+
+def test_a_killed_batch_continues_and_nothing_is_lost_or_doubled(model: str, tmp_path: Path) -> None:
+    whole, parts, steps = tmp_path / "whole", tmp_path / "parts", 60
+    running = subprocess.Popen(
+        command(model, parts, "--processes", "2", steps=steps),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("*.png"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victim = psutil.Process(running.pid).children(recursive=True)[-1]
+    os.kill(victim.pid, signal.SIGKILL)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode != 0 and "SIGKILL; the same command continues" in said
+    before = contents(parts)
+    assert 2 <= len(before) < COUNT
+
+    assert cli.main(options(model, parts, steps=steps)) == 0
+    assert cli.main(options(model, whole, steps=steps)) == 0
+    assert contents(parts) == contents(whole) and len(contents(parts)) == COUNT
+    assert listed(parts) == listed(whole)
+    assert before.items() <= contents(parts).items()
+
+
+def test_what_is_there_is_not_made_again(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(options(model, tmp_path)) == 0
+    first = sorted(tmp_path.glob("*.png"))[0]
+    first.unlink()
+    made: list[int] = []
+    real = batch.generate
+    monkeypatch.setattr(batch, "generate", lambda pipe, request: made.append(request.seed) or real(pipe, request))
+    assert cli.main(options(model, tmp_path)) == 0
+    assert len(made) == 1 and len(contents(tmp_path)) == COUNT
+
+
+def test_an_image_that_fails_is_noted_and_the_batch_goes_on(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = batch.generate
+
+    def failing(pipe: Any, request: Request) -> Any:
+        if request.seed == 2:
+            raise RuntimeError("out of\nmemory")
+        return real(pipe, request)
+
+    monkeypatch.setattr(batch, "generate", failing)
+    assert cli.main(options(model, tmp_path)) == 2
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == COUNT - 1
+    assert "1 of 7 images failed" in said.err and "class Cat, seed 2: RuntimeError: out of memory" in said.err
+    assert [row["status"] for row in listed(tmp_path)] == ["done", "done", "failed", *["done"] * 4]
+    monkeypatch.setattr(batch, "generate", real)
+    assert cli.main(options(model, tmp_path)) == 0
+    assert {row["status"] for row in listed(tmp_path)} == {"done"}
+
+
+# -- the manifest ------------------------------------------------------------------------------------------------------
+def test_a_line_that_was_cut_off_is_closed_and_left_out(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path)
+    manifest.append({"index": 0, "file": "a", "status": "done"})
+    with manifest.path.open("a") as file:
+        file.write('{"index": 1, "fi')
+    manifest.append({"index": 2, "file": "c", "status": "failed"})
+    assert list(manifest.rows()) == [0, 2]
+
+
+def test_rows_of_other_files_and_failures_are_dropped_and_the_order_is_that_of_the_batch(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path)
+    for index, file in ((2, "c"), (0, "other"), (1, "b")):
+        manifest.append({"index": index, "file": file, "status": "done"})
+    manifest.keep({0: "a", 1: "b", 2: "c"})
+    assert [row["index"] for row in listed(tmp_path)] == [1, 2]
+
+
+# -- what a batch is made of -------------------------------------------------------------------------------------------
+def test_a_prompt_file_is_a_prompt_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a fox\n\n  a red boat \n")
+    requests = batch.read_prompts(file, Request(seed=5))
+    assert [(one.prompt, one.seed) for one in requests] == [("a fox", 5), ("a red boat", 6)]
+
+
+def test_a_jsonl_file_may_say_more(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a fox", "negative_prompt": "blurry"}\n{"class_label": "cat", "seed": 9}\n')
+    first, second = batch.read_prompts(file, Request())
+    assert (first.prompt, first.negative_prompt, first.seed) == ("a fox", "blurry", 0)
+    assert (second.prompt, second.class_label, second.seed) == (None, "cat", 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.txt", "\n", "holds no prompt"),
+        ("p.jsonl", "{", "line 1 is not JSON"),
+        ("p.jsonl", '{"prompt": "a"}\n{"promt": "b"}', "line 2: .*promt.*allowed: an object with some of prompt"),
+        ("p.jsonl", '"a fox"', "line 1: .*allowed: an object"),
+    ],
+)
+def test_a_bad_prompt_file_is_named_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RequestError, match=message):
+        batch.read_prompts(tmp_path / name, Request())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--compare"], "--compare makes one sheet"),
+        (["--prompts", "p.txt"], "--prompts and --class-balanced: give one of them"),
+        (["--seeds", "0-3"], "give the first one only"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    model: str, tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(options(model, tmp_path / "out", *more)) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.rglob("*.png"))
