@@ -34,23 +34,20 @@ class Stage:
     without_cfg: Mapping[str, Any] = field(default_factory=dict)
 
 
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage("noise-unet", partial(assemble, sd15), {**TEXT, "guidance_scale": 4.0}, {"guidance_scale": 1.0}),
-        Stage(
-            "velocity-unet",
-            partial(class_conditional, ["Cat", "Dog"], prediction_type="v_prediction"),
-            {"class_labels": [0], "num_inference_steps": 2, "output_type": "pt"},
-        ),
-        Stage(
-            "flow-transformer",
-            partial(assemble, sd3),
-            {**TEXT, "height": 16, "width": 16, "max_sequence_length": 24, "guidance_scale": 4.0},
-            {"guidance_scale": 1.0},
-        ),
-    )
-}
+STAGES = (
+    Stage("noise-unet", partial(assemble, sd15), {**TEXT, "guidance_scale": 4.0}, {"guidance_scale": 1.0}),
+    Stage(
+        "velocity-unet",
+        partial(class_conditional, ["Cat", "Dog"], prediction_type="v_prediction"),
+        {"class_labels": [0], "num_inference_steps": 2, "output_type": "pt"},
+    ),
+    Stage(
+        "flow-transformer",
+        partial(assemble, sd3),
+        {**TEXT, "height": 16, "width": 16, "max_sequence_length": 24, "guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+    ),
+)
 
 
 def run(pipe: Any, stage: Stage, seeds: Sequence[int] = (0,), ambient: int = 0, **override: Any) -> torch.Tensor:

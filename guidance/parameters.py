@@ -45,7 +45,7 @@ def parameter(
         choices: the only values allowed.
         unit: of the number, for the documentation.
         finite: whether infinity is refused (NaN always is).
-        off: the value at which the guidance leaves the pipeline's prediction as it is; see `off_values`.
+        off: the value at which the guidance leaves the pipeline's prediction as it is.
         deprecated: what to use instead, in a sentence; giving it then warns.
     """
     spec = {"doc": doc, "ge": ge, "le": le, "choices": choices, "unit": unit, "finite": finite}
@@ -69,19 +69,9 @@ _type_hints = functools.lru_cache(maxsize=256)(typing.get_type_hints)
 
 
 def off_values(owner: type) -> dict[str, Any]:
-    """The parameter values at which a guidance does nothing: those declared with `off`.
-
-    Where none is, 0 for a parameter called `scale`, `weight` or `strength` that allows it.
-    """
+    """The parameter values at which a guidance does nothing, all of them together: those declared with `off`."""
     fields = fields_of(owner)
-    declared = {name: field.metadata["off"] for name, field in fields.items() if field.metadata["off"] is not None}
-    by_custom = [name for name in ("scale", "weight", "strength") if name in fields and _allows_zero(fields[name])]
-    return declared or {name: 0.0 for name in by_custom}
-
-
-def _allows_zero(field: dataclasses.Field[Any]) -> bool:
-    low, high = field.metadata["ge"], field.metadata["le"]
-    return (low is None or low <= 0) and (high is None or high >= 0)
+    return {name: field.metadata["off"] for name, field in fields.items() if field.metadata["off"] is not None}
 
 
 def describe_range(field: dataclasses.Field[Any]) -> str:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from trimtab.conformance import Example
+    from collections.abc import Sequence
+
+    from trimtab.conformance import Example, Stage
 
 CHECKS = ("trimtab.conformance.checks.effect", "trimtab.conformance.checks.conduct")
 OPTION, SETTING = "--trimtab-plugin", "trimtab_plugins"
@@ -27,6 +29,10 @@ class Hooks:
     @pytest.hookspec(firstresult=True)
     def pytest_trimtab_example(self, name: str, pipe: Any) -> Example | None:
         """How the plug-in `name` is used on the tiny pipeline `pipe`; `None` for its default parameters."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_trimtab_stages(self, name: str) -> Sequence[Stage] | None:
+        """Tiny pipelines on which the plug-in `name` is checked in place of the kit's; `None` for those."""
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -84,15 +90,23 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         items.extend(session.genitems(Checks.from_parent(session, path=path, name=name, nodeid=nodeid)))
 
 
+def stages_of(config: pytest.Config, name: str) -> Sequence[Stage]:
+    """The pipelines on which a plug-in is checked."""
+    from trimtab.conformance.stages import STAGES
+
+    own: Sequence[Stage] | None = config.hook.pytest_trimtab_stages(name=name)
+    return own or STAGES
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.module.__name__ not in CHECKS:
         return
-    from trimtab.conformance.stages import STAGES
-
-    if "plugin" in metafunc.fixturenames:
-        metafunc.parametrize("plugin", names_of(metafunc.config), scope="session")
+    names = names_of(metafunc.config)
     if "stage" in metafunc.fixturenames:
-        metafunc.parametrize("stage", STAGES.values(), ids=list(STAGES), scope="session")
+        pairs = [(name, stage) for name in names for stage in stages_of(metafunc.config, name)]
+        metafunc.parametrize(("plugin", "stage"), pairs, ids=[f"{name}-{stage.name}" for name, stage in pairs])
+    elif "plugin" in metafunc.fixturenames:
+        metafunc.parametrize("plugin", names)
 
 
 @pytest.fixture(scope="session")
@@ -110,12 +124,11 @@ def subject(plugin: str, stage: Any, example_of: Any) -> Any:
 
 
 @pytest.fixture
-def subjects(plugin: str, example_of: Any) -> list[Any]:
+def subjects(plugin: str, example_of: Any, pytestconfig: pytest.Config) -> list[Any]:
     """A plug-in on each of the kit's pipelines."""
-    from trimtab.conformance.stages import STAGES
     from trimtab.conformance.subject import Subject
 
-    return [Subject(plugin, stage, example_of) for stage in STAGES.values()]
+    return [Subject(plugin, stage, example_of) for stage in stages_of(pytestconfig, plugin)]
 
 
 @pytest.fixture

@@ -42,7 +42,12 @@ def test_off_it_is_the_identity(subject: Subject) -> None:
     subject.skip_if_exempt("identity")
     off = off_values(subject.cls)
     if not off:
-        pytest.skip(f"{subject.name} declares no value that switches it off: parameter(..., off=0.0)")
+        subject.fail(
+            "scale-0 identity",
+            "it declares no value that switches it off.",
+            'Declare one: scale: float = parameter(1.0, "...", ge=0, off=0.0). Where there is none by its formula, say '
+            "so: Example(exempt={'identity': 'why'}).",
+        )
     pipe = subject.stock()
     stock = subject.run(pipe, **subject.stage.without_cfg)
     subject.attach(pipe, **off)

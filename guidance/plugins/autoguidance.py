@@ -32,7 +32,7 @@ class AutoGuidance(Guidance):
 
     name: ClassVar[str] = "autoguidance"
 
-    scale: float = parameter(1.0, "Strength s; 0 switches it off. (The paper counts w = s + 1.)", ge=0)
+    scale: float = parameter(1.0, "Strength s; 0 switches it off. (The paper counts w = s + 1.)", ge=0, off=0.0)
     weak: str | nn.Module | None = parameter(
         None,
         "The weaker denoiser: a folder or a repository on the Hub (of a model, or a pipeline with one), or a module.",

@@ -30,7 +30,11 @@ class DynamicThreshold(Guidance):
 
     ratio: float = parameter(0.995, "Quantile p of the absolute values.", ge=0, le=1)
     bound: float = parameter(
-        1.0, "Bound b of clean data, which lie in [-b, b]; infinity switches it off.", ge=0, finite=False
+        1.0,
+        "Bound b of clean data, which lie in [-b, b]; infinity switches it off.",
+        ge=0,
+        finite=False,
+        off=math.inf,
     )
     max_value: float = parameter(
         math.inf, "Largest s, as `sample_max_value` of Diffusers' schedulers; b makes it plain clipping.", ge=0,

@@ -40,7 +40,9 @@ class EasyControl(Guidance):
     kind: Literal["spatial", "subject"] = parameter(
         "spatial", "'spatial' lies over the image, whatever its aspect ratio; 'subject' appears somewhere in it."
     )
-    strength: float = parameter(1.0, "s, by which the attention paid to the condition is multiplied.", ge=0)
+    strength: float = parameter(
+        1.0, "s, by which the attention paid to the condition is multiplied; 0 leaves it out.", ge=0, off=0.0
+    )
     lora_weight: float = parameter(1.0, "w, the weight of the LoRA.")
     cond_size: int = parameter(512, "Side of the condition image that the LoRA was trained with.", ge=1, unit="pixels")
     weight_name: str | None = parameter(None, "File in the folder or repository, where there are several.")

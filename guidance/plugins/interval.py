@@ -37,6 +37,7 @@ class Interval(Guidance):
         None,
         "Scale w inside; 1 is the conditional prediction. By default the pipeline's own result stands there.",
         ge=0,
+        off=1.0,
     )
     low: float = parameter(0.28, "Lower end sigma_lo, excluded.", ge=0, unit="noise per signal")
     high: float = parameter(5.42, "Upper end sigma_hi, included.", ge=0, unit="noise per signal", finite=False)

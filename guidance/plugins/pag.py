@@ -59,7 +59,7 @@ class PAG(Guidance):
     name: ClassVar[str] = "pag"
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})
 
-    scale: float = parameter(3.0, "Strength s; 0 switches it off. (The paper's code counts w = s + 1.)", ge=0)
+    scale: float = parameter(3.0, "Strength s; 0 switches it off. (The paper's code counts w = s + 1.)", ge=0, off=0.0)
     layers: str | tuple[str, ...] = parameter(
         "auto", "Perturbed self-attentions: 'auto', 'mid', 'd2', a block or attention by name or pattern, or a list."
     )

@@ -33,8 +33,8 @@ class PerpNeg(Guidance):
     name: ClassVar[str] = "perp_neg"
     exclusive: ClassVar[str | None] = "cfg"
 
-    scale: float = parameter(7.5, "Guidance scale g.", ge=0)
-    negative_scale: float = parameter(1.0, "Weight w of the negative prompts; 0 is plain guidance.", ge=0)
+    scale: float = parameter(7.5, "Guidance scale g; 1 and w = 0 are the conditional prediction alone.", ge=0, off=1.0)
+    negative_scale: float = parameter(1.0, "Weight w of the negative prompts; 0 is plain guidance.", ge=0, off=0.0)
     negative_prompt: str | tuple[str, ...] | None = parameter(
         None, "One or several things to steer away from; by default the pipeline's own negative prompt."
     )

@@ -29,7 +29,7 @@ class Rescale(Guidance):
 
     name: ClassVar[str] = "rescale"
 
-    phi: float = parameter(0.7, "Share of the prediction that is rescaled; 0 switches it off.", ge=0, le=1)
+    phi: float = parameter(0.7, "Share of the prediction that is rescaled; 0 switches it off.", ge=0, le=1, off=0.0)
 
     def branches(self, step: Step) -> Sequence[Branch]:
         return (COND,) if self.phi > 0 else ()

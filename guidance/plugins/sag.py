@@ -82,7 +82,7 @@ class SAG(Guidance):
     name: ClassVar[str] = "sag"
     needs: ClassVar[frozenset[str]] = frozenset({"attention", "level"})
 
-    scale: float = parameter(0.75, "Strength s; 0 switches it off.", ge=0)
+    scale: float = parameter(0.75, "Strength s; 0 switches it off.", ge=0, off=0.0)
     sigma: float = parameter(1.0, "Standard deviation of the blur.", ge=0.1, unit="latent pixels")
     threshold: float = parameter(1.0, "Attention, in parts of the mean, above which a token is blurred.", ge=0)
     layers: str | tuple[str, ...] = parameter(

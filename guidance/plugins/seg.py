@@ -86,7 +86,7 @@ class SEG(Guidance):
     name: ClassVar[str] = "seg"
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})
 
-    scale: float = parameter(3.0, "Strength gamma; 0 switches it off.", ge=0)
+    scale: float = parameter(3.0, "Strength gamma; 0 switches it off.", ge=0, off=0.0)
     sigma: float = parameter(
         math.inf, "Standard deviation of the blur; infinity takes the mean over the picture.", ge=0.1, unit="tokens",
         finite=False,

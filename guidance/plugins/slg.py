@@ -29,7 +29,7 @@ class SLG(Guidance):
 
     name: ClassVar[str] = "slg"
 
-    scale: float = parameter(2.8, "Strength s; 0 switches it off.", ge=0)
+    scale: float = parameter(2.8, "Strength s; 0 switches it off.", ge=0, off=0.0)
     layers: str | tuple[str, ...] = parameter(
         "auto", "Skipped blocks: 'auto', a block by name or pattern such as 'blocks.(7|8|9)', or a list."
     )

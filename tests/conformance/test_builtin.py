@@ -6,23 +6,25 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from .examples import example
+from . import examples
 
 pytest_plugins = ["pytester"]
 
 BUILTIN = sorted(p.name for p in entry_points(group="trimtab.guidance") if p.dist and p.dist.name == "trimtab")
 
 
-class Author:
-    """Stands for a `conftest.py`."""
+FAILING = {
+    "easycontrol": "its fill is a forward call that the plan does not declare, and two images of one prompt fail",
+}
 
-    pytest_trimtab_example = staticmethod(example)
 
-
-@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.xfail(reason=FAILING[n], strict=True) if n in FAILING else ()) for n in BUILTIN],
+)
 def test_it_conforms(name: str, pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess(
-        "--trimtab-plugin", name, "-q", "-rs", "-p", "no:cacheprovider", "-W", "ignore", plugins=[Author()]
+        "--trimtab-plugin", name, "-q", "-rs", "-p", "no:cacheprovider", "-W", "ignore", plugins=[examples]
     )
     outcomes = result.parseoutcomes()
     assert result.ret == 0, str(result.stdout)

@@ -63,7 +63,7 @@ class Away(Guidance):
 
     name: ClassVar[str] = "test.away"
 
-    scale: float = parameter(2.0, "Strength s; 0 switches it off.", ge=0, le=5)
+    scale: float = parameter(2.0, "Strength s; 0 switches it off.", ge=0, le=5, off=0.0)
 
     def branches(self, step: Step) -> Sequence[Branch]:
         return (COND, UNCOND) if self.scale else ()
@@ -200,9 +200,10 @@ class Needy(Away):
 
 
 def test_parameters_come_from_the_author(check: Callable[..., Report]) -> None:
-    failed = check(Needy, None, "-k", "determin")
-    assert "words=() is empty" in failed["it_is_deterministic"]
-    assert "def pytest_trimtab_example(name, pipe):" in failed["it_is_deterministic"]
+    failed = check(Needy)
+    assert set(failed) == {"it_acts"}
+    assert "words=() is empty" in failed["it_acts"]
+    assert "def pytest_trimtab_example(name, pipe):" in failed["it_acts"]
     assert check(Needy, lambda pipe: Example({"words": ("fox",)}), "-k", "determin or range or recipe") == {}
 
 
@@ -221,6 +222,19 @@ class Choosy(Away):
 
 def test_a_clear_refusal_is_no_failure(check: Callable[..., Report]) -> None:
     assert check(Choosy, None, "-k", "acts or determin or one_image") == {}
+
+
+def test_a_plug_in_may_bring_its_own_pipeline(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("""
+        from trimtab.conformance import Stage
+        from trimtab.conformance.tiny import assemble, sd15
+
+        def pytest_trimtab_stages(name):
+            return [Stage("mine", lambda: assemble(sd15), {"prompt": "a fox", "num_inference_steps": 2})]
+    """)
+    result = pytester.runpytest_inprocess("--trimtab-plugin", "pag", "-p", "no:cacheprovider", "-v", "-k", "determin")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*::test_it_is_deterministic?pag-mine? PASSED*"])
 
 
 def test_refusing_everything_is(check: Callable[..., Report]) -> None:

@@ -33,7 +33,7 @@ class Tilt(Guidance):
     """Push along (1, -1)."""
     name: ClassVar[str] = "acme.tilt"
     api_version: ClassVar[str] = "1.0"
-    scale: float = parameter(1.0, "Strength.", ge=0)
+    scale: float = parameter(1.0, "Strength.", ge=0, off=0.0)
     bound: float = parameter(math.inf, "Largest value.", finite=False)
     order: int = parameter(2, "Order.", ge=1, le=4)
     mode: Literal["fast", "exact"] = parameter("fast", "How.")

@@ -149,18 +149,11 @@ def test_only_fields_made_with_parameter_are_parameters() -> None:
     assert {field.name for field in dataclasses.fields(Plain)} == {"hidden", "shown"}
 
 
-def test_off_values_are_those_declared_else_zero_by_custom() -> None:
+def test_off_values_are_those_declared() -> None:
     @dataclass
     class Declared(Guidance):
         scale: float = parameter(2.0, "Strength.", ge=0, off=1.0)
         weight: float = parameter(2.0, "Weight.", ge=0)
 
-    @dataclass
-    class ByCustom(Guidance):
-        strength: float = parameter(2.0, "Strength.", ge=0)
-        weight: float = parameter(2.0, "Weight.", ge=1)
-        size: float = parameter(2.0, "Size.", ge=0)
-
     assert off_values(Declared) == {"scale": 1.0}
-    assert off_values(ByCustom) == {"strength": 0.0}
     assert off_values(Guidance) == {}
