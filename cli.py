@@ -35,6 +35,8 @@ REQUEST_OPTIONS: tuple[tuple[str, type, str], ...] = (
 )
 TRAININGS: dict[str, tuple[str, str]] = {
     "base": ("the embedded model", "pipelines.embedded.train:train_base"),
+    "easycontrol": ("a LoRA for a kind of condition on a Flux model", "adapters.easycontrol.train:train_easycontrol"),
+    "unicon": ("a kind of partner on a Stable Diffusion model", "adapters.unicon.train:train_unicon"),
     "emoji-autoencoder": ("the autoencoder of the emoji models", "pipelines.emoji.autoencoder:train_autoencoder"),
     "emoji-sd": ("a text-to-image UNet of emoji", "pipelines.emoji.sd:train_sd"),
     "emoji-flux": ("a text-to-image flow transformer of emoji", "pipelines.emoji.flux:train_flux"),

@@ -1,0 +1,200 @@
+"""Training of adapters on tiny models: what is trained, what is written, and that a resumed run is an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from fixtures.weights import noise
+from PIL import Image
+from safetensors.torch import load_file
+from zoo import CASES
+from zoo import run as zoo_run
+
+import trimtab
+from trimtab.adapters.easycontrol.train import (
+    EasyControlSettings,
+    EasyControlTraining,
+    flow_matching_loss,
+    train_easycontrol,
+)
+from trimtab.adapters.easycontrol.train import drawn_size as easycontrol_size
+from trimtab.adapters.pairs import Pairs, crop_and_resize
+from trimtab.adapters.unicon.train import UniConSettings, min_snr_weight, text_mask, train_unicon
+from trimtab.cli import main
+from trimtab.guidance.errors import ParameterError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs of pictures, as a folder and as a JSONL file."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for name in ("source", "target"):
+        (folder / name).mkdir()
+        for index in range(2):
+            pixels = (noise(f"{name}.{index}", 20, 24, 3).sigmoid() * 255).to(torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / name / f"{index}.png")
+    captions = [{"file": f"{index}.png", "caption": f"picture {index}"} for index in range(2)]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, captions)))
+    rows = [{"source": f"source/{i}.png", "target": f"target/{i}.png", "caption": f"picture {i}"} for i in range(2)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flux")
+    CASES["flux"].build().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sd")
+    CASES["sd15"].build().save_pretrained(folder)
+    return folder
+
+
+def control_settings(flux: Path, data: Path, output: Path, **override: Any) -> EasyControlSettings:
+    values: dict[str, Any] = {
+        "base": str(flux), "data": str(data), "output": str(output), "rank": 4, "cond_size": 16, "smallest": 16,
+        "largest": 24, "steps": 4, "batch_size": 2, "warmup": 1, "max_sequence_length": 16, "learning_rate": 1e-2,
+        "validation_steps": 1, "validate_every": 4, "checkpoint_every": 2,
+    }  # fmt: skip
+    return EasyControlSettings(**{**values, **override})
+
+
+def partner_settings(sd: Path, data: Path, output: Path, **override: Any) -> UniConSettings:
+    values: dict[str, Any] = {
+        "base": str(sd), "data": str(data), "output": str(output), "rank": 4, "size": 16, "steps": 4,
+        "batch_size": 2, "warmup": 1, "learning_rate": 1e-2, "validate_every": 4, "checkpoint_every": 2,
+    }  # fmt: skip
+    return UniConSettings(**{**values, **override})
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+def test_a_folder_and_a_file_hold_the_same_pairs(data: Path) -> None:
+    folder, file = Pairs(str(data), 16), Pairs(str(data / "pairs.jsonl"), 16)
+    assert len(folder) == len(file) == 2
+    for one, other in zip(folder, file, strict=True):
+        assert one["caption"] == other["caption"]
+        assert torch.equal(one["source"], other["source"])
+        assert one["target"].shape == (3, 16, 16)
+
+
+def test_a_row_without_a_column_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"source": "a.png", "caption": "x"}')
+    with pytest.raises(ParameterError, match="line 1 lacks target"):
+        Pairs(str(tmp_path / "rows.jsonl"), 16)
+
+
+def test_source_and_target_are_cut_alike() -> None:
+    images = torch.arange(16.0).expand(1, 3, 16, 16)
+    cut = crop_and_resize(images, 12, 6)
+    assert cut.shape == (1, 3, 12, 6)
+    assert cut.mean().item() == pytest.approx(images.mean().item(), abs=1e-4)
+
+
+# -- EasyControl -------------------------------------------------------------------------------------------------------
+def test_easycontrol_is_trained_and_resumed_and_its_lora_attaches(flux: Path, data: Path, tmp_path: Path) -> None:
+    whole = train_easycontrol(control_settings(flux, data, tmp_path / "whole"))
+    parts = broken_off(tmp_path / "whole", tmp_path / "parts")
+    (parts / "easycontrol.safetensors").unlink()
+    assert main(["train", "easycontrol", *options(control_settings(flux, data, parts))]) == 0
+    resumed = load_file(parts / "easycontrol.safetensors")
+    for name, tensor in load_file(whole).items():
+        assert torch.equal(resumed[name], tensor)
+    assert any(tensor.abs().max() > 0 for name, tensor in load_file(whole).items() if "up" in name)
+    assert len(list((tmp_path / "whole" / "validation").glob("*.png"))) == 1
+    pipe = trimtab.guide(CASES["flux"].build())
+    plain = zoo_run(pipe, CASES["flux"])
+    pipe.add_guidance("easycontrol", weights=str(whole), image=Image.open(data / "source" / "0.png"), cond_size=16)
+    assert not torch.allclose(zoo_run(pipe, CASES["flux"]), plain, atol=1e-4)
+
+
+def broken_off(output: Path, target: Path) -> Path:
+    """A copy of a finished run as it was after the checkpoint at half its steps."""
+    shutil.copytree(output, target)
+    shutil.rmtree(target / "checkpoints" / "checkpoint_1")
+    return target
+
+
+def options(settings: Any) -> list[str]:
+    """A run's settings as options of the command line."""
+    values = {**settings.to_store(), "output": settings.output, "data": settings.data}
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def test_gradient_checkpointing_gives_the_same_gradient(flux: Path, data: Path, tmp_path: Path) -> None:
+    settings = control_settings(flux, data, tmp_path)
+    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 24)[0].items()}
+    gradients = []
+    for checkpointing in (False, True):
+        pipe = CASES["flux"].build()
+        torch.manual_seed(0)
+        if checkpointing:
+            pipe.transformer.enable_gradient_checkpointing()
+        model = EasyControlTraining(pipe.transformer, 4, "spatial")
+        with torch.no_grad():  # at first B is 0, and A has no gradient
+            for index, weight in enumerate(model.weights):
+                weight.copy_(noise(f"weight.{index}", *weight.shape) / 4)
+        flow_matching_loss(model, pipe, batch, settings, torch.Generator().manual_seed(0)).backward()
+        gradients.append([weight.grad for weight in model.weights])
+        assert all(parameter.grad is None for parameter in pipe.transformer.parameters())
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert plain is not None and checkpointed is not None
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-7)
+        assert plain.abs().max() > 0
+
+
+def test_the_size_of_a_batch_is_drawn_within_its_range(flux: Path, data: Path, tmp_path: Path) -> None:
+    settings = control_settings(flux, data, tmp_path, smallest=32, largest=64)
+    sizes = {easycontrol_size(settings, 4, torch.Generator().manual_seed(seed)) for seed in range(50)}
+    assert len(sizes) > 10
+    assert all(32 <= max(size) <= 64 and size[0] % 4 == size[1] % 4 == 0 for size in sizes)
+
+
+# -- UniCon ------------------------------------------------------------------------------------------------------------
+def test_unicon_is_trained_and_resumed_and_its_model_attaches(sd: Path, data: Path, tmp_path: Path) -> None:
+    whole = train_unicon(partner_settings(sd, data, tmp_path / "whole"))
+    parts = broken_off(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(parts / "model")
+    assert main(["train", "unicon", *options(partner_settings(sd, data, parts))]) == 0
+    for name in ("model.safetensors", "xy_lora/pytorch_lora_weights.safetensors"):
+        for key, tensor in load_file(whole / name).items():
+            assert torch.equal(load_file(parts / "model" / name)[key], tensor)
+    pipe = trimtab.guide(CASES["sd15"].build())
+    plain = zoo_run(pipe, CASES["sd15"])
+    joint = pipe.add_guidance("joint", weights=str(whole), mode="joint")
+    assert not torch.allclose(zoo_run(pipe, CASES["sd15"]), plain, atol=1e-4)
+    assert joint.partner.shape == plain.shape
+
+
+def test_unicon_trains_with_gradient_checkpointing_and_without_mixing(sd: Path, data: Path, tmp_path: Path) -> None:
+    settings = partner_settings(sd, data, tmp_path, gradient_checkpointing=1, mixing=0, partner_lora=0, steps=2)
+    model = train_unicon(settings)
+    assert not (model / "y_lora").exists()
+    assert all(tensor.abs().max() > 0 for tensor in load_file(model / "model.safetensors").values())
+
+
+def test_texts_are_left_out_of_either_side_and_of_both() -> None:
+    kept = text_mask(20_000, 0.1, torch.Generator().manual_seed(0))
+    alone_x, alone_y = ((~kept[:, i] & kept[:, 1 - i]).float().mean().item() for i in (0, 1))
+    both = (~kept).all(dim=1).float().mean().item()
+    assert (alone_x, alone_y, both) == pytest.approx((0.1, 0.1, 0.1), abs=0.01)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_weight_is_that_of_min_snr(prediction: str) -> None:
+    scheduler = diffusers.DDPMScheduler(prediction_type=prediction)
+    t = torch.tensor([0, 300, 999])
+    alpha_bar = scheduler.alphas_cumprod[t]
+    snr = alpha_bar / (1 - alpha_bar)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / (snr + (prediction == "v_prediction"))
+    torch.testing.assert_close(min_snr_weight(scheduler, t, 5.0), expected, rtol=1e-4, atol=1e-6)
+    assert min_snr_weight(scheduler, t, 0.0).tolist() == [1.0, 1.0, 1.0]
