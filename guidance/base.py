@@ -12,6 +12,8 @@
 | 7 teardown | `teardown(run)` | release; always called |
 
 All hooks are optional. Deltas commute; phases 4 to 6 run in registration order unless `before`/`after` say otherwise.
+Three more say how a step is computed: `repeats(step)` evaluates it several times over (recurrence),
+`with_respect_to(step)` and `reshape_gradient(step, gradient)` concern the gradient of `loss`.
 """
 
 from __future__ import annotations
@@ -33,6 +35,12 @@ from .noise import Level, NoiseAlgebra
 from .parameters import check_value, fields_of, parameter, unknown_parameter
 
 API_VERSION = "1.0"
+
+CLEAN = Level(1.0, 0.0)
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 class DenoiserCall(Protocol):
@@ -131,6 +139,11 @@ class Step:
         own: the prediction that the pipeline arrived at by itself, its own CFG included; `None` likewise.
         state: this guidance's state in this run.
         algebra: converts predictions; `None` where the scheduler is not understood and nothing needs it.
+        evaluation: 0 for the first call of the scheduler at this level, 1 for the second of a Heun pair.
+        next_level: where the scheduler's step leads; alpha 1 and sigma 0 after the last one.
+        decode: the image `[batch, channels, height, width]`, about -1..1, of a clean sample; differentiable, and one
+            tensor is decoded once for all guidances. The identity where the pipeline has no autoencoder.
+        encode: the clean sample of an image.
     """
 
     index: int
@@ -140,6 +153,10 @@ class Step:
     sample: torch.Tensor | None = None
     own: torch.Tensor | None = None
     state: SimpleNamespace = dataclasses.field(default_factory=SimpleNamespace)
+    evaluation: int = 0
+    next_level: Level = CLEAN
+    decode: Callable[[torch.Tensor], torch.Tensor] = _itself
+    encode: Callable[[torch.Tensor], torch.Tensor] = _itself
     algebra: NoiseAlgebra | None = None
 
     def x0(self, prediction: torch.Tensor) -> torch.Tensor:
@@ -170,7 +187,7 @@ class Guidance:
         before, after: names of guidances that phases 4 to 6 of this one must precede or follow.
         needs: of `"attention"`, `"gradient"`, `"level"` (known noise levels): what pipeline and scheduler must offer.
         differentiate: `"x0"` if `loss` is differentiated with respect to the clean estimate only, `"x_t"` if through
-            the denoiser.
+            the denoiser, `"sample"` if it is a loss of `step.sample` as it stands.
         deprecated: what to use instead, in a sentence; creating it then warns.
     """
 
@@ -263,6 +280,23 @@ class Guidance:
         schedulers whose step depends on nothing else.
         """
         return noise
+
+    def with_respect_to(self, step: Step) -> str:
+        """Phase 5: what `loss` is differentiated with respect to in this step; see `differentiate`."""
+        return self.differentiate
+
+    @property
+    def shares_backward(self) -> bool:
+        """Whether the gradient of `loss` may be taken together with those of others, in one backward pass."""
+        return not self.overrides("reshape_gradient")
+
+    def reshape_gradient(self, step: Step, gradient: torch.Tensor) -> torch.Tensor:
+        """Phase 5: what is taken off the clean estimate, given the gradient `[batch, ...]` of this `loss`."""
+        return gradient
+
+    def repeats(self, step: Step) -> int:
+        """How often the step is evaluated; between two evaluations its outcome is noised back to x_t."""
+        return 1
 
     def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
         """Phase 6: the edited next sample `[batch, ...]`."""

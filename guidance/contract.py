@@ -9,9 +9,12 @@ from .base import API_VERSION, Guidance
 from .errors import ParameterError, PluginError
 from .parameters import check_value, fields_of
 
-HOOKS = ("setup", "branches", "delta", "project", "guide_x0", "loss", "renoise", "after_step", "teardown")
+HOOKS = (
+    "setup", "branches", "delta", "project", "guide_x0", "loss", "with_respect_to", "reshape_gradient", "renoise",
+    "repeats", "after_step", "teardown",
+)  # fmt: skip
 NEEDS = frozenset({"attention", "gradient", "level"})
-DIFFERENTIATE = ("x0", "x_t")
+DIFFERENTIATE = ("x0", "x_t", "sample")
 
 
 def check_contract(name: str, cls: object) -> type[Guidance]:

@@ -28,6 +28,14 @@ def wanted_branches(acting: Mapping[str, Guidance], steps: Mapping[str, Step]) -
     return tuple(wanted)
 
 
+def repeats_of(acting: Mapping[str, Guidance], steps: Mapping[str, Step]) -> int:
+    """How often a step is evaluated: the most that an acting guidance asks for.
+
+    The further calls of a solver at one noise level go on from the first, so only that one is repeated.
+    """
+    return max((g.repeats(steps[name]) for name, g in acting.items() if steps[name].evaluation == 0), default=1)
+
+
 @dataclass(frozen=True)
 class PlannedStep:
     """What one call of `scheduler.step` costs.
@@ -37,7 +45,9 @@ class PlannedStep:
         acting: names of the guidances that act.
         own: branches that the pipeline computes by itself.
         extra: branches computed for the guidances.
-        calls: forward calls of the denoiser.
+        calls: forward calls of the denoiser in one evaluation.
+        repeats: how often the step is evaluated.
+        gradient: whether a loss is differentiated through the denoiser.
     """
 
     index: int
@@ -45,11 +55,13 @@ class PlannedStep:
     own: tuple[Branch, ...]
     extra: tuple[Branch, ...]
     calls: int
+    repeats: int = 1
+    gradient: bool = False
 
     @property
     def evaluations(self) -> int:
         """Predictions computed for each image."""
-        return len(self.own) + len(self.extra)
+        return (len(self.own) + len(self.extra)) * self.repeats
 
 
 @dataclass(frozen=True)
@@ -81,12 +93,20 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """The plan of a run, made before anything is computed; printed, it is a table."""
+    """The plan of a run, made before anything is computed; printed, it is a table.
+
+    Args:
+        pipeline, scheduler: class names.
+        steps: one for each call of the scheduler.
+        rows: one for each guidance.
+        graph_bytes: what the gradient graph of one step kept in the pipeline's last guided run; `None` before one.
+    """
 
     pipeline: str
     scheduler: str
     steps: tuple[PlannedStep, ...]
     rows: tuple[Row, ...]
+    graph_bytes: int | None = None
 
     @property
     def evaluations(self) -> int:
@@ -101,7 +121,7 @@ class Plan:
     @property
     def calls(self) -> int:
         """Forward calls of the denoiser over the whole run."""
-        return sum(step.calls for step in self.steps)
+        return sum(step.calls * step.repeats for step in self.steps)
 
     def __repr__(self) -> str:
         return f"<Plan of {self.pipeline}: {len(self.steps)} scheduler steps, {self.evaluations} evaluations>"
@@ -132,7 +152,19 @@ class Plan:
             f"  evaluations an image: {each} a step, {self.evaluations} in total, of which {self.own_evaluations} are "
             f"the pipeline's own; {self.calls} forward calls of the denoiser"
         )
+        lines += self._gradient_lines()
         return "\n".join(lines)
+
+    def _gradient_lines(self) -> list[str]:
+        repeated = [step.repeats for step in self.steps if step.repeats > 1]
+        lines = [f"  {len(repeated)} steps are evaluated up to {max(repeated)} times"] if repeated else []
+        through = sum(step.repeats for step in self.steps if step.gradient)
+        if through:
+            lines.append(f"  gradient through the denoiser: {through} backward passes, each about two evaluations")
+        if any("loss" in row.phases and row.steps for row in self.rows):
+            known = "to be seen after a run" if self.graph_bytes is None else f"{self.graph_bytes / 2**20:.1f} MiB"
+            lines.append(f"  memory of the gradient graph, in the last run: {known}")
+        return lines
 
 
 def _in_short(value: object) -> str:

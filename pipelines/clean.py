@@ -1,150 +1,167 @@
 """Phase 5: guidance on the clean estimate, by an edit or by the gradient of a loss.
 
-    x_0 <- guide_x0(x_0),    x_0 <- x_0 - d/dx_0 sum_k L_k(x_0)    or    x_0 <- x_0 - d/dx_t sum_k L_k(x_0(x_t))
+    x_0 <- x_0 - d/dx_0 sum_k L_k(x_0)        with respect to the clean estimate alone
+    x_0 <- x_0 - d/dx_t sum_k L_k(x_0(x_t))   through the denoiser
+    x_0 <- x_0 - d/dx_t sum_k L_k(x_t)        with respect to the sample as it stands
+    x_0 <- guide_x0(x_0)
 
-The second gradient goes through the denoiser: with the weights w_i that were observed, the vector-Jacobian product of
-each of its rows is taken with `w_i dL/dp`, and one backward pass serves all losses.
+All losses are taken of one and the same estimate, so that they share one decoding; those of one kind share one backward
+pass, except where a guidance reshapes its own gradient. Everything here is computed in float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
 from ..guidance.base import Guidance, Step
 from ..guidance.errors import GuidanceRuntimeError
-from .clock import Clock
 from .denoiser import Call
+from .graph import GraphMeter, through_denoiser
 from .hooks import Hooks, annotated
 from .observation import Observation
-from .prediction import primary, sample_argument, with_primary
 
 
-def needs_graph(guidance: Guidance) -> bool:
-    """Whether a guidance differentiates through the denoiser."""
-    return guidance.overrides("loss") and guidance.differentiate == "x_t"
+def needs_graph(guidance: Guidance, step: Step) -> bool:
+    """Whether a guidance differentiates through the denoiser in this step."""
+    return guidance.overrides("loss") and guidance.with_respect_to(step) == "x_t"
 
 
-def call_with_graph(call: Call) -> Any:
-    """The pipeline's call with a gradient graph from its sample to its output, of which the pipeline sees nothing."""
-    args, kwargs = list(call.args), dict(call.kwargs)
-    key = sample_argument(args, kwargs)
-    if key is None:
-        raise GuidanceRuntimeError("the denoiser was called without a sample, so no gradient can be taken through it")
-    given = args[key] if isinstance(key, int) else kwargs[key]
-    with torch.enable_grad():
-        call.leaf = primary(given).detach().requires_grad_(True)
-        value = with_primary(given, call.leaf)
-        if isinstance(key, int):
-            args[key] = value
-        else:
-            kwargs[key] = value
-        output = call.original(*args, **kwargs)
-        call.graph = primary(output)
-    return with_primary(output, call.graph.detach())
+def edits_clean_estimate(guidance: Guidance) -> bool:
+    """Whether a guidance acts in this phase."""
+    return guidance.overrides("guide_x0") or guidance.overrides("loss")
 
 
-def guide_clean_estimate(
-    hooks: Hooks,
-    clock: Clock,
-    acting: Mapping[str, Guidance],
-    step: Step,
-    prediction: torch.Tensor,
-    observation: Observation,
-    calls: Sequence[Call],
-) -> torch.Tensor:
-    """The prediction whose clean estimate is what the acting guidances make of it."""
-    editing = {n: g for n, g in acting.items() if g.overrides("guide_x0") or g.overrides("loss")}
-    if not editing:
-        return prediction
-    assert clock.algebra is not None and step.sample is not None
-    algebra, level, sample = clock.algebra, step.level, step.sample
-    x0 = algebra.x0(prediction, sample, level).float()
-    views = {name: dataclasses.replace(hooks.view(name, step), own=prediction) for name in editing}
-    for differentiate in ("x0", "x_t"):
-        losing = {n: g for n, g in editing.items() if g.overrides("loss") and g.differentiate == differentiate}
-        if not losing:
-            continue
+@dataclasses.dataclass
+class CleanPhase:
+    """Phase 5 of one evaluation of a step.
+
+    Args:
+        hooks: the run's.
+        step: with x_t.
+        prediction: the pipeline's combination with all deltas `[batch, ...]`.
+        observation, calls: how it came about, for a gradient through the denoiser.
+        meter: weighs what the losses keep.
+    """
+
+    hooks: Hooks
+    step: Step
+    prediction: torch.Tensor
+    observation: Observation
+    calls: Sequence[Call]
+    meter: GraphMeter
+
+    def guided(self, acting: Mapping[str, Guidance]) -> torch.Tensor:
+        """The prediction whose clean estimate is what the acting guidances make of it."""
+        step, algebra = self.step, self.step.algebra
+        assert algebra is not None and step.sample is not None
+        with torch.autocast(self.prediction.device.type, enabled=False):
+            x0 = algebra.x0(self.prediction, step.sample, step.level).float()
+            x0 = x0 - self._gradient({n: g for n, g in acting.items() if g.overrides("loss")}, x0)
+            for name, guidance in acting.items():
+                if guidance.overrides("guide_x0"):
+                    with annotated(name, "guide_x0", step):
+                        edited = guidance.guide_x0(self._view(name), x0)
+                    _check(name, step, edited, x0)
+                    x0 = edited.to(x0.dtype)
+            return algebra.from_x0(x0, step.sample, step.level, self.prediction)
+
+    def _view(self, name: str, sample: torch.Tensor | None = None) -> Step:
+        sample = self.step.sample if sample is None else sample
+        return self.hooks.view(name, dataclasses.replace(self.step, own=self.prediction, sample=sample))
+
+    def _gradient(self, losing: Mapping[str, Guidance], x0: torch.Tensor) -> torch.Tensor:
+        """What all losses together take off the clean estimate."""
+        assert self.step.algebra is not None and self.step.sample is not None
+        target = {name: guidance.with_respect_to(self.step) for name, guidance in losing.items()}
         with torch.enable_grad():
-            p, x_t = (tensor.detach().float().requires_grad_(True) for tensor in (prediction, sample))
-            estimate = x0.detach().requires_grad_(True) if differentiate == "x0" else algebra.x0(p, x_t, level)
-            loss = _sum_of_losses(losing, views, estimate)
-            if loss is None:
-                continue
-            if differentiate == "x0":
-                gradient = torch.autograd.grad(loss, estimate)[0]
-            else:
-                on_p, on_x = torch.autograd.grad(loss, (p, x_t), allow_unused=True, materialize_grads=True)
-                gradient = on_x + _through_denoiser(on_p, sample, observation, calls)
-        if not torch.isfinite(gradient).all():
-            raise GuidanceRuntimeError(
-                f"{', '.join(losing)}: the gradient of the loss is not finite at step {step.index} of {step.count}. "
-                "Lower its weight, let it start later, or compute the loss in float32."
-            )
-        x0 = x0 - gradient
-    for name, guidance in editing.items():
-        if guidance.overrides("guide_x0"):
-            with annotated(name, "guide_x0", step):
-                x0 = guidance.guide_x0(views[name], x0)
-    return algebra.from_x0(x0, sample, level, prediction)
+            p, x_t = (tensor.detach().float().requires_grad_(True) for tensor in (self.prediction, self.step.sample))
+            through = "x_t" in target.values()
+            estimate = self.step.algebra.x0(p, x_t, self.step.level) if through else x0.detach().requires_grad_(True)
+            losses: dict[str, torch.Tensor] = {}
+            for name, guidance in losing.items():
+                at_sample = target[name] == "sample"
+                # A loss of x_t itself must not find another way to it, through the estimate.
+                given, sample = (x0.detach(), x_t) if at_sample else (estimate, self.step.sample)
+                loss = self._loss(name, guidance, given, sample)
+                if loss is not None:
+                    losses[name] = loss
+        groups = [[name] for name in losses if not losing[name].shares_backward]
+        for kind in ("x0", "x_t", "sample"):
+            groups.append([n for n in losses if losing[n].shares_backward and target[n] == kind])
+        groups = [group for group in groups if group]
+        total = torch.zeros_like(x0)
+        for index, group in enumerate(groups):
+            kind, keep = target[group[0]], index < len(groups) - 1
+            leaf = x_t if kind == "sample" else estimate
+            (gradient,) = torch.autograd.grad([losses[name] for name in group], leaf, retain_graph=True)
+            if not torch.isfinite(gradient).all():
+                raise self._not_finite(self._culprit(group, losses, leaf), "the loss")
+            if kind == "x_t":
+                gradient = self._pulled_back(gradient, p, x_t, estimate, keep)
+                if not torch.isfinite(gradient).all():
+                    raise self._not_finite(group, "the denoiser")
+            if not losing[group[0]].shares_backward:
+                with annotated(group[0], "reshape_gradient", self.step):
+                    reshaped = losing[group[0]].reshape_gradient(self._view(group[0]), gradient)
+                _check(group[0], self.step, reshaped, gradient)
+                gradient = reshaped
+            total = total + gradient
+        for call in self.calls:
+            call.graph = None
+        return total
 
-
-def _sum_of_losses(
-    losing: Mapping[str, Guidance], views: Mapping[str, Step], estimate: torch.Tensor
-) -> torch.Tensor | None:
-    total: torch.Tensor | None = None
-    for name, guidance in losing.items():
-        with annotated(name, "loss", views[name]):
-            loss = guidance.loss(views[name], estimate)
+    def _loss(self, name: str, guidance: Guidance, estimate: torch.Tensor, sample: torch.Tensor) -> torch.Tensor | None:
+        """The sum over the batch of one guidance's loss."""
+        with annotated(name, "loss", self.step), self.meter.watching():
+            loss = guidance.loss(self._view(name, sample), estimate)
         if loss is None:
-            continue
+            return None
         if loss.shape != estimate.shape[:1]:
             raise GuidanceRuntimeError(
                 f"{name}: loss returned shape {tuple(loss.shape)}; needed: one number an image, ({estimate.shape[0]},)."
             )
-        total = loss if total is None else total + loss
-    return None if total is None else total.sum()
+        if not loss.requires_grad:
+            raise GuidanceRuntimeError(
+                f"{name}: the loss does not depend on what it is differentiated with respect to; compute it from the "
+                "tensor that it is given, without detach() or no_grad()."
+            )
+        if not torch.isfinite(loss).all():
+            raise self._not_finite([name], "the loss")
+        return loss.float().sum()
 
-
-def _through_denoiser(
-    on_prediction: torch.Tensor, sample: torch.Tensor, observation: Observation, calls: Sequence[Call]
-) -> torch.Tensor:
-    """`dL/dx_t` by way of the denoiser's rows."""
-    total = observation.on_sample * on_prediction
-    weights = iter(observation.weights)
-    for call in calls:
-        assert call.graph is not None and call.leaf is not None
-        groups = call.graph.detach().split(observation.batch)
-        upstream = torch.cat(
-            [observation.view.transpose(next(weights) * on_prediction.to(group.dtype), group) for group in groups]
+    def _pulled_back(
+        self, gradient: torch.Tensor, p: torch.Tensor, x_t: torch.Tensor, estimate: torch.Tensor, keep: bool
+    ) -> torch.Tensor:
+        """`dL/dx_t` from `dL/dx_0`."""
+        assert self.step.sample is not None
+        on_p, on_x = torch.autograd.grad(
+            estimate, (p, x_t), gradient, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        inward = torch.autograd.grad(call.graph, call.leaf, upstream)[0].float()
-        for rows, given in zip(
-            inward.split(observation.batch), call.leaf.detach().split(observation.batch), strict=True
-        ):
-            total = total + _onto_sample(rows, given.float(), sample.float())
-        call.graph = None
-    return total
+        return on_x + through_denoiser(on_p, self.step.sample, self.observation, self.calls, keep)
+
+    @staticmethod
+    def _culprit(group: list[str], losses: Mapping[str, torch.Tensor], leaf: torch.Tensor) -> list[str]:
+        """Those whose own gradient is not finite."""
+        alone = {n: torch.autograd.grad(losses[n], leaf, retain_graph=True)[0] for n in group}
+        return [name for name, gradient in alone.items() if not torch.isfinite(gradient).all()] or group
+
+    def _not_finite(self, names: Sequence[str], where: str) -> GuidanceRuntimeError:
+        return GuidanceRuntimeError(
+            f"{', '.join(names)}: the gradient is not finite at step {self.step.index} of {self.step.count}; it went "
+            f"wrong in {where}. Lower its weight, let it start later, set grad_norm, or compute it in float32."
+        )
 
 
-def _onto_sample(gradient: torch.Tensor, given: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-    """The gradient with respect to x_t from that with respect to the denoiser's input, in which x_t lies somewhere."""
-    if given.ndim != sample.ndim and given.numel() == sample.numel():
-        gradient, given = gradient.reshape(sample.shape), given.reshape(sample.shape)
-    for dim in range(1, sample.ndim):
-        extra = given.shape[dim] - sample.shape[dim]
-        if given.ndim != sample.ndim or extra < 0:
-            continue
-        for start in {0, extra}:
-            part = given.narrow(dim, start, sample.shape[dim])
-            if part.shape != sample.shape:
-                continue
-            factor = (part * sample).sum() / sample.square().sum().clamp_min(1e-30)
-            if (part - factor * sample).norm() <= 1e-2 * part.norm():
-                return factor * gradient.narrow(dim, start, sample.shape[dim])
-    raise GuidanceRuntimeError(
-        "the sample was not found in the denoiser's input, so no gradient can be taken through it"
-    )
+def _check(name: str, step: Step, returned: torch.Tensor, like: torch.Tensor) -> None:
+    if returned.shape != like.shape:
+        raise GuidanceRuntimeError(
+            f"{name}: returned shape {tuple(returned.shape)} at step {step.index}; needed: {tuple(like.shape)}."
+        )
+    if not torch.isfinite(returned).all():
+        raise GuidanceRuntimeError(
+            f"{name}: what it returned is not finite at step {step.index} of {step.count}. Lower its weight, let it "
+            "start later, or compute it in float32."
+        )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..guidance.base import Step
+from ..guidance.base import CLEAN, Step
 from ..guidance.errors import ParameterError, UnsupportedSchedulerError
 from ..guidance.noise import Level, NoiseAlgebra, noise_algebra
 
@@ -68,7 +68,11 @@ class Clock:
         first, last = self._noise_steps[self.begin], self._noise_steps[-1]
         # A trailing timestep may stand for no call of its own.
         index = self._noise_steps[min(position, len(self._noise_steps) - 1)] - first
-        return Step(index, last - first + 1, self.timesteps[position], self._level(position), algebra=self.algebra)
+        before = position - self._noise_steps[: position + 1].index(first + index)
+        return Step(
+            index, last - first + 1, self.timesteps[position], self._level(position), algebra=self.algebra,
+            evaluation=before, next_level=self._next_level(position),
+        )  # fmt: skip
 
     @cached_property
     def _noise_steps(self) -> list[int]:
@@ -77,6 +81,13 @@ class Clock:
             return self.algebra.noise_steps()
         changes = [a != b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False)]
         return list(accumulate(changes, initial=0))
+
+    def _next_level(self, position: int) -> Level:
+        if self.algebra is None:
+            return UNKNOWN_LEVEL
+        if position + 1 >= min(len(self.timesteps), len(self._noise_steps)):
+            return CLEAN
+        return self.algebra.level(self.timesteps[position + 1], index=position + 1)
 
     def _level(self, position: int) -> Level:
         if self.algebra is None:

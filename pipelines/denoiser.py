@@ -35,6 +35,7 @@ class Call:
         watched: what points kept of attention in the pipeline's own rows, by point and layer `[rows, ...]`.
         extra_watched: likewise in the rows of an extra branch, the point's parent.
         graph, leaf: output and input with their gradient graph, where a loss needs one.
+        context: name of the `cache_context` in which it was made.
     """
 
     module: nn.Module
@@ -51,6 +52,7 @@ class Call:
     extra_watched: dict[tuple[Point, str], torch.Tensor] = field(default_factory=dict)
     graph: torch.Tensor | None = None
     leaf: torch.Tensor | None = None
+    context: str | None = None
 
     def where(self, role: str) -> list[int]:
         """Indices of the rows with this role."""
@@ -124,6 +126,18 @@ class Denoiser:
         self._enter_context = getattr(module, "cache_context", None)
         if self._enter_context is not None:
             set_attribute(stack, module, "cache_context", self._named_context)
+
+    @property
+    def context(self) -> str | None:
+        """Name of the present `cache_context`."""
+        return self._context
+
+    @contextmanager
+    def inner_context(self, name: str) -> Iterator[None]:
+        """A `cache_context` for calls of our own, the outer ones kept; nothing where the denoiser knows none."""
+        context = self._enter_context(name) if self._enter_context is not None else nullcontext()
+        with outer_contexts_kept(self.family.module), context:
+            yield
 
     @contextmanager
     def _named_context(self, name: str, **kwargs: Any) -> Iterator[None]:
@@ -275,8 +289,7 @@ class Denoiser:
         layout = Layout(count, torch.arange(count), segments, points, (branch,) * count)
         name = f"trimtab_{branch.condition if isinstance(branch.condition, str) else hash(branch)}"
         name += "".join(f"_{type(part).__name__}" for part in (branch.perturbation, branch.point) if part is not None)
-        context = self._enter_context(name) if self._enter_context is not None else nullcontext()
-        with outer_contexts_kept(self.family.module), context:
+        with self.inner_context(name):
             output = primary(self.perturber.call(original, layout, args, kwargs))
         index = torch.tensor(chosen)
         call.extra_watched.update({key: kept[index] for key, kept in self.perturber.watched.items()})

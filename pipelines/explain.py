@@ -17,7 +17,8 @@ from ..guidance.branch import Branch
 from ..guidance.errors import ParameterError, did_you_mean
 from ..guidance.order import ordered
 from ..guidance.parameters import fields_of
-from ..guidance.planner import HOOKS, Plan, PlannedStep, Row, extra_of, own_branches, wanted_branches
+from ..guidance.planner import HOOKS, Plan, PlannedStep, Row, extra_of, own_branches, repeats_of, wanted_branches
+from .clean import needs_graph
 from .clock import Clock, algebra_or_none, planned_clock
 from .components import check_condition, denoisers_of, schedulers_of
 from .families import Family
@@ -81,11 +82,14 @@ def make_plan(
                 per_guidance[name].append(len(asked))
             joining = [branch for branch in extra if not branch.apart]
             together = images * (len(own) // own_calls + len(joining))
-            apart = joining if sequential or (most is not None and together > most) else []
+            gradient = any(needs_graph(guidance, seen[name]) for name, guidance in acting.items())
+            apart = joining if sequential or gradient or (most is not None and together > most) else []
             calls = own_calls + len(apart) + len(extra) - len(joining)
-            planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls))
+            repeats = repeats_of(acting, seen)
+            planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls, repeats, gradient))
         rows = tuple(row_of(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
-    return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows)
+    measured = getattr(pipe.__dict__.get("last_guided_run"), "graph_bytes", 0) or None
+    return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows, measured)
 
 
 def _calls_of(pipe: Any, own: Sequence[Branch]) -> int:

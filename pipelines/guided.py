@@ -37,6 +37,10 @@ class GuidedMixin(Guidable):
     guidance_max_rows: int | None = None
     """The most rows in one denoiser call (images times branches); beyond it, branches become calls of their own."""
 
+    guidance_checkpointing: bool = False
+    """Whether a gradient through the denoiser or the autoencoder keeps only the inputs of their blocks and computes the
+    rest anew: less memory, about one forward more."""
+
     def _plan(
         self, guidances: Mapping[str, Guidance], num_inference_steps: int | None, call: Mapping[str, Any]
     ) -> Plan:
@@ -54,9 +58,12 @@ class GuidedMixin(Guidable):
             raise ParameterError(f"guidance_max_rows={most!r}; allowed: a whole number >= 1, or None for no limit.")
         bound = inspect.signature(stock_call).bind(self, *args, **kwargs)
         bound.apply_defaults()
-        with GuidedRun(self, attached, bound.arguments, self.guidance_rows, self.guidance_max_rows) as run:
+        run = GuidedRun(self, attached, bound.arguments, self.guidance_rows, most, self.guidance_checkpointing)
+        with run:
             result = stock_call(self, *args, **kwargs)
-        self.__dict__["last_guided_run"] = SimpleNamespace(evaluations=run.evaluations, forward_calls=run.forward_calls)
+        self.__dict__["last_guided_run"] = SimpleNamespace(
+            evaluations=run.evaluations, forward_calls=run.forward_calls, graph_bytes=run.meter.bytes
+        )
         return result
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from ..guidance.base import AroundDenoiser, Guidance, Step
 from ..guidance.branch import Branch, Point, Predictions, ScaledAdapters
 from ..guidance.errors import GuidanceRuntimeError
-from ..guidance.planner import wanted_branches
+from ..guidance.planner import repeats_of, wanted_branches
 from .attachment import find_attachment
 from .families import Family
 from .interception import fresh_copy, set_attribute
@@ -92,11 +92,12 @@ class Hooks:
 
     Args:
         guidances: in that order.
-        run: has `stack`, where each teardown is put, `families`, `own` branches and `others`.
+        run: has `stack`, where each teardown is put, `families`, `own` branches, `others`, and `space`, which decodes.
     """
 
     def __init__(self, guidances: Mapping[str, Guidance], run: Any) -> None:
         self.guidances = guidances
+        self._space = run.space
         self._views: dict[str, SetupView] = {}
         for name, guidance in guidances.items():
             view = self._views[name] = SetupView(name, run, dry=False)
@@ -110,7 +111,8 @@ class Hooks:
 
     def view(self, name: str, step: Step) -> Step:
         """The step with this guidance's own state."""
-        return dataclasses.replace(step, state=self._views[name].state)
+        space = self._space
+        return dataclasses.replace(step, state=self._views[name].state, decode=space.decode, encode=space.encode)
 
     def wanted(self, acting: Mapping[str, Guidance], step: Step) -> tuple[Branch, ...]:
         """Phase 2: the branches that they ask for, each once."""
@@ -157,6 +159,10 @@ class Hooks:
                     _check_shape(chosen, noise)
                 noise = chosen.to(noise.dtype)
         return noise
+
+    def repeats(self, acting: Mapping[str, Guidance], step: Step) -> int:
+        """How often the step is evaluated."""
+        return repeats_of(acting, {name: self.view(name, step) for name in acting})
 
     def after_step(self, acting: Mapping[str, Guidance], step: Step, following: torch.Tensor) -> torch.Tensor:
         """Phase 6: the next sample, edited by each in turn."""

@@ -76,6 +76,12 @@ class Observation:
         """Whether the fit explains the combination to rounding."""
         return self.residual <= self.tolerance
 
+    def combine(self, outputs: Sequence[torch.Tensor], sample: torch.Tensor) -> torch.Tensor:
+        """What the pipeline would make of other outputs of the same calls at another x_t, with the same weights."""
+        groups = [group for output in outputs for group in output.split(self.batch)]
+        rows = sum((w * self.view.of(group).float() for w, group in zip(self.weights, groups, strict=True)), 0.0)
+        return (rows + self.on_sample * sample.float()).to(outputs[0].dtype)
+
     @property
     def gain(self) -> float:
         """What a delta on every row arrives as: 1, -1 where the sign is flipped, another number where it is scaled."""

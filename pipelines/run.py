@@ -19,22 +19,25 @@ import torch
 from torch import nn
 
 from ..guidance.base import AroundDenoiser, Guidance, Step
-from ..guidance.branch import Branch, Point
+from ..guidance.branch import Branch
 from ..guidance.errors import ConflictError, UnsupportedPipelineError
 from ..guidance.order import ordered
 from ..guidance.planner import extra_of, own_branches
 from .around import surrounded
-from .clean import call_with_graph, guide_clean_estimate, needs_graph
+from .clean import CleanPhase, edits_clean_estimate, needs_graph
 from .clock import Clock, algebra_or_none
 from .components import denoisers_of, schedulers_of
 from .conditions import Conditions
 from .denoiser import OWN, Call, Denoiser, observe_calls, watched_by
+from .graph import GraphMeter, call_with_graph, checkpoint_blocks, freeze
 from .hooks import Hooks, needs_level
 from .interception import tap_call, tap_scheduler
-from .observation import own_channels
+from .latents import ImageSpace
+from .observation import Observation, own_channels
 from .others import OtherDenoisers
 from .own_cfg import has_cfg
 from .prediction import input_rows, primary, with_primary
+from .recurrence import check_repeatable, noised_back, with_sample
 from .renoising import check_renoising, renoise
 from .row_delta import RowDelta
 from .rows import AmbiguousRowsError
@@ -50,6 +53,7 @@ class GuidedRun:
         rows: `"auto"` lets branches share the pipeline's call from the block on where they begin to differ, `"batched"`
             from its beginning, and `"sequential"` makes each a call of its own.
         max_rows: most rows in one call; `None` for no limit.
+        checkpointing: whether gradient graphs keep only the inputs of blocks.
     """
 
     def __init__(
@@ -59,10 +63,14 @@ class GuidedRun:
         arguments: Mapping[str, Any],
         rows: str = "auto",
         max_rows: int | None = None,
+        checkpointing: bool = False,
     ) -> None:
         self.pipe, self.arguments, self.rows, self.max_rows = pipe, arguments, rows, max_rows
         self.guidances = {name: guidances[name] for name in ordered(guidances)}
+        self.checkpointing = checkpointing
         self.stack = ExitStack()
+        self.meter = GraphMeter()
+        self.space = ImageSpace(pipe, arguments, self.meter)
         self.evaluations = self.forward_calls = 0
         self.clocks: dict[int, Clock] = {}
         self.denoisers: dict[int, Denoiser] = {}
@@ -97,6 +105,8 @@ class GuidedRun:
         self.conditions = Conditions(self.pipe, self.arguments, self.stack)
         for module in denoisers_of(self.pipe):
             self.denoisers[id(module)] = Denoiser(module, self.conditions, self.stack)
+        if any(guidance.overrides("loss") for guidance in self.guidances.values()):
+            self._prepare_gradients()
         self.families = [denoiser.family for denoiser in self.denoisers.values()]
         self.others = OtherDenoisers(self.pipe, self.conditions, self.stack)
         self.hooks = Hooks(self.guidances, self)
@@ -106,11 +116,19 @@ class GuidedRun:
         for scheduler in self._schedulers:
             tap_scheduler(self.stack, scheduler, self._on_step, self._on_scale)
 
+    def _prepare_gradients(self) -> None:
+        autoencoder = [self.space.autoencoder] if self.space.autoencoder is not None else []
+        for module in [*denoisers_of(self.pipe), *autoencoder]:
+            freeze(self.stack, module)
+            if self.checkpointing:
+                checkpoint_blocks(self.stack, module, self.meter)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stack.close()
         self._calls.clear()
+        self.space.forget()
 
     # -- the denoiser's call ---------------------------------------------------------------------------------------
     def _on_call(self, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
@@ -131,22 +149,31 @@ class GuidedRun:
         # What guidances call apart is no prediction, so it is not counted.
         original = self._counted(surrounded(denoiser, original, self.around, step, roles))
         call = Call(module, original, args, kwargs, rows, roles, torch.empty(0), torch.empty(0))
-        points = self.hooks.points(acting, step) if step is not None else ()
+        call.context = denoiser.context
         with self._within():
-            output = self._forward(call, denoiser, acting, branches, points)
+            output = self._forward(call, denoiser, acting, step, branches)
         self._calls.append(call)
-        call.output = call.handed_back = primary(output)
         if step is not None and self._row_delta.applies(denoiser, acting, len(self._calls)):
             step = self._with_sample(step, call)
             return self._row_delta.hand_over(call, self._calls, output, acting, step, denoiser)
         return output
 
     def _forward(
-        self, call: Call, denoiser: Denoiser, acting: Mapping[str, Guidance], branches: Sequence[Branch],
-        points: tuple[Point, ...],
+        self, call: Call, denoiser: Denoiser, acting: Mapping[str, Guidance], step: Step | None,
+        branches: Sequence[Branch],
     ) -> Any:  # fmt: skip
-        if any(needs_graph(guidance) for guidance in acting.values()):
-            return call_with_graph(call)
+        """Make a call; returns what the denoiser returned for the pipeline's own rows, and notes it in `call`."""
+        output = self._forward_output(call, denoiser, acting, step, branches)
+        call.output = call.handed_back = primary(output)
+        return output
+
+    def _forward_output(
+        self, call: Call, denoiser: Denoiser, acting: Mapping[str, Guidance], step: Step | None,
+        branches: Sequence[Branch],
+    ) -> Any:  # fmt: skip
+        if step is not None and any(needs_graph(g, self.hooks.view(name, step)) for name, g in acting.items()):
+            return call_with_graph(call, self.meter)
+        points = self.hooks.points(acting, step) if step is not None else ()
         if branches and call.roles is not None:
             try:
                 return denoiser.call_joined(call, branches, self.rows == "auto", points)
@@ -226,14 +253,17 @@ class GuidedRun:
         calls, self._calls = self._calls, []
         sample = given["sample"]
         if acting and calls:
-            given["model_output"] = self._guided(scheduler, clock, step, acting, calls, given)
+            given["model_output"], given["sample"] = self._guided(scheduler, clock, step, acting, calls, given)
         elif acting:
             raise UnsupportedPipelineError(
                 f"{type(self.pipe).__name__}: scheduler.step was called without a denoiser call before it, so there is "
                 "no prediction to guide. Pipelines with a scheduler for each frame are not supported."
             )
-        self._count(calls, sample)
+        else:
+            self._count(calls, sample)
         self._row_delta.handed_with = None
+        self.space.forget()
+        self.meter.start()
         with self._within():
             result = original(*bound.args, **bound.kwargs)
         clock.calls += 1
@@ -245,16 +275,68 @@ class GuidedRun:
 
     def _guided(
         self, scheduler: Any, clock: Clock, step: Step, acting: Mapping[str, Guidance], calls: list[Call],
-        given: dict[str, Any],
-    ) -> torch.Tensor:  # fmt: skip
-        """The model output with all that the acting guidances make of it."""
-        model_output, sample = given["model_output"], given["sample"]
-        observation, calls = observe_calls(type(self.pipe).__name__, calls, model_output, sample)
+        given: Mapping[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """The model output with all that the acting guidances make of it, and the x_t where that holds."""
+        model_output, whole = given["model_output"], given["sample"]
+        observation, made = observe_calls(type(self.pipe).__name__, calls, model_output, whole)
         batch = observation.batch
-        sample, own = sample[:batch], own_channels(model_output, sample)[:batch]
-        denoiser = self.denoisers[id(calls[0].module)]
-        self._paired[id(calls[0].module)] = scheduler
-        denoiser.settle_roles(observation, calls)
+        self._paired[id(made[0].module)] = scheduler
+        self.denoisers[id(made[0].module)].settle_roles(observation, made)
+        own = own_channels(model_output, whole)[:batch]
+        step = dataclasses.replace(step, sample=whole[:batch])
+        total, sample = self._edited(step, acting, observation, made, own)
+        self._count(calls, whole)
+        for _ in range(self.hooks.repeats(acting, step) - 1):
+            step, made = self._evaluated_again(scheduler, step, acting, observation, made, total)
+            assert step.sample is not None
+            own = observation.combine([call.output for call in made], step.sample)
+            total, sample = self._edited(step, acting, observation, made, own)
+            self._count(made, whole)
+        if model_output.shape[1:] != total.shape[1:]:
+            total = torch.cat([total, model_output[:batch, total.shape[1] :]], dim=1)
+        if observation.copies == 1:
+            return total, sample
+        return torch.cat([total] * observation.copies), torch.cat([sample] * observation.copies)
+
+    def _evaluated_again(
+        self, scheduler: Any, step: Step, acting: Mapping[str, Guidance], observation: Observation,
+        calls: Sequence[Call], prediction: torch.Tensor,
+    ) -> tuple[Step, list[Call]]:  # fmt: skip
+        """The step at an x_t noised back from where `prediction` leads, and the calls of its own denoiser there."""
+        asking = max(acting, key=lambda name: acting[name].repeats(self.hooks.view(name, step)))
+        check_repeatable(scheduler, asking)
+        if not observation.exact or observation.rescaled:
+            raise UnsupportedPipelineError(
+                f"{asking}: repeats above 1 are not possible where the pipeline rescales its own combination; call it "
+                "without guidance_rescale, or with a guidance scale of 1 and the plug-in 'cfg'."
+            )
+        assert step.sample is not None
+        self.space.forget()
+        self.meter.start()
+        self._row_delta.handed_with = None
+        again = noised_back(
+            step,
+            prediction,
+            lambda onward: self.hooks.after_step(acting, step, onward),
+            self.arguments.get("generator"),
+        )
+        made = []
+        for ordinal, call in enumerate(calls):
+            denoiser, call = self.denoisers[id(call.module)], with_sample(call, observation.batch, step.sample, again)
+            branches = self._to_join(denoiser, acting, step, call.roles)
+            with self._within(), denoiser.inner_context(f"trimtab_again_{call.context or ordinal}"):
+                self._forward(call, denoiser, acting, step, branches)
+            made.append(call)
+        return dataclasses.replace(step, sample=again), made
+
+    def _edited(
+        self, step: Step, acting: Mapping[str, Guidance], observation: Observation, calls: Sequence[Call],
+        own: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Phases 2 to 5 of one evaluation: what the guidances make of the pipeline's own combination, and of x_t."""
+        sample = step.sample
+        assert sample is not None
 
         def convert(rows: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
             converted = observation.view.of(rows)
@@ -267,7 +349,7 @@ class GuidedRun:
             for role, branch in OWN.items():
                 if call.where(role):
                     available[branch] = convert(call.output[call.where(role)])
-        step = dataclasses.replace(step, sample=sample, own=own)
+        step = dataclasses.replace(step, own=own)
         self.compute_missing(calls, acting, step, available, convert)
         if self._row_delta.handed_with is None:
             delta = self.hooks.delta(acting, step, available)
@@ -275,13 +357,20 @@ class GuidedRun:
         else:
             total = self._row_delta.corrected(own, observation, acting, step, available)
         total = self.hooks.project(acting, step, total, available)
-        total = guide_clean_estimate(self.hooks, clock, acting, step, total, observation, calls)
-        total, renoised = renoise(self.hooks, acting, step, total, available)
-        if renoised is not sample:
-            given["sample"] = renoised if observation.copies == 1 else torch.cat([renoised] * observation.copies)
-        if model_output.shape[1:] != total.shape[1:]:
-            total = torch.cat([total, model_output[:batch, total.shape[1] :]], dim=1)
-        return total if observation.copies == 1 else torch.cat([total] * observation.copies)
+        if any(edits_clean_estimate(guidance) for guidance in acting.values()):
+            total = self._clean_edited(step, acting, observation, calls, total)
+        return renoise(self.hooks, acting, step, total, available)
+
+    def _clean_edited(
+        self, step: Step, acting: Mapping[str, Guidance], observation: Observation, calls: Sequence[Call],
+        total: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        if any(needs_graph(g, self.hooks.view(name, step)) for name, g in acting.items()):
+            for call in calls:
+                # Before the first scheduler step it may not be known which one a denoiser works for.
+                if call.graph is None:
+                    call_with_graph(call, self.meter)
+        return CleanPhase(self.hooks, step, total, observation, calls, self.meter).guided(acting)
 
     def compute_missing(
         self, calls: Sequence[Call], acting: Mapping[str, Guidance], step: Step,

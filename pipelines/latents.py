@@ -1,0 +1,170 @@
+"""From what a pipeline's scheduler steps on to the image and back, differentiably.
+
+A pipeline with an autoencoder steps on `z = (E(image) - shift) * scale`, possibly packed into tokens, so that
+`image = D(z / scale + shift)`. Scale and shift are the autoencoder's own, and packing is the pipeline's own method. A
+pipeline without an autoencoder steps on the image itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..guidance.errors import UnsupportedPipelineError
+from .graph import GraphMeter
+
+AUTOENCODERS = ("vae", "vqvae", "movq", "vqgan")
+"""Names of the component that decodes, in Diffusers' pipelines."""
+
+
+class ImageSpace:
+    """The images that the samples of one run stand for.
+
+    Args:
+        pipe: the pipeline.
+        arguments: of its call; they tell the size of packed latents.
+        meter: weighs the graph of the decoding.
+    """
+
+    def __init__(self, pipe: Any, arguments: Mapping[str, Any], meter: GraphMeter) -> None:
+        self._pipe, self._arguments, self._meter = pipe, arguments, meter
+        found = (pipe.components.get(name) for name in AUTOENCODERS)
+        self.autoencoder: Any = next((one for one in found if isinstance(one, nn.Module)), None)
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._wide: dict[str, torch.Tensor] = {}
+
+    def decode(self, sample: torch.Tensor) -> torch.Tensor:
+        """The image `[batch, channels, height, width]`, about -1..1, of a clean sample `[batch, ...]`.
+
+        Asked again for the same tensor it answers with the same image, so that several losses share one decoding.
+
+        Raises:
+            UnsupportedPipelineError: this package does not know how the pipeline packs its latents.
+        """
+        if self.autoencoder is None:
+            return sample
+        if self._last is not None and self._last[0] is sample:
+            kept = self._last[1]
+            if kept.requires_grad or not (torch.is_grad_enabled() and sample.requires_grad):
+                return kept
+        scale, shift = self._affine(sample)
+        latents = self._unpacked(sample)
+        latents = latents / _along_channels(scale, latents) + _along_channels(shift, latents)
+        with self._meter.watching():
+            image = self._run("decode", latents).float()
+        if image.ndim == 5 and image.shape[2] == 1:
+            image = image[:, :, 0]
+        self._last = (sample, image)
+        return image
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """The clean sample `[batch, ...]` of an image `[batch, channels, height, width]` in -1..1: the encoder's mode.
+
+        Raises:
+            UnsupportedPipelineError: see `decode`.
+        """
+        if self.autoencoder is None:
+            return image
+        scale, shift = self._affine(image)
+        takes_frames = _is_video(self.autoencoder) and image.ndim == 4
+        latents = self._run("encode", image[:, :, None] if takes_frames else image).float()
+        latents = (latents - _along_channels(shift, latents)) * _along_channels(scale, latents)
+        return self._packed(latents)
+
+    def forget(self) -> None:
+        """Release the last image and its graph."""
+        self._last = None
+
+    # -- the autoencoder -------------------------------------------------------------------------------------------
+    def _run(self, method: str, value: torch.Tensor) -> torch.Tensor:
+        """Decode or encode, in float32 where half precision would overflow, with the parameters left as they are."""
+        module = self.autoencoder
+        dtype = next(module.parameters()).dtype
+        if dtype == torch.float16 and getattr(module.config, "force_upcast", False):
+            if not self._wide:
+                self._wide = {name: p.detach().to(value.device, torch.float32) for name, p in module.named_parameters()}
+            wide = {f"inner.{name}": parameter for name, parameter in self._wide.items()}
+            output = torch.func.functional_call(_Method(module, method), wide, (value.float(),))
+        else:
+            output = getattr(module, method)(value.to(dtype))
+        return _tensor_of(output)
+
+    def _affine(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift of the latents, numbers or one a channel."""
+        config = self.autoencoder.config
+
+        def tensor(value: Any) -> torch.Tensor:
+            return torch.as_tensor(value, dtype=torch.float32, device=like.device)
+
+        scale = tensor(getattr(config, "scaling_factor", None) or 1.0)
+        shift = tensor(getattr(config, "shift_factor", None) or 0.0)
+        if getattr(config, "latents_std", None) is not None:
+            scale = scale / tensor(config.latents_std)
+        if getattr(config, "latents_mean", None) is not None:
+            shift = shift + tensor(config.latents_mean)
+        return scale, shift
+
+    # -- packing ---------------------------------------------------------------------------------------------------
+    def _unpacked(self, sample: torch.Tensor) -> torch.Tensor:
+        if sample.ndim != 3:
+            return sample
+        return self._call_packing("_unpack_latents", {"latents": sample})
+
+    def _packed(self, latents: torch.Tensor) -> torch.Tensor:
+        if not hasattr(type(self._pipe), "_pack_latents"):
+            return latents
+        batch, channels, *_, height, width = latents.shape
+        known = {"latents": latents, "batch_size": batch, "num_channels_latents": channels}
+        return self._call_packing("_pack_latents", {**known, "height": height, "width": width})
+
+    def _call_packing(self, method: str, known: dict[str, Any]) -> torch.Tensor:
+        packing: Callable[..., torch.Tensor] | None = getattr(self._pipe, method, None)
+        factor = getattr(self._pipe, "vae_scale_factor", None)
+        default = getattr(self._pipe, "default_sample_size", None)
+        for side in ("height", "width"):
+            given = self._arguments.get(side) or (default * factor if default and factor else None)
+            known.setdefault(side, given)
+        known.setdefault("vae_scale_factor", factor)
+        names = () if packing is None else inspect.signature(packing).parameters
+        if packing is None or any(known.get(name) is None for name in names):
+            raise UnsupportedPipelineError(
+                f"{type(self._pipe).__name__}: its samples are packed in a way that is not known here, so no image can "
+                "be decoded from them. Use a guidance that works on the sample itself."
+            )
+        return packing(**{name: known[name] for name in names})
+
+
+class _Method(nn.Module):
+    """One method of a module as a module of its own, which `functional_call` needs."""
+
+    def __init__(self, inner: nn.Module, method: str) -> None:
+        super().__init__()
+        self.inner, self._method = inner, method
+
+    def forward(self, value: torch.Tensor) -> Any:
+        return getattr(self.inner, self._method)(value)
+
+
+def _is_video(autoencoder: nn.Module) -> bool:
+    """Whether it convolves over frames."""
+    return any(isinstance(module, nn.Conv3d) for module in autoencoder.modules())
+
+
+def _tensor_of(output: Any) -> torch.Tensor:
+    """The tensor in what an autoencoder returned; of a distribution, its mode."""
+    for name in ("sample", "latent_dist", "latents", "latent"):
+        value = getattr(output, name, None)
+        if isinstance(value, torch.Tensor):
+            return value
+        if value is not None:
+            mode: torch.Tensor = value.mode()
+            return mode
+    return output if isinstance(output, torch.Tensor) else _tensor_of(output[0])
+
+
+def _along_channels(value: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    return value.reshape(1, -1, *[1] * (latents.ndim - 2)) if value.ndim else value

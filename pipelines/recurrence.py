@@ -1,0 +1,80 @@
+"""Recurrence: a step is evaluated again at an x_t that was noised back from where the step led.
+
+    x_s = alpha_s x_0 + sigma_s n,      x_t' = r x_s + sqrt(sigma_t^2 - r^2 sigma_s^2) z,      r = alpha_t / alpha_s
+
+with the guided x_0 and n of the evaluation before, the scheduler's own levels t and s, and new noise z. So x_t' lies at
+level t again. Lugmayr et al., "RePaint", arXiv:2201.09865; Bansal et al., "Universal Guidance", arXiv:2302.07121.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..guidance.base import Step
+from ..guidance.errors import UnsupportedSchedulerError
+from .denoiser import Call
+from .prediction import with_sample_at
+
+STARTS_ELSEWHERE = {
+    "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler",
+    "PNDMScheduler": "DDIMScheduler",
+    "SASolverScheduler": "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler": "DPMSolverMultistepScheduler",
+}
+"""Schedulers whose step goes on from an earlier sample than the one it is given, and what to use instead."""
+
+
+def check_repeatable(scheduler: Any, asked_by: str) -> None:
+    """Refuse recurrence where the scheduler would not go on from the new x_t.
+
+    Raises:
+        UnsupportedSchedulerError: naming the scheduler and another.
+    """
+    for base in type(scheduler).__mro__:
+        if base.__name__ in STARTS_ELSEWHERE:
+            raise UnsupportedSchedulerError(
+                f"{asked_by}: repeats above 1 are not possible with {base.__name__}, whose step goes on from an "
+                f"earlier sample; use {STARTS_ELSEWHERE[base.__name__]}."
+            )
+
+
+def noised_back(
+    step: Step, prediction: torch.Tensor, edit: Callable[[torch.Tensor], torch.Tensor], generator: Any
+) -> torch.Tensor:
+    """x_t' `[batch, ...]`.
+
+    Args:
+        step: with x_t.
+        prediction: the guided prediction at x_t.
+        edit: what phase 6 makes of x_s.
+        generator: of the pipeline's call, one or one an image.
+    """
+    assert step.sample is not None
+    t, s = step.level, step.next_level
+    x0 = step.x0(prediction)
+    onward = edit(x0 if s.sigma == 0.0 else s.alpha * x0 + s.sigma * step.epsilon(prediction))
+    ratio = t.alpha / s.alpha
+    z = randn_tensor(onward.shape, generator=generator, device=onward.device, dtype=onward.dtype)
+    again = ratio * onward + math.sqrt(max(t.sigma**2 - (ratio * s.sigma) ** 2, 0.0)) * z
+    return again.to(step.sample.dtype)
+
+
+def with_sample(call: Call, batch: int, sample: torch.Tensor, replacement: torch.Tensor) -> Call:
+    """The same call at another x_t, not made yet.
+
+    Args:
+        batch: images of the run; the call has a row, or several, for each.
+        sample, replacement: the old x_t and the new one `[batch, ...]`.
+    """
+    groups = len(call.output) // batch
+    old, new = (torch.cat([tensor] * groups) for tensor in (sample, replacement))
+    args, kwargs = with_sample_at(call.args, call.kwargs, range(len(call.output)), old, new)
+    return dataclasses.replace(
+        call, args=args, kwargs=kwargs, extra={}, at={}, watched={}, extra_watched={}, graph=None, leaf=None
+    )
