@@ -18,6 +18,7 @@ from ..guidance.planner import repeats_of, wanted_branches
 from .attachment import find_attachment
 from .families import Family
 from .interception import fresh_copy, set_attribute
+from .latents import ImageSpace
 from .lora import adapters_of
 from .others import check_other
 from .skipping import resolve_blocks
@@ -92,12 +93,13 @@ class Hooks:
 
     Args:
         guidances: in that order.
-        run: has `stack`, where each teardown is put, `families`, `own` branches, `others`, and `space`, which decodes.
+        run: has `stack`, where each teardown is put, `families`, `own` branches and `others`.
+        space: decodes samples to images; `None` where that is not possible.
     """
 
-    def __init__(self, guidances: Mapping[str, Guidance], run: Any) -> None:
+    def __init__(self, guidances: Mapping[str, Guidance], run: Any, space: ImageSpace | None = None) -> None:
         self.guidances = guidances
-        self._space = run.space
+        self._decoding: dict[str, Any] = {} if space is None else {"decode": space.decode, "encode": space.encode}
         self._views: dict[str, SetupView] = {}
         for name, guidance in guidances.items():
             view = self._views[name] = SetupView(name, run, dry=False)
@@ -111,8 +113,7 @@ class Hooks:
 
     def view(self, name: str, step: Step) -> Step:
         """The step with this guidance's own state."""
-        space = self._space
-        return dataclasses.replace(step, state=self._views[name].state, decode=space.decode, encode=space.encode)
+        return dataclasses.replace(step, state=self._views[name].state, **self._decoding)
 
     def wanted(self, acting: Mapping[str, Guidance], step: Step) -> tuple[Branch, ...]:
         """Phase 2: the branches that they ask for, each once."""

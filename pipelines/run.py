@@ -109,7 +109,7 @@ class GuidedRun:
             self._prepare_gradients()
         self.families = [denoiser.family for denoiser in self.denoisers.values()]
         self.others = OtherDenoisers(self.pipe, self.conditions, self.stack)
-        self.hooks = Hooks(self.guidances, self)
+        self.hooks = Hooks(self.guidances, self, self.space)
         self._row_delta = RowDelta(self.arguments, self.hooks, self.compute_missing)
         for module in denoisers_of(self.pipe):
             tap_call(self.stack, module, self._on_call)
