@@ -176,6 +176,11 @@ def extra_of(wanted: Sequence[Branch], own: Sequence[Branch]) -> tuple[Branch, .
     return tuple(branch for branch in wanted if branch not in own)
 
 
-def own_branches(has_cfg: bool) -> tuple[Branch, ...]:
-    """What the pipeline computes by itself."""
-    return (COND, UNCOND) if has_cfg else (COND,)
+def own_branches(has_cfg: bool, others: int = 0) -> tuple[Branch, ...]:
+    """What the pipeline computes by itself.
+
+    Args:
+        has_cfg: whether an unconditional prediction is among it.
+        others: predictions of its own that no guidance can ask for.
+    """
+    return (COND, *((UNCOND,) if has_cfg else ()), *(Branch(f"own {number}") for number in range(others)))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..guidance.branch import AttentionTokens, Perturbation, Point
+from .tokens import Places
 
 
 def why_not(name: str, attention: nn.Module, kind: str, passed_by: bool) -> str:
@@ -32,18 +33,19 @@ class AttentionReplaced(TorchFunctionMode):
     Args:
         perturbation: in place of the function; `None` to watch only.
         kept: where each point puts what it watches.
-        tokens: the image tokens in a query of some length.
+        places: where the image tokens are; `None` if there are no others.
+        on_grid: adds to image tokens where they lie in the picture.
         processor: of the attention. It may say `appended_keys`, how many keys at the end are no part of the sequence
             but of a learned condition, and `crosses`, that it attends to another sequence just now.
     """
 
     def __init__(
         self, perturbation: Perturbation | None, kept: Mapping[Point, list[torch.Tensor]],
-        tokens: Callable[[int], AttentionTokens], processor: Any = None,
+        places: Places | None, on_grid: Callable[[AttentionTokens], AttentionTokens], processor: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.processor = processor
-        self.perturbation, self.kept, self.tokens = perturbation, kept, tokens
+        self.perturbation, self.kept = perturbation, kept
+        self.places, self.on_grid, self.processor = places, on_grid, processor
         self.acted = self.passed_by = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,17 +72,38 @@ class AttentionReplaced(TorchFunctionMode):
 
         if getattr(self.processor, "crosses", False):
             return attend()
-        if query.shape[-2] != key.shape[-2] - getattr(self.processor, "appended_keys", 0):
+        appended = getattr(self.processor, "appended_keys", 0)
+        length, further = query.shape[-2], key.shape[-2] - appended - query.shape[-2]
+        tokens = self._tokens(length, further)
+        if tokens is None:
             self.passed_by = True
             return attend()
         self.acted = True
-        keys, values = key, value
+        keys, values, mask, square = key, value, attn_mask, query
+        if further:
+            # The image tokens attend to further keys. With a query for each of those, dropped again, the map is square.
+            beside = (0, 0, tokens.start, length + further - tokens.stop)
+            square = F.pad(query, beside)
+            if mask is not None and mask.shape[-2] == length:
+                mask = F.pad(mask, beside)
         if enable_gqa:
             repeats = query.shape[-3] // key.shape[-3]
             keys, values = (tensor.repeat_interleave(repeats, dim=-3) for tensor in (key, value))
-        tokens = self.tokens(query.shape[-2])
+        tokens = self.on_grid(tokens)
         for point, kept in self.kept.items():
-            kept.append(point.watch(query, keys, tokens, attn_mask, scale))
+            kept.append(point.watch(square, keys, tokens, mask, scale))
         if self.perturbation is None:
             return attend()
-        return self.perturbation.attention(query, keys, values, tokens, attn_mask, scale)
+        output = self.perturbation.attention(square, keys, values, tokens, mask, scale)
+        return output[..., tokens.start : tokens.stop, :] if further else output
+
+    def _tokens(self, length: int, further: int) -> AttentionTokens | None:
+        """The image tokens among the keys, for each of which there is a query; `None` if there are no such."""
+        if self.places is None:
+            return AttentionTokens(0, length) if not further else None
+        queries, keys = self.places.queries, self.places.keys
+        if keys is None or keys.stop - keys.start != queries.stop - queries.start:
+            return None
+        if not further:
+            return keys if keys == queries else None
+        return keys if further > 0 and queries == AttentionTokens(0, length) else None

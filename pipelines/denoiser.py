@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..guidance.branch import COND, UNCOND, Branch, Point
-from ..guidance.errors import GuidanceRuntimeError, UnsupportedPipelineError
+from ..guidance.errors import GuidanceRuntimeError, TrimtabError, UnsupportedPipelineError
 from .conditions import Conditions
 from .families import Family
 from .interception import outer_contexts_kept, set_attribute
@@ -123,6 +123,8 @@ class Denoiser:
         self.observed_roles: dict[tuple[int, int], list[str]] = {}
         self._conditions = conditions
         self._context: str | None = None
+        self._named = False
+        self._joinable = True
         self._enter_context = getattr(module, "cache_context", None)
         if self._enter_context is not None:
             set_attribute(stack, module, "cache_context", self._named_context)
@@ -134,15 +136,19 @@ class Denoiser:
 
     @contextmanager
     def inner_context(self, name: str) -> Iterator[None]:
-        """A `cache_context` for calls of our own, the outer ones kept; nothing where the denoiser knows none."""
-        context = self._enter_context(name) if self._enter_context is not None else nullcontext()
+        """A `cache_context` for calls of our own, the outer ones kept.
+
+        None where the pipeline names none and no cache needs one: entering it would leave a hook registry behind.
+        """
+        named = self._named or getattr(self.family.module, "is_cache_enabled", False)
+        context = self._enter_context(name) if self._enter_context is not None and named else nullcontext()
         with outer_contexts_kept(self.family.module), context:
             yield
 
     @contextmanager
     def _named_context(self, name: str, **kwargs: Any) -> Iterator[None]:
         assert self._enter_context is not None
-        outer, self._context = self._context, name
+        outer, self._context, self._named = self._context, name, True
         try:
             with self._enter_context(name, **kwargs):
                 yield
@@ -172,7 +178,8 @@ class Denoiser:
             weights = observation.weights[group : group + groups]
             group += groups
             told = call.roles
-            partial = told is not None and any(told.count(role) % batch for role in set(told))
+            counts = {role: told.count(role) for role in set(told)} if told is not None else {}
+            partial = any(count % batch for count in counts.values()) or counts.get("cond", 0) > batch
             contradicted = trusted and told != roles and max(map(abs, weights)) > TOLERANCE
             if told is None or partial or contradicted:
                 call.extra = {}
@@ -185,7 +192,7 @@ class Denoiser:
 
     def can_join(self) -> bool:
         """Whether further rows may share the pipeline's own call: not where a step cache would see them."""
-        return not getattr(self.family.module, "is_cache_enabled", False)
+        return self._joinable and not getattr(self.family.module, "is_cache_enabled", False)
 
     # -- calls -----------------------------------------------------------------------------------------------------
     def call_watched(self, call: Call, points: tuple[Point, ...], original: Callable[..., Any] | None = None) -> Any:
@@ -240,7 +247,14 @@ class Denoiser:
         joined = tuple(branch for branch, span in spans.items() for _ in range(span.start, span.stop))
         own_rows = branches_of(roles)
         layout = Layout(len(parents), torch.tensor(parents), tuple(segments), points, (*own_rows, *joined))
-        output = self.perturber.call(call.original, layout, all_args, all_kwargs)
+        try:
+            output = self.perturber.call(call.original, layout, all_args, all_kwargs)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, (TrimtabError, torch.OutOfMemoryError)):
+                raise
+            # Something among the arguments has no rows although it looked so, such as one mask for the whole batch.
+            self._joinable = False
+            raise AmbiguousRowsError(f"the denoiser takes no {len(parents)} rows: {error}") from error
         whole = primary(output)
         if whole.shape[0] != len(parents):
             raise AmbiguousRowsError(f"the denoiser returned {whole.shape[0]} rows for {len(parents)}")

@@ -23,7 +23,7 @@ from .clock import Clock, algebra_or_none, planned_clock
 from .components import check_condition, denoisers_of, schedulers_of
 from .families import Family
 from .hooks import SetupView, needs_level
-from .own_cfg import Seen, has_cfg
+from .own_cfg import Seen, has_cfg, other_predictions
 from .renoising import check_renoising
 
 
@@ -55,7 +55,7 @@ def make_plan(
     clock = planned_clock(scheduler, algebra, steps)
     if (first := _first_timestep(pipe, scheduler, steps, arguments)) is not None:
         clock = Clock(scheduler, algebra, first)
-    own = own_branches(has_cfg(pipe, arguments))
+    own = own_branches(has_cfg(pipe, arguments), other_predictions(pipe, arguments))
     own_calls = _calls_of(pipe, own)
     sequential = getattr(pipe, "guidance_rows", "auto") == "sequential"
     most, images = getattr(pipe, "guidance_max_rows", None), _images_of(arguments)
@@ -109,7 +109,12 @@ def _first_timestep(pipe: Any, scheduler: Any, steps: int, arguments: Mapping[st
     strength, method = arguments.get("strength"), getattr(type(pipe), "get_timesteps", None)
     if method is None or not isinstance(strength, (int, float)) or not 0 < strength < 1:
         return None
-    timesteps = method(Seen(pipe, scheduler=scheduler), steps, strength, "cpu")[0]
+    if "get_timesteps" not in inspect.unwrap(type(pipe).__call__).__code__.co_names:
+        return None  # inherited or left over; the call never asks it
+    takes = inspect.signature(method).parameters
+    known = {"num_inference_steps": steps, "timesteps": scheduler.timesteps, "strength": strength, "device": "cpu"}
+    found = method(Seen(pipe, scheduler=scheduler), **{name: value for name, value in known.items() if name in takes})
+    timesteps = found[0] if isinstance(found, tuple) else found
     return float(timesteps[0]) if len(timesteps) else None
 
 

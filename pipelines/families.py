@@ -1,37 +1,29 @@
-"""What must be known of a denoiser's architecture: its blocks in call order, its self-attentions, its image tokens.
+"""What must be known of a denoiser's architecture: its blocks in call order, and its self-attentions.
 
-Nothing here knows a guidance. A denoiser is inspected, not looked up by name; the few facts that cannot be seen from
-outside (in which order text and image are joined) are in the two tables below.
+Nothing here knows a guidance. A denoiser is inspected, not looked up by name; which tokens of an attention are image
+tokens shows in a call only (`tokens.py`).
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import nn
 
-from ..guidance.branch import AttentionTokens
 from ..guidance.errors import ParameterError, did_you_mean
-
-TEXT_FIRST = {
-    "ChromaTransformer2DModel",
-    "CogVideoXTransformer3DModel",
-    "FluxTransformer2DModel",
-    "QwenImageTransformer2DModel",
-}
-IMAGE_FIRST = {"SD3Transformer2DModel"}
-"""Denoisers whose attention joins text and image, by which comes first in its query."""
 
 _UNET_GROUPS = ("down_blocks", "mid_block", "up_blocks")
 _BLOCK_LISTS = (
     "transformer_blocks", "joint_transformer_blocks", "double_stream_blocks", "double_blocks", "blocks",
     "visual_transformer_blocks", "single_transformer_blocks", "single_stream_blocks", "single_blocks", "layers",
 )  # fmt: skip
+_QUERY = re.compile(r"(^|_)(q|qkv|query)(_|$)")
+"""Names of the projections that make queries: `to_q`, `to_qkv`, `to_query`, `img_qkv_proj`, ..."""
+_CROSSING = re.compile(r"(attn2|cross_?att(n|ention))$")
 _OFFICIAL = re.compile(r"([dmu])(\d+)")
 
 
@@ -105,7 +97,7 @@ class Family:
         if self.name == "unet":
             down = [name for name in self.blocks if name.startswith("down_blocks")]
             up = [name for name in self.blocks if name.startswith("up_blocks")]
-            lowest = ["mid_block"] if self._has_cross_attention else [*down[-1:], "mid_block", *up[:1]]
+            lowest = ["mid_block"] if self.has_cross_attention else [*down[-1:], "mid_block", *up[:1]]
             candidates = [lowest, *([name] for name in reversed(down))]
         else:
             blocks = list(self.blocks)
@@ -117,12 +109,17 @@ class Family:
                 return chosen
         return ()
 
-    @property
-    def _has_cross_attention(self) -> bool:
+    @cached_property
+    def has_cross_attention(self) -> bool:
+        """Whether a condition comes in by attentions of its own."""
         return any(
-            getattr(module, "is_cross_attention", False) or re.search(r"(attn2|cross_attn|crossattn)$", name)
+            getattr(module, "is_cross_attention", False) or _CROSSING.search(name)
             for name, module in self.module.named_modules()
         )
+
+    def is_joined(self, name: str) -> bool:
+        """Whether the attention `name` projects tokens of a condition beside the image tokens."""
+        return is_joint(self.attentions[name])
 
     def resolve(self, layers: str | Sequence[str], plugin: str) -> tuple[str, ...]:
         """Full names of the self-attentions that a specification stands for, in call order.
@@ -138,7 +135,6 @@ class Family:
         """
         if not layers:
             raise ParameterError(f"{plugin}: layers={layers!r} names no layer; allowed: 'auto', or at least one name.")
-        self._check_tokens(plugin)
         chosen: set[str] = set()
         for spec in [layers] if isinstance(layers, str) else layers:
             names = self.auto if spec == "auto" else self.attentions
@@ -158,21 +154,6 @@ class Family:
             chosen |= matched
         return tuple(name for name in self.attentions if name in chosen)
 
-    def _check_tokens(self, plugin: str) -> None:
-        """Refuse a transformer whose attentions hold text tokens that cannot be told from image tokens."""
-        kind = type(self.module).__name__
-        if self.name == "unet" or kind in TEXT_FIRST | IMAGE_FIRST:
-            return
-        takes_text = {"encoder_hidden_states", "cap_feats", "input_ids"} & set(
-            inspect.signature(type(self.module).forward).parameters
-        )
-        if self.name == "mmdit" or (takes_text and not self._has_cross_attention):
-            raise ParameterError(
-                f"{plugin}: {kind} lets text and image tokens attend jointly in an order that is not known here, so it "
-                f"cannot be perturbed on image tokens only. Known: {', '.join(sorted(TEXT_FIRST | IMAGE_FIRST))}, and "
-                "all denoisers with cross-attention."
-            )
-
     def matches(self, spec: str, name: str) -> bool:
         """Whether a specification stands for the layer `name`."""
         official = _OFFICIAL.fullmatch(spec)
@@ -186,52 +167,22 @@ class Family:
             for start in range(len(parts) - len(wanted) + 1)
         )
 
-    def image_tokens(self, attention: nn.Module, image: int, text: int, length: int) -> AttentionTokens:
-        """Which tokens of an attention's sequence of `length` are image.
-
-        Args:
-            attention: the attention module.
-            image: tokens of its `hidden_states`.
-            text: text tokens that were joined to them, before or inside this attention.
-            length: tokens in its query.
-
-        Raises:
-            ParameterError: it joins text and image in an order that is not known.
-        """
-        if text == 0 or length == text:
-            return AttentionTokens(0, length)
-        kind = type(self.module).__name__
-        if kind in TEXT_FIRST:
-            return AttentionTokens(text, length)
-        if kind in IMAGE_FIRST:
-            return AttentionTokens(0, length - text)
-        raise ParameterError(
-            f"{kind} joins text and image tokens in an order that is not known here, so attention cannot be perturbed "
-            "on image tokens only."
-        )
-
-    def text_length(self, attention: nn.Module, own_text: int | None, kwargs: Mapping[str, Any]) -> int:
-        """Text tokens joined to the image tokens of an attention: its own, or those merged in before a single block."""
-        if own_text is not None:
-            return own_text
-        merged = any(module is attention for name, module in self.attentions.items() if name.startswith("single_"))
-        states = kwargs.get("encoder_hidden_states")
-        return int(states.shape[1]) if merged and states is not None else 0
-
 
 def is_self_attention(name: str, module: nn.Module) -> bool:
     """Whether a module is an attention among the image tokens (and possibly text), not one onto a condition only."""
-    if not hasattr(module, "processor") or not (hasattr(module, "to_q") or hasattr(module, "to_qkv")):
+    if not hasattr(module, "processor") or not any(_QUERY.search(child) for child, _ in module.named_children()):
         return False
+    if is_joint(module):
+        return not getattr(module, "only_cross_attention", False)
     crossing = getattr(module, "is_cross_attention", None)
     if crossing is not None:
         return not crossing
-    return not re.search(r"(attn2|cross_attn|crossattn)$", name)
+    return not _CROSSING.search(name)
 
 
 def is_joint(attention: nn.Module) -> bool:
     """Whether an attention projects text tokens of its own beside the image tokens."""
-    return getattr(attention, "add_k_proj", None) is not None
+    return any(getattr(attention, projection, None) is not None for projection in ("add_k_proj", "txt_kv_proj"))
 
 
 def _partmatches(pattern: str, part: str) -> bool:

@@ -47,7 +47,16 @@ class SetupView:
         self._name, self._run = name, run
 
     def attention_layers(self, layers: str | Sequence[str]) -> tuple[str, ...]:
-        return self._first_of(lambda family: family.resolve(layers, self._name))
+        refusal: Exception | None = None
+        found: dict[str, None] = {}
+        for family in self._run.families:  # a prior and a decoder each have layers of their own
+            try:
+                found.update(dict.fromkeys(family.resolve(layers, self._name)))
+            except ValueError as error:
+                refusal = refusal or error
+        if refusal is not None and not found:
+            raise refusal
+        return tuple(found)
 
     def skippable_blocks(self, layers: str | Sequence[str]) -> tuple[str, ...]:
         return self._first_of(lambda family: resolve_blocks(family, layers, self._name))

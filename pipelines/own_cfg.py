@@ -1,11 +1,13 @@
-"""Whether a pipeline computes an unconditional prediction by itself, told from its class and the call's arguments."""
+"""What a pipeline computes by itself, told from its class, its source and the call's arguments."""
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
+import textwrap
 from collections.abc import Mapping
 from typing import Any
-
-from .components import denoisers_of
 
 _CFG_NAMES = ("guidance_scale", "max_guidance_scale", "true_cfg_scale")
 
@@ -17,14 +19,90 @@ def has_cfg(pipe: Any, arguments: Mapping[str, Any]) -> bool:
         return scale > 1 and any(
             arguments.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds")
         )
-    test = getattr(type(pipe), "do_classifier_free_guidance", None)
-    if isinstance(test, property) and test.fget is not None:
-        try:
-            return bool(test.fget(Seen(pipe, _guidance_scale=float(scale), guidance_scale=float(scale))))
-        except Exception:  # a property that reads what only a running call sets: judge by the scale
-            return scale > 1
-    distilled = any(getattr(getattr(m, "config", None), "guidance_embeds", False) for m in denoisers_of(pipe))
-    return scale > 1 and not distilled
+    tested = _property(pipe, "do_classifier_free_guidance", scale, arguments)
+    if tested is not None:
+        return bool(tested)
+    # A scale that is never compared with anything is given to the denoiser (distilled guidance).
+    return scale > 1 and compares_scale(type(pipe))
+
+
+def other_predictions(pipe: Any, arguments: Mapping[str, Any]) -> int:
+    """Predictions that the call makes by itself beside the conditional and the unconditional one."""
+    if _property(pipe, "do_perturbed_attention_guidance", 1.0, arguments):
+        return 1
+    return most_copies(type(pipe)) - 2 if has_cfg(pipe, arguments) and most_copies(type(pipe)) > 2 else 0
+
+
+def _property(pipe: Any, name: str, scale: float, arguments: Mapping[str, Any]) -> Any:
+    """What a property of the pipeline would be in a call; `None` where there is none."""
+    test = getattr(type(pipe), name, None)
+    if not isinstance(test, property) or test.fget is None:
+        return None
+    given = {f"_{key}": value for key, value in arguments.items() if isinstance(value, (int, float))}
+    try:
+        return test.fget(Seen(pipe, **{**given, "_guidance_scale": float(scale), "guidance_scale": float(scale)}))
+    except Exception:  # a property that reads what only a running call sets: judge by the scale
+        return scale > 1
+
+
+def compares_scale(kind: Any) -> bool:
+    """Whether a pipeline's call asks how large its guidance scale is."""
+    return any(
+        isinstance(node, ast.Compare) and any(_name(part).endswith("guidance_scale") for part in ast.walk(node))
+        for node in _nodes(kind)
+    )
+
+
+def most_copies(kind: Any) -> int:
+    """How often a pipeline's call repeats its latents, `[latents] * 3`, at most; 1 if it never does."""
+    copies = [
+        node.right.value
+        for node in _nodes(kind)
+        if isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Mult)
+        and isinstance(node.left, ast.List)
+        and isinstance(node.right, ast.Constant)
+        and isinstance(node.right.value, int)
+        and [_name(item) for item in node.left.elts] == ["latents"]
+    ]
+    return max(copies, default=1)
+
+
+def may_rescale(kind: Any) -> bool:
+    """Whether a pipeline's call measures the size of a prediction, as one that rescales its combination must."""
+    nodes = _nodes(kind)
+    measures = {"norm", "vector_norm", "std", "rescale_noise_cfg"}
+    return not nodes or any(_name(node.func) in measures for node in nodes if isinstance(node, ast.Call))
+
+
+def flips_sign(kind: Any) -> bool:
+    """Whether a pipeline's call negates its prediction before the scheduler gets it."""
+
+    def negates(value: ast.AST) -> bool:
+        return isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub) and bool(_name(value.operand))
+
+    for node in _nodes(kind):
+        if isinstance(node, ast.Assign) and negates(node.value):
+            operand = node.value.operand  # type: ignore[attr-defined]
+            if [_name(target) for target in node.targets] == [_name(operand)]:
+                return True
+        if isinstance(node, ast.Call) and _name(node.func) == "step" and node.args and negates(node.args[0]):
+            return True
+    return False
+
+
+def _name(node: ast.AST) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+@functools.cache
+def _nodes(kind: Any) -> tuple[ast.AST, ...]:
+    """Everything in the source of a class's call; nothing where that is not at hand."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(kind.__call__))))
+    except (OSError, TypeError, SyntaxError):
+        return ()
+    return tuple(ast.walk(tree))
 
 
 class Seen:

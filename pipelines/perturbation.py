@@ -10,8 +10,9 @@ perturbed rows; its norms, rotary embedding, LoRA and projections stay what they
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from .families import Family
 from .grids import image_grid
 from .interception import tap_forward
 from .lora import scaled
-from .rows import AmbiguousRowsError, map_tensors, take_rows
+from .rows import AmbiguousRowsError, check_splittable, map_tensors, take_rows, tensors_in
 from .skipping import handed_on
+from .tokens import Places, locate, may_hold_others
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,26 @@ class Perturber:
         self.layout: Layout | None = None
         self.watched: dict[tuple[Point, str], torch.Tensor] = {}
         self._arguments: tuple[Sequence[Any], Mapping[str, Any]] = ((), {})
+        self._places: Mapping[str, Places] = {}
+        self._located: dict[Any, dict[str, Places]] = {}
         self._stack = stack
         self._tapped: set[str] = set()
 
+    @cached_property
+    def _modules(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.family.module.named_modules())
+
+    def own(self, layers: Sequence[str]) -> list[str]:
+        """Those of `layers` that this denoiser has; the others are of a pipeline's other denoiser."""
+        return [name for name in layers if name in self._modules]
+
+    def acts_on(self, branch: Branch) -> bool:
+        """Whether a branch differs here from its condition's prediction: not if no perturbed layer is this one's."""
+        return branch.perturbation is None or branch.denoiser is not None or bool(self.own(branch.perturbation.layers))
+
     def joins_at(self, perturbation: Perturbation) -> int:
         """Index of the outer block that holds the first perturbed layer; -1 if that may come before all blocks."""
-        return min(self.block_of(name) for name in perturbation.layers)
+        return min(self.block_of(name) for name in self.own(perturbation.layers))
 
     def block_of(self, name: str) -> int:
         """Index of the outer block that is or holds a layer; -1 if none does."""
@@ -86,10 +102,10 @@ class Perturber:
 
     def call(self, original: Callable[..., Any], layout: Layout, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call the denoiser with these rows."""
-        for segment in layout.segments:
-            self._tap(segment.perturbation.layers)
-        for point in layout.points:
-            self._tap(point.layers)
+        layers = [name for segment in layout.segments for name in self.own(segment.perturbation.layers)]
+        layers += [name for point in layout.points for name in self.own(point.layers)]
+        self._places = self._locate(layers, original, layout.total, args, kwargs)
+        self._tap(layers)
         self.layout, self._arguments, self.watched = layout, (args, kwargs), {}
         try:
             return original(*args, **kwargs)
@@ -104,6 +120,21 @@ class Perturber:
             yield
         finally:
             self.layout = outer
+
+    def _locate(
+        self, layers: Sequence[str], original: Callable[..., Any], rows: int, args: Sequence[Any], kwargs: Any
+    ) -> Mapping[str, Places]:
+        """Where the image tokens are, asked once a run for each size of the call; nothing where all are image."""
+        attentions = [name for name in dict.fromkeys(layers) if name in self.family.attentions]
+        if not attentions or not may_hold_others(self.family, attentions, args, kwargs):
+            return {}
+        with suppress(AmbiguousRowsError):
+            check_splittable(args, kwargs, rows)
+            args, kwargs = take_rows((tuple(args), dict(kwargs)), rows, slice(rows - 1, rows))
+        known = (tuple(attentions), tuple(tuple(tensor.shape) for tensor in tensors_in((args, kwargs))))
+        if known not in self._located:
+            self._located[known] = locate(self.family, attentions, original, args, kwargs)
+        return self._located[known]
 
     def _tap(self, layers: Sequence[str]) -> None:
         for index, (name, block) in enumerate(self.family.blocks.items()):
@@ -151,17 +182,13 @@ class Perturber:
                 return original(*args, **kwargs)
         if perturbation is None and not kept:
             return original(*args, **kwargs)
-        states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        own_text = int(states.shape[1]) if isinstance(states, torch.Tensor) else None
-        text = self.family.text_length(module, own_text, self._arguments[1])
-        image = _hidden_states(args, kwargs).shape[1]
 
-        def tokens(length: int) -> AttentionTokens:
-            found = self.family.image_tokens(module, image, text, length)
+        def grid(tokens: AttentionTokens) -> AttentionTokens:
             config = getattr(self.family.module, "config", None)
-            return replace(found, grid=image_grid(found.stop - found.start, config, *self._arguments))
+            return replace(tokens, grid=image_grid(tokens.stop - tokens.start, config, *self._arguments))
 
-        with AttentionReplaced(perturbation, kept, tokens, getattr(module, "processor", None)) as replaced:
+        processor = getattr(module, "processor", None)
+        with AttentionReplaced(perturbation, kept, self._places.get(name), grid, processor) as replaced:
             output = original(*args, **kwargs)
         if not replaced.acted:
             acting = type(perturbation or next(iter(kept))).__name__

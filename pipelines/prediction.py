@@ -11,6 +11,11 @@ import torch
 from ..guidance.errors import UnsupportedPipelineError
 
 
+def is_prediction(output: Any) -> bool:
+    """Whether a denoiser's call returned anything; one that only fills a cache does not."""
+    return output is not None and not (isinstance(output, tuple) and output[:1] == (None,))
+
+
 def primary(output: Any) -> torch.Tensor:
     """The prediction `[rows, ...]` within what a denoiser or a scheduler returned; a list holds one tensor a row.
 

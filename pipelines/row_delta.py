@@ -17,6 +17,7 @@ from ..guidance.branch import COND, UNCOND, Branch
 from .denoiser import Call, Denoiser
 from .hooks import Hooks
 from .observation import TOLERANCE, Observation, View
+from .own_cfg import flips_sign, may_rescale
 from .prediction import with_primary
 
 
@@ -24,13 +25,17 @@ class RowDelta:
     """Whether, and with which g, a delta was handed to the pipeline on the unconditional row of the present step.
 
     Args:
-        arguments: of the pipeline's call.
+        pipe, arguments: the pipeline, and the arguments of its call.
         hooks: the guidances' hooks in this run.
         compute_missing: `GuidedRun.compute_missing`.
     """
 
-    def __init__(self, arguments: Mapping[str, Any], hooks: Hooks, compute_missing: Callable[..., object]) -> None:
+    def __init__(
+        self, pipe: Any, arguments: Mapping[str, Any], hooks: Hooks, compute_missing: Callable[..., object]
+    ) -> None:
         self._arguments, self._hooks, self._compute_missing = arguments, hooks, compute_missing
+        self._may_rescale = may_rescale(type(pipe))
+        self._sign = -1.0 if flips_sign(type(pipe)) else 1.0  # until it is observed
         self.handed_with: float | None = None
 
     def applies(self, denoiser: Denoiser, acting: Mapping[str, Guidance], calls: int) -> bool:
@@ -48,7 +53,7 @@ class RowDelta:
         if denoiser.observation is not None:
             return denoiser.observation.rescaled
         # How two calls are combined is seen at the first scheduler step only; until then this way is right for both.
-        return calls > 1
+        return calls > 1 and self._may_rescale
 
     def _scale_of_cfg(self) -> float | None:
         names = ("true_cfg_scale", "guidance_scale") if "true_cfg_scale" in self._arguments else ("guidance_scale",)
@@ -71,7 +76,7 @@ class RowDelta:
         if not uncond or cond_call is None or g is None:
             return output
         seen = denoiser.observation
-        view, sign = (View(), 1.0) if seen is None else (seen.view, seen.gain)
+        view, sign = (View(), self._sign) if seen is None else (seen.view, seen.gain)
 
         def convert(rows: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
             return sign * view.of(rows)

@@ -42,6 +42,18 @@ def map_tensors(value: Any, change: Callable[[torch.Tensor, str], torch.Tensor],
     return value
 
 
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in `value`, in order."""
+    found: list[torch.Tensor] = []
+
+    def collect(tensor: torch.Tensor, name: str) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, collect)
+    return found
+
+
 def take_rows(value: Any, rows: int, index: torch.Tensor | slice, name: str = "") -> Any:
     """`value` with the rows `index` of every tensor whose first dimension is exactly `rows`."""
 

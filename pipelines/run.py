@@ -36,7 +36,7 @@ from .latents import ImageSpace
 from .observation import Observation, own_channels
 from .others import OtherDenoisers
 from .own_cfg import has_cfg
-from .prediction import input_rows, primary, with_primary
+from .prediction import input_rows, is_prediction, primary, with_primary
 from .recurrence import check_repeatable, noised_back, with_sample
 from .renoising import check_renoising, renoise
 from .row_delta import RowDelta
@@ -110,7 +110,7 @@ class GuidedRun:
         self.families = [denoiser.family for denoiser in self.denoisers.values()]
         self.others = OtherDenoisers(self.pipe, self.conditions, self.stack)
         self.hooks = Hooks(self.guidances, self, self.space)
-        self._row_delta = RowDelta(self.arguments, self.hooks, self.compute_missing)
+        self._row_delta = RowDelta(self.pipe, self.arguments, self.hooks, self.compute_missing)
         for module in denoisers_of(self.pipe):
             tap_call(self.stack, module, self._on_call)
         for scheduler in self._schedulers:
@@ -152,6 +152,8 @@ class GuidedRun:
         call.context = denoiser.context
         with self._within():
             output = self._forward(call, denoiser, acting, step, branches)
+        if not is_prediction(output):
+            return output
         self._calls.append(call)
         if step is not None and self._row_delta.applies(denoiser, acting, len(self._calls)):
             step = self._with_sample(step, call)
@@ -164,7 +166,8 @@ class GuidedRun:
     ) -> Any:  # fmt: skip
         """Make a call; returns what the denoiser returned for the pipeline's own rows, and notes it in `call`."""
         output = self._forward_output(call, denoiser, acting, step, branches)
-        call.output = call.handed_back = primary(output)
+        if is_prediction(output):
+            call.output = call.handed_back = primary(output)
         return output
 
     def _forward_output(
@@ -188,14 +191,16 @@ class GuidedRun:
         if step is None or roles is None or "cond" not in roles or self.rows == "sequential" or not denoiser.can_join():
             return []
         own = {OWN[role] for role in roles if role in OWN} | set(self.own)
-        extra = [branch for branch in self.hooks.wanted(acting, step) if branch not in own and not branch.apart]
+        asked = [branch for branch in self.hooks.wanted(acting, step) if denoiser.perturber.acts_on(branch)]
+        extra = [branch for branch in asked if branch not in own and not branch.apart]
         rows = len(roles) + roles.count("cond") * len(extra)
         return extra if self.max_rows is None or rows <= self.max_rows else []
 
     def _counted(self, original: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
             self.forward_calls += 1
-            return original(*args, **kwargs)
+            return output
 
         return forward
 
@@ -390,6 +395,9 @@ class GuidedRun:
         points = self.hooks.points(acting, step)
         for branch in extra_of(self.hooks.wanted(acting, step), tuple(available)):
             denoiser, original = self.denoisers[id(cond_call.module)], cond_call.original
+            if not denoiser.perturber.acts_on(branch) and branch.point is None:
+                available[branch] = available[Branch(branch.condition)]
+                continue
             if branch.denoiser is not None:
                 denoiser, original = self.others.of(branch.denoiser)
                 original = self._counted(original)

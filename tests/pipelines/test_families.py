@@ -5,7 +5,6 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-from torch import nn
 
 from trimtab.guidance.errors import ParameterError
 from trimtab.pipelines.embedded.train import build_unet
@@ -95,20 +94,3 @@ def test_what_matches_nothing_is_refused_with_what_there_is(spec: str) -> None:
         ParameterError, match=r"pag: layers=.* matches no self-attention of SD3Transformer2DModel.*blocks"
     ):
         family.resolve(spec, "pag")
-
-
-def test_order_of_text_and_image_is_refused_where_it_is_not_known() -> None:
-    class Unheard(nn.Module):
-        pass
-
-    family = Family(Unheard())
-    assert family.image_tokens(nn.Module(), image=16, text=0, length=16).stop == 16
-    with pytest.raises(ParameterError, match="Unheard joins text and image tokens in an order that is not known"):
-        family.image_tokens(nn.Module(), image=16, text=4, length=20)
-
-
-def test_image_tokens_by_family() -> None:
-    flux = on_meta("FluxTransformer2DModel", num_layers=1, num_single_layers=1)
-    sd3 = on_meta("SD3Transformer2DModel", num_layers=1)
-    assert (flux.image_tokens(nn.Module(), 16, 4, 20).start, flux.image_tokens(nn.Module(), 16, 4, 20).stop) == (4, 20)
-    assert (sd3.image_tokens(nn.Module(), 16, 4, 20).start, sd3.image_tokens(nn.Module(), 16, 4, 20).stop) == (0, 16)

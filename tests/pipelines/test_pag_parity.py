@@ -19,7 +19,6 @@ from zoo import CASES, pag_twin, run
 import trimtab
 from trimtab.guidance.base import Guidance, Run, Step
 from trimtab.guidance.branch import AttentionTokens, Branch
-from trimtab.guidance.errors import GuidanceRuntimeError, ParameterError
 from trimtab.guidance.plugins.pag import IdentityAttention
 from trimtab.pipelines.families import Family
 from trimtab.pipelines.guided import ROWS
@@ -340,32 +339,13 @@ def test_the_perturbed_attention_is_the_reference_by_hand(name: str, layer: str)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
-PERTURBABLE = [name for name in CASES if name not in ("if_", "cascade_prior", "prx_pixel", "z_image")]
-
-
-@pytest.mark.parametrize("name", PERTURBABLE)
+@pytest.mark.parametrize("name", CASES)
 def test_the_picture_does_not_depend_on_how_rows_are_computed(name: str) -> None:
     alone = ours(name, "sequential")
     assert not torch.allclose(alone, run(built(name), CASES[name]), atol=1e-4)
-    close(ours(name, "batched"), alone, 1e-5)
-    close(ours(name, "auto"), alone, 1e-5)
-
-
-def test_a_denoiser_without_self_attention_is_refused_when_attached() -> None:
-    with pytest.raises(ParameterError, match=r"pag: layers='auto': \w+ has no self-attention"):
-        built("if_").add_guidance("pag")
-
-
-@pytest.mark.parametrize("name", ["z_image", "prx_pixel"])
-def test_text_tokens_that_cannot_be_told_from_image_tokens_are_a_refusal(name: str) -> None:
-    """D6: better no perturbation than one of the text tokens, too."""
-    with pytest.raises(ParameterError, match=r"pag: \w+ lets text and image tokens attend jointly in an order"):
-        built(name).add_guidance("pag")
-
-
-def test_an_attention_onto_further_keys_is_refused_with_the_reason() -> None:
-    with pytest.raises(GuidanceRuntimeError, match="its queries attend to further keys"):
-        ours("cascade_prior")
+    tolerance = 2e-5 if name == "if_" else 1e-5  # its scheduler divides by a quantile, which enlarges the rounding
+    close(ours(name, "batched"), alone, tolerance)
+    close(ours(name, "auto"), alone, tolerance)
 
 
 def test_a_perturbation_shared_by_two_guidances_is_computed_once() -> None:
