@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
@@ -25,10 +26,11 @@ from trimtab.adapters.unicon.checkpoint import PROJECTIONS as UNICON_PROJECTIONS
 from trimtab.adapters.unicon.checkpoint import Block, blocks_of
 from trimtab.adapters.unicon.partner import Partner
 from trimtab.adapters.unicon.unet import UNetJoint
-from trimtab.guidance.branch import Branch
+from trimtab.guidance.branch import AttentionTokens, Branch
 from trimtab.guidance.plugins.pag import IdentityAttention
 from trimtab.pipelines.conditions import Conditions
 from trimtab.pipelines.denoiser import Call, Denoiser
+from trimtab.pipelines.tokens import Places
 
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 SDXL: dict[str, Any] = {
@@ -110,13 +112,20 @@ def forwards(name: str, own: int, layers: str = "auto", share_prefix: bool = Tru
     pipe = SimpleNamespace()
     with ExitStack() as stack, torch.no_grad():
         denoiser = Denoiser(module, Conditions(pipe, {}, stack), stack)
-        branch = Branch("cond", IdentityAttention(denoiser.family.resolve(layers, "pag")))
+        perturbation = IdentityAttention(denoiser.family.resolve(layers, "pag"))
+        branch = Branch("cond", perturbation)
         roles = ["uncond", "cond"][2 - own :]
         with FlopCounterMode(display=False) as one:
             module(**arguments(1))
-        with FlopCounterMode(display=False) as guided:
-            nothing = torch.empty(0)
-            call = Call(module, module._call_impl, (), arguments(own), own, roles, nothing, nothing)
+        nothing = torch.empty(0)
+        call = Call(module, module._call_impl, (), arguments(own), own, roles, nothing, nothing)
+        # On the meta device no token can be looked at; of these architectures only SD3 joins others, after its image's.
+        image = AttentionTokens(0, 64 * 64)
+        known = {layer: Places(image, image) for layer in perturbation.layers}
+        with (
+            patch("trimtab.pipelines.perturbation.locate", return_value=known),
+            FlopCounterMode(display=False) as guided,
+        ):
             denoiser.call_joined(call, [branch], share_prefix)
     return guided.get_total_flops() / one.get_total_flops()
 

@@ -26,7 +26,7 @@ from .interception import tap_forward
 from .lora import scaled
 from .rows import AmbiguousRowsError, check_splittable, map_tensors, take_rows, tensors_in
 from .skipping import handed_on
-from .tokens import Places, locate, may_hold_others
+from .tokens import Apart, Places, locate, may_hold_others
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Perturber:
         self._arguments: tuple[Sequence[Any], Mapping[str, Any]] = ((), {})
         self._places: Mapping[str, Places] = {}
         self._located: dict[Any, dict[str, Places]] = {}
+        self._apart = Apart(family, ())
         self._stack = stack
         self._tapped: set[str] = set()
 
@@ -116,10 +117,11 @@ class Perturber:
     def idle(self) -> Iterator[None]:
         """Perturb and watch nothing within, for a call inside another."""
         outer, self.layout = self.layout, None
+        paused, self._apart.paused = self._apart.paused, True
         try:
             yield
         finally:
-            self.layout = outer
+            self.layout, self._apart.paused = outer, paused
 
     def _locate(
         self, layers: Sequence[str], original: Callable[..., Any], rows: int, args: Sequence[Any], kwargs: Any
@@ -133,7 +135,8 @@ class Perturber:
             args, kwargs = take_rows((tuple(args), dict(kwargs)), rows, slice(rows - 1, rows))
         known = (tuple(attentions), tuple(tuple(tensor.shape) for tensor in tensors_in((args, kwargs))))
         if known not in self._located:
-            self._located[known] = locate(self.family, attentions, original, args, kwargs)
+            self._apart = Apart(self.family, attentions)
+            self._located[known] = locate(self._apart, original, args, kwargs)
         return self._located[known]
 
     def _tap(self, layers: Sequence[str]) -> None:

@@ -50,9 +50,9 @@ def may_hold_others(family: Family, layers: Sequence[str], args: Sequence[Any], 
 
 
 def locate(
-    family: Family, layers: Sequence[str], original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    apart: Apart, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Places]:
-    """Where the image tokens lie in each of `layers`, for a denoiser call with these arguments.
+    """Where the image tokens lie in each of the wanted layers, for a denoiser call with these arguments.
 
     Raises:
         UnsupportedPipelineError: they cannot be told from others, or lie apart.
@@ -60,11 +60,10 @@ def locate(
     key = sample_argument(args, kwargs)
     args = [_poisoned(value) if index == key else value for index, value in enumerate(args)]
     kwargs = {name: _poisoned(value) if name == key else value for name, value in kwargs.items()}
-    attentions = _Apart(family, set(layers))
+    module: Any = apart.family.module
     with ExitStack() as stack:
-        for name, attention in family.attentions.items():
-            tap_forward(stack, attention, attentions.watch(name))
-        module: Any = family.module
+        for name, attention in apart.family.attentions.items():
+            tap_forward(stack, attention, apart.watch(name))
         if getattr(module, "is_cache_enabled", False):
             stack.enter_context(outer_contexts_kept(module))
             stack.enter_context(module.cache_context("trimtab_tokens"))
@@ -72,24 +71,32 @@ def locate(
         # Compiled parts run eagerly: neither traced with these attentions nor left in mid-graph.
         stance: Any = torch.compiler.set_stance
         stack.enter_context(stance("force_eager"))
-        stack.enter_context(attentions)
+        stack.enter_context(apart)
         with suppress(_Seen):
             original(*args, **kwargs)
-    return attentions.found
+    return apart.all_found()
 
 
 class _Seen(Exception):
     """All layers that were asked for have been seen."""
 
 
-class _Apart(TorchFunctionMode):
-    """Attention in which no token sees another; notes whose queries and keys are tainted."""
+class Apart(TorchFunctionMode):
+    """Attention in which no token sees another; notes whose queries and keys are tainted.
 
-    def __init__(self, family: Family, wanted: set[str]) -> None:
+    Args:
+        family: of the denoiser.
+        wanted: the attentions asked for.
+
+    Attributes:
+        paused: whether attention is as ever, for a call inside that is no part of the denoiser's.
+    """
+
+    def __init__(self, family: Family, wanted: Sequence[str]) -> None:
         super().__init__()
-        self.found: dict[str, Places] = {}
-        self._family = family
-        self._wanted = wanted
+        self.family, self.paused = family, False
+        self._found: dict[str, Places] = {}
+        self._wanted = set(wanted)
         self._layer = ""
         self._called = self._leaked = False
 
@@ -97,12 +104,14 @@ class _Apart(TorchFunctionMode):
         """The wrapper of the attention `name`."""
 
         def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if self.paused:
+                return original(*args, **kwargs)
             self._layer, self._called = name, False
             output = original(*args, **kwargs)
             # Tokens have met in a way that is not seen here, so what is tainted later says nothing.
             self._leaked |= not self._called
             self._layer = ""
-            if self._wanted <= set(self.found):
+            if self._wanted <= set(self._found):
                 raise _Seen
             return output
 
@@ -110,6 +119,8 @@ class _Apart(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
         if func is F.linear:
             return self._linear(*args, **kwargs)
         if func is not F.scaled_dot_product_attention:
@@ -129,31 +140,37 @@ class _Apart(TorchFunctionMode):
         tainted = states.isnan().any(dim=-1, keepdim=True)
         return clean.expand(*states.shape[:-1], -1).masked_fill(tainted, float("nan"))
 
+    def all_found(self) -> dict[str, Places]:
+        """The places in every wanted layer."""
+        for name in self._wanted - set(self._found):
+            raise self._refusal(name, "holds no image tokens")
+        return self._found
+
     def _note(self, queries: torch.Tensor, keys: torch.Tensor) -> None:
+        if not bool(queries.any()):
+            return
         found = Places(self._span(queries), self._span(keys) if bool(keys.any()) else None)
-        before = self.found.get(self._layer)
+        before = self._found.get(self._layer)
         # A further attention inside the same layer, onto a condition alone, is none among image tokens.
         if before is None or before.keys is None:
-            self.found[self._layer] = found
+            self._found[self._layer] = found
 
     def _span(self, tainted: torch.Tensor) -> AttentionTokens:
         """The tainted tokens of `[rows, heads, tokens]`."""
         rows = tainted.flatten(0, -2)
         where = rows[0].nonzero().flatten().tolist()
-        span = AttentionTokens(where[0], where[-1] + 1) if where else AttentionTokens(0, 0)
-        length = rows.shape[-1]
-        kind, reason = type(self._family.module).__name__, ""
-        if not where:
-            reason = "holds no image tokens"
-        elif span.stop - span.start != len(where):
-            reason = "has its image tokens in several places"
-        elif not bool((rows == rows[0]).all()):
-            reason = "has its image tokens in another place for every prompt of the batch; guide one prompt at a time"
-        elif self._leaked and len(where) == length:
-            reason = "follows a layer whose attention is not scaled_dot_product_attention, so image tokens are not told"
-        if reason:
-            raise UnsupportedPipelineError(f"{kind}: {self._layer} {reason}, so it cannot be perturbed.")
-        return span
+        if not bool((rows == rows[0]).all()):
+            raise self._refusal(self._layer, "has its image tokens in another place for every prompt of the batch")
+        if where[-1] + 1 - where[0] != len(where):
+            raise self._refusal(self._layer, "has its image tokens in several places")
+        if self._leaked and len(where) == rows.shape[-1]:
+            raise self._refusal(self._layer, "follows a layer whose attention is not scaled_dot_product_attention")
+        return AttentionTokens(where[0], where[-1] + 1)
+
+    def _refusal(self, layer: str, reason: str) -> UnsupportedPipelineError:
+        return UnsupportedPipelineError(
+            f"{type(self.family.module).__name__}: {layer} {reason}, so it cannot be perturbed on image tokens only."
+        )
 
 
 def _poisoned(sample: Any) -> Any:

@@ -14,7 +14,7 @@ import trimtab
 from trimtab.guidance.branch import AttentionTokens
 from trimtab.guidance.errors import ParameterError, UnsupportedPipelineError
 from trimtab.pipelines.families import Family
-from trimtab.pipelines.tokens import Places, locate, may_hold_others
+from trimtab.pipelines.tokens import Apart, Places, locate, may_hold_others
 
 
 def first_call(name: str) -> tuple[Family, tuple[Any, ...], dict[str, Any]]:
@@ -31,7 +31,7 @@ def first_call(name: str) -> tuple[Family, tuple[Any, ...], dict[str, Any]]:
 
 def places(name: str, layer: str) -> Places:
     family, args, kwargs = first_call(name)
-    return locate(family, [layer], family.denoiser, args, kwargs)[layer]
+    return locate(Apart(family, [layer]), family.denoiser, args, kwargs)[layer]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_it_is_not_asked_where_text_comes_in_by_cross_attention_or_not_at_all(na
 @pytest.mark.parametrize("name", ["sd15", "wan", "pixart"])
 def test_it_would_find_image_tokens_alone_there(name: str) -> None:
     family, args, kwargs = first_call(name)
-    for found in locate(family, family.auto, family.denoiser, args, kwargs).values():
+    for found in locate(Apart(family, family.auto), family.denoiser, args, kwargs).values():
         assert found.keys == found.queries and found.queries.start == 0
 
 
@@ -124,14 +124,16 @@ def test_what_cannot_be_told_is_refused(order: str, common: list[bool], reason: 
     denoiser = Joining(order, *common)
     layer = f"blocks.{len(common) - 1}.0"
     with pytest.raises(UnsupportedPipelineError, match=f"Joining: {layer} .*{reason}"):
-        locate(Family(denoiser), [layer], denoiser, [torch.randn(2, 5, 4), torch.randn(2, 3, 4)], {})
+        locate(Apart(Family(denoiser), [layer]), denoiser, [torch.randn(2, 5, 4), torch.randn(2, 3, 4)], {})
 
 
 def test_looking_leaves_the_denoiser_as_it_was() -> None:
     denoiser = Joining("ti", True, True)
     given = [torch.randn(2, 5, 4), torch.randn(2, 3, 4)]
     before = denoiser(*given)
-    assert locate(Family(denoiser), ["blocks.0.0"], denoiser, given, {})["blocks.0.0"].queries == AttentionTokens(3, 8)
+    assert locate(Apart(Family(denoiser), ["blocks.0.0"]), denoiser, given, {})[
+        "blocks.0.0"
+    ].queries == AttentionTokens(3, 8)
     assert torch.equal(denoiser(*given), before)
     assert all("forward" not in vars(module) for module in denoiser.modules())
 
