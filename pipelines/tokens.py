@@ -71,7 +71,8 @@ def locate(
         # Compiled parts run eagerly: neither traced with these attentions nor left in mid-graph.
         stance: Any = torch.compiler.set_stance
         stack.enter_context(stance("force_eager"))
-        stack.enter_context(apart)
+        # Only inside: what guidances do around the call, such as encoding their condition, is as ever.
+        tap_forward(stack, module, apart.inside)
         with suppress(_Seen):
             original(*args, **kwargs)
     return apart.all_found()
@@ -99,6 +100,13 @@ class Apart(TorchFunctionMode):
         self._wanted = set(wanted)
         self._layer = ""
         self._called = self._leaked = False
+
+    def inside(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The wrapper of the denoiser's forward."""
+        if self.paused:
+            return original(*args, **kwargs)
+        with self:
+            return original(*args, **kwargs)
 
     def watch(self, name: str) -> Callable[..., Any]:
         """The wrapper of the attention `name`."""
