@@ -1,5 +1,6 @@
 # make demo    install into .venv, make a comparison sheet with the embedded model, print where it is
 # make test    install into .venv, check style and types, run the tests
+# make models  fetch the emoji and train the models on them into runs/; meant for a GPU
 # make wheel   build the wheel into dist/
 #
 # Needs Python 3 and make only. What is done already is not done again: the stamps in .venv depend on pyproject.toml and
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.stamp-installed
 TESTABLE := $(VENV)/.stamp-testable
 
-.PHONY: demo test lint types pytest wheel clean
+.PHONY: demo models test lint types pytest wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -32,6 +33,24 @@ types: $(TESTABLE)
 
 pytest: $(TESTABLE)
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+# Sized for a GPU. A run that was stopped continues where it was.
+EMOJI := runs/emoji.safetensors
+TRAIN := $(BIN)/trimtab train
+GPU := --mixed-precision bf16
+
+models: $(INSTALLED)
+	mkdir -p runs/npm
+	cd runs/npm && npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0
+	test -f $(EMOJI) || $(BIN)/python -m trimtab.pipelines.emoji.pack runs/npm $(EMOJI)
+	$(TRAIN) emoji-autoencoder --batch-size 64 --steps 6000 $(GPU)
+	for target in category style; do for seed in 0 1; do \
+		$(TRAIN) emoji-judge --target $$target --seed $$seed --output runs/emoji-judge-$$target-$$seed $(GPU) && \
+		$(TRAIN) emoji-judge --target $$target --seed $$seed --noisy 1 --output runs/emoji-noisy-$$target-$$seed $(GPU) \
+		|| exit 1; done; done
+	$(TRAIN) emoji-clip $(GPU)
+	$(TRAIN) emoji-sd $(GPU)
+	$(TRAIN) emoji-flux $(GPU)
 
 wheel: $(TESTABLE)
 	rm -rf build

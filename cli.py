@@ -90,6 +90,10 @@ def build_parser() -> Parser:
     convert_parser.add_argument("file", type=Path, metavar="model.pth")
     convert_parser.set_defaults(action=convert)
 
+    models = commands.add_parser("models", help="what models ship, and what makes the others")
+    models.add_argument("--json", action="store_true", help="for programs")
+    models.set_defaults(action=list_models)
+
     what = "\n".join(f"  {name:<12} {text}" for name, (text, _) in TRAININGS.items())
     new = plugins.add_parser("new", help="write a package with a guidance of your own, tests included")
     new.add_argument("name", metavar="VENDOR-NAME", help="such as my-guidance")
@@ -212,6 +216,13 @@ def new_plugin(args: argparse.Namespace) -> None:
     from . import scaffold
 
     print(scaffold.write(args.name, args.output))
+
+
+def list_models(args: argparse.Namespace) -> None:
+    """`trimtab models`: what ships, where it came from, and what makes the others."""
+    from .pipelines import models
+
+    print(json.dumps(models.rows(), indent=2) if args.json else models.table())
 
 
 def train(args: argparse.Namespace) -> None:
