@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,6 +42,8 @@ from .recurrence import check_repeatable, noised_back, with_sample
 from .renoising import check_renoising, renoise
 from .row_delta import RowDelta
 from .rows import AmbiguousRowsError
+
+logger = logging.getLogger("trimtab")
 
 
 class GuidedRun:
@@ -182,6 +185,10 @@ class GuidedRun:
                 return denoiser.call_joined(call, branches, self.rows == "auto", points)
             except AmbiguousRowsError:
                 call.extra, call.watched = {}, {}
+            except torch.OutOfMemoryError:
+                # In this run no more than the pipeline's own rows fit; each branch is a call of its own from here on.
+                call.extra, call.watched, self.max_rows = {}, {}, call.rows
+                logger.warning("%d branches more do not fit into memory: each is a call of its own", len(branches))
         return denoiser.call_watched(call, points) if points else call.original(*call.args, **call.kwargs)
 
     def _to_join(
