@@ -59,21 +59,27 @@ class CleanPhase:
         assert algebra is not None and step.sample is not None
         with torch.autocast(self.prediction.device.type, enabled=False):
             x0 = algebra.x0(self.prediction, step.sample, step.level).float()
-            x0 = x0 - self._gradient({n: g for n, g in acting.items() if g.overrides("loss")}, x0)
+            unguided = x0
+            gradient = self._gradient({n: g for n, g in acting.items() if g.overrides("loss")}, x0)
+            if gradient is not None and gradient.any():
+                x0 = x0 - gradient
             for name, guidance in acting.items():
                 if guidance.overrides("guide_x0"):
                     with annotated(name, "guide_x0", step):
                         edited = guidance.guide_x0(self._view(name), x0)
                     _check(name, step, edited, x0)
-                    x0 = edited.to(x0.dtype)
+                    x0 = edited if edited is x0 else edited.to(x0.dtype)
+            if x0 is unguided:
+                # There and back through the parametrisation would round.
+                return self.prediction
             return algebra.from_x0(x0, step.sample, step.level, self.prediction)
 
     def _view(self, name: str, sample: torch.Tensor | None = None) -> Step:
         sample = self.step.sample if sample is None else sample
         return self.hooks.view(name, dataclasses.replace(self.step, own=self.prediction, sample=sample))
 
-    def _gradient(self, losing: Mapping[str, Guidance], x0: torch.Tensor) -> torch.Tensor:
-        """What all losses together take off the clean estimate."""
+    def _gradient(self, losing: Mapping[str, Guidance], x0: torch.Tensor) -> torch.Tensor | None:
+        """What all losses together take off the clean estimate; `None` where there is none."""
         assert self.step.algebra is not None and self.step.sample is not None
         target = {name: guidance.with_respect_to(self.step) for name, guidance in losing.items()}
         with torch.enable_grad():
@@ -92,7 +98,7 @@ class CleanPhase:
         for kind in ("x0", "x_t", "sample"):
             groups.append([n for n in losses if losing[n].shares_backward and target[n] == kind])
         groups = [group for group in groups if group]
-        total = torch.zeros_like(x0)
+        total: torch.Tensor | None = None
         for index, group in enumerate(groups):
             kind, keep = target[group[0]], index < len(groups) - 1
             leaf = x_t if kind == "sample" else estimate
@@ -108,7 +114,7 @@ class CleanPhase:
                     reshaped = losing[group[0]].reshape_gradient(self._view(group[0]), gradient)
                 _check(group[0], self.step, reshaped, gradient)
                 gradient = reshaped
-            total = total + gradient
+            total = gradient if total is None else total + gradient
         for call in self.calls:
             call.graph = None
         return total

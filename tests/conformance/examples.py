@@ -25,6 +25,10 @@ def pytest_trimtab_example(name: str, pipe: Any) -> Example | None:
     """Parameters, and what a formula cannot pass."""
     if name == AUTOGUIDANCE:
         return Example({"weak": weaker(pipe.components.get("unet") or pipe.components["transformer"])})
+    if name == "classifier":
+        return Example({"classifier": Brightness(), "target": 1, "scale": 3.0})
+    if name == "tfg":
+        return Example({"energy": brightness, "rho": 1.0, "mu": 0.5, "iterations": 1, "smoothing": 0.0})
     if name == CFG_PP:
         return Example(exempt={"identity": "it takes the noise from the unconditional prediction at every scale"})
     if name == EASYCONTROL:
@@ -43,6 +47,19 @@ def pytest_trimtab_example(name: str, pipe: Any) -> Example | None:
     if name == SLG:
         return Example({"start": 0.0, "stop": 1.0})  # by default it acts on none of two steps
     return None
+
+
+def brightness(images: torch.Tensor) -> torch.Tensor:
+    """An energy that dark images have."""
+    return 5.0 * images.flatten(1).mean(1)
+
+
+class Brightness(torch.nn.Module):
+    """Dark or bright."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mean = 20.0 * images.flatten(1).mean(1)
+        return torch.stack([-mean, mean], dim=1)
 
 
 def pytest_trimtab_stages(name: str) -> Sequence[Stage] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+import hypothesis.strategies  # noqa: F401  (what a run inside this process imports is forgotten after it)
 import pytest
 
 from . import examples

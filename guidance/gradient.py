@@ -1,0 +1,58 @@
+"""What gradient guidances have in common: how large a step their gradient may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from .base import Guidance, Step
+from .levels import Level
+from .parameters import parameter
+
+GradNorm = Literal["none", "clip", "unit", "relative"]
+
+
+def signal_share(level: Level) -> float:
+    """`alpha^2 / (alpha^2 + sigma^2)`, which is alpha-bar on the variance-preserving path."""
+    return level.alpha**2 / (level.alpha**2 + level.sigma**2)
+
+
+def rms(tensor: torch.Tensor) -> torch.Tensor:
+    """Root mean square of each image, broadcastable to `tensor` `[batch, ...]`."""
+    axes = tuple(range(1, tensor.ndim))
+    return tensor.square().mean(axes, keepdim=True).sqrt()
+
+
+@dataclass(kw_only=True)
+class GradientGuidance(Guidance):
+    """A guidance with a loss, and a rule for the size of its gradient.
+
+    With a rule other than `"none"` its gradient is taken in a backward pass of its own.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient", "level"})
+
+    grad_norm: GradNorm = parameter(
+        "none",
+        "Root mean square of what is taken off the clean estimate, for each image: 'clip' to at most max_norm, "
+        "'unit' to max_norm, 'relative' to max_norm times that of the sample; 'none' leaves it.",
+    )
+    max_norm: float = parameter(1.0, "See grad_norm.", ge=0)
+
+    @property
+    def shares_backward(self) -> bool:
+        return self.grad_norm == "none"
+
+    def reshape_gradient(self, step: Step, gradient: torch.Tensor) -> torch.Tensor:
+        if self.grad_norm == "none":
+            return gradient
+        size = rms(gradient).clamp_min(1e-30)
+        if self.grad_norm == "clip":
+            return gradient * (self.max_norm / size).clamp_max(1.0)
+        wanted = torch.full_like(size, self.max_norm)
+        if self.grad_norm == "relative":
+            assert step.sample is not None
+            wanted = wanted * rms(step.sample.float())
+        return gradient * (wanted / size)

@@ -1,0 +1,94 @@
+"""Images for and from other networks: what they expect, and how a parameter gives one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.nn import functional as F
+
+from .errors import ParameterError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of an image that is in -1..1; every step is differentiable.
+
+    Args:
+        size: height and width, to which images are resized; `None` leaves them.
+        unit_range: whether the network's values, before mean and standard deviation, are in 0..1 and not in -1..1.
+        mean, std: by channel, of those values; `None` for none.
+        channels: a grey image is repeated to so many; `None` leaves it.
+    """
+
+    size: tuple[int, int] | None = None
+    unit_range: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    channels: int | None = None
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `[batch, channels, height, width]` in -1..1 as the network wants them."""
+        if self.channels is not None and images.shape[1] == 1:
+            images = images.expand(-1, self.channels, -1, -1)
+        if self.size is not None and tuple(images.shape[-2:]) != self.size:
+            images = F.interpolate(images, self.size, mode="bilinear", align_corners=False, antialias=True)
+        if self.unit_range:
+            images = images / 2 + 0.5
+        if self.mean is not None:
+            images = images - images.new_tensor(self.mean).view(1, -1, 1, 1)
+        if self.std is not None:
+            images = images / images.new_tensor(self.std).view(1, -1, 1, 1)
+        return images
+
+
+def of_processor(processor: Any, channels: int | None = None) -> Preprocessing:
+    """What a transformers image processor does to an image, cropping apart."""
+    size = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+    size = size or (getattr(processor, "size", None) if getattr(processor, "do_resize", True) else None)
+    sides: tuple[int, int] | None = None
+    if size is not None:
+        given: dict[str, int] = {"shortest_edge": size} if isinstance(size, int) else dict(size)
+        side = given.get("shortest_edge", 0)
+        sides = (given.get("height") or side, given.get("width") or side)
+    normalised = getattr(processor, "do_normalize", False)
+    return Preprocessing(
+        sides,
+        bool(getattr(processor, "do_rescale", True)),
+        tuple(processor.image_mean) if normalised else None,
+        tuple(processor.image_std) if normalised else None,
+        channels,
+    )
+
+
+def as_images(value: Any, plugin: str, name: str, mode: str = "RGB") -> torch.Tensor:
+    """The images that a parameter gives, `[batch, channels, height, width]` in -1..1.
+
+    Args:
+        value: a tensor in -1..1, `[channels, height, width]` or with a batch; a PIL image; the path of one; a list.
+        plugin, name: for messages.
+        mode: of PIL images: `"RGB"` or `"L"` for grey.
+
+    Raises:
+        ParameterError: it is something else, or a file that is no image.
+    """
+    if isinstance(value, torch.Tensor) and value.ndim in (3, 4):
+        return value.float() if value.ndim == 4 else value.float()[None]
+    if isinstance(value, Sequence) and not isinstance(value, str) and value:
+        return torch.cat([as_images(item, plugin, name, mode) for item in value])
+    if isinstance(value, str):
+        try:
+            value = Image.open(value)
+        except (OSError, UnidentifiedImageError) as error:
+            raise ParameterError(f"{plugin}: {name}={value!r} cannot be read as an image: {error}") from None
+    if isinstance(value, Image.Image):
+        pixels = torch.from_numpy(np.array(value.convert(mode))).float().div(127.5).sub(1)
+        return pixels[None, None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)[None]
+    raise ParameterError(
+        f"{plugin}: {name} is a {type(value).__name__}; needed: a PIL image, the path of one, a tensor "
+        "[channels, height, width] in -1..1, or a list of these."
+    )

@@ -1,0 +1,250 @@
+"""Classifier guidance, on the clean estimate (EluCD) or on the noisy sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from ..base import Run, Step
+from ..errors import GuidanceRuntimeError, ParameterError, did_you_mean
+from ..gradient import GradientGuidance, rms, signal_share
+from ..images import Preprocessing, of_processor
+from ..networks import borrow, device_of, soften, takes, tensor_of
+from ..parameters import parameter
+
+Target = int | str | None
+
+
+@dataclass
+class Classifier(GradientGuidance):
+    """Guidance by the gradient of a classifier's log-probability, towards classes named for each image.
+
+    $$ \\ell = \\tau_1 f_y - \\log\\sum_i \\exp(\\tau_2 f_i) $$
+
+    `estimate="x0"`, for any classifier of clean images: EluCD, Ma et al., "Elucidating the Design Space of Classifier-
+    Guided Diffusion Generation", ICLR 2024, arXiv:2310.11311. The gradient is taken at the clean estimate, clipped to
+    -1..1, as if it were one at x_t, and no backward pass goes through the denoiser; ReLU becomes `Softplus(beta)`, for
+    a smooth gradient; the temperatures weigh joint against conditional probability; the mean of the next sample
+    moves by `(\\beta_t + \\gamma v_{max}\\sin(\\pi t/T))\\,\\nabla\\ell`, with `\\beta_t` the variance of the step and
+    `v_max` its largest so far. That is, with `\\bar\\alpha` the signal's share of the variance,
+
+    $$ \\hat x_0 \\leftarrow \\hat x_0 + s\\,\\frac{1-\\bar\\alpha_t}{\\sqrt{\\bar\\alpha_s}}
+       \\Bigl(1 + \\gamma\\,\\frac{v_{max}}{\\beta_t}\\sin\\frac{\\pi t}{T}\\Bigr)\\nabla_{\\hat x_0}\\ell $$
+
+    `estimate="x_t"`, for a classifier of noisy samples (one that takes `timestep` is given it; latents stay latents):
+    Dhariwal & Nichol, arXiv:2105.05233. With the exact gradient it samples the exact conditional distribution:
+
+    $$ \\hat x_0 \\leftarrow \\hat x_0 + s\\,\\frac{\\sigma_t^2}{\\alpha_t}\\,\\nabla_{x_t}\\ell $$
+
+    `estimate="edm"`, EluCD for samplers of EDM: the classifier sees x_t at unit root mean square, and the next sample
+    moves by its gradient, normed to the root mean square of that sample, times
+    `w_i = m ((N - i)/(N + 1) + a \\sin(\\pi i/N))`. The noise that the sampler starts from is not moved.
+
+    Cost: no evaluation of the denoiser; the classifier's forward and backward pass, and the decoding, once a step.
+    """
+
+    name: ClassVar[str] = "classifier"
+
+    scale: float = parameter(1.0, "Strength s; 0 switches it off.", ge=0, off=0.0)
+    classifier: nn.Module | str | None = parameter(
+        None, "A module that returns logits `[batch, classes]`, or a folder or repository of a transformers classifier."
+    )
+    target: int | str | tuple[Target, ...] | None = parameter(
+        None, "Class by index or name, or one for each image, None for no guidance; by default the call's class_labels."
+    )
+    labels: tuple[str, ...] = parameter((), "Names of the classes; by default the checkpoint's.")
+    estimate: Literal["x0", "x_t", "edm"] = parameter("x0", "What the classifier sees.")
+    beta: float | None = parameter(3.0, "Of Softplus in place of ReLU, on the clean estimate; None keeps ReLU.", ge=0)
+    tau1: float = parameter(1.0, "Temperature of the joint term.", ge=0)
+    tau2: float | None = parameter(
+        None, "Temperature of the marginal one; by default 0.5 at x0, 1 at x_t, 0 for 'edm'.", ge=0
+    )
+    gamma: float = parameter(0.3, "Share of the sine schedule.", ge=0)
+    max_guidance: float = parameter(0.004, "m, of 'edm'.", ge=0)
+    added: float = parameter(0.3, "a, of 'edm'.", ge=0)
+    size: int | tuple[int, int] | None = parameter(
+        None, "What the classifier's images are resized to; by default as its processor says, or not at all.", ge=1
+    )
+    unit_range: bool | None = parameter(
+        None, "Whether it expects 0..1 and not -1..1; by default as its processor says, or -1..1."
+    )
+    mean: tuple[float, ...] | None = parameter(None, "Mean of its images; by default its processor's, or none.")
+    std: tuple[float, ...] | None = parameter(None, "Standard deviation; by default its processor's, or none.")
+    revision: str | None = parameter(None, "Branch, tag or commit of the repository.")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.classifier is None:
+            raise ParameterError(
+                "classifier: classifier is missing; give a torch.nn.Module that returns logits, or a folder or "
+                "repository of a transformers image classifier."
+            )
+
+    def setup(self, run: Run) -> None:
+        state = run.state
+        state.largest = 0.0
+        state.targets = self.target if self.target is not None else _labels_of_call(run)
+        if isinstance(self.classifier, str):
+            if run.dry:
+                return
+            network, processor = _load(self.classifier, self.revision)
+        else:
+            assert self.classifier is not None
+            network, processor = self.classifier, None
+        self._use(run, network, processor)
+        state.labels = self.labels or _names_of(network)
+        if state.targets is None:
+            if run.dry:
+                return
+            raise ParameterError("classifier: target is missing; give a class by name or index, or one for each image.")
+        given = state.targets if isinstance(state.targets, (tuple, list)) else (state.targets,)
+        state.classes = [self.class_index(target, state.labels) for target in given]
+
+    def _use(self, run: Run, network: nn.Module, processor: Any) -> None:
+        state = run.state
+        state.network = network
+        config = getattr(network, "config", None)
+        found = Preprocessing() if processor is None else of_processor(processor, getattr(config, "num_channels", 3))
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        state.preprocessing = Preprocessing(
+            size or found.size,
+            found.unit_range if self.unit_range is None else self.unit_range,
+            self.mean or found.mean,
+            self.std or found.std,
+            found.channels or getattr(config, "num_channels", None) or (len(self.mean) if self.mean else None),
+        )
+        if not run.dry:
+            borrow(run.exit_stack, network)
+            if self.estimate != "x_t" and self.beta is not None:
+                soften(run.exit_stack, network, self.beta)
+
+    def class_index(self, target: Target, labels: Sequence[str]) -> int | None:
+        """The index of a class given by index or name.
+
+        Raises:
+            ParameterError: no such class.
+        """
+        if not isinstance(target, str):
+            return target
+        lowered = [name.lower() for name in labels]
+        if target.lower() in lowered:
+            return lowered.index(target.lower())
+        hint = did_you_mean(target.lower(), lowered)
+        known = f"It knows {', '.join(labels[:20])}." if labels else "Its classes have no names; give labels=."
+        raise ParameterError(f"classifier: target={target!r} is no class of the classifier.{hint} {known}")
+
+    # -- the gradient ----------------------------------------------------------------------------------------------
+    def with_respect_to(self, step: Step) -> str:
+        return "x0" if self.estimate == "x0" else "sample"
+
+    def loss(self, step: Step, x0: torch.Tensor) -> torch.Tensor | None:
+        if self.scale == 0 or self.estimate == "edm" or (self.estimate == "x_t" and step.level.alpha == 0):
+            return None
+        if self.estimate == "x_t":
+            assert step.sample is not None
+            weight = step.level.sigma**2 / step.level.alpha
+            # At unit variance, as on the path of training.
+            noisy = step.sample / math.hypot(step.level.alpha, step.level.sigma)
+            return -self.scale * weight * self.log_probability(step, noisy)
+        image = step.decode(x0)
+        # The gradient is that at the clipped image, also where it was clipped.
+        image = image + (image.clamp(-1, 1) - image).detach()
+        return -self.scale * self.weight(step) * self.log_probability(step, image)
+
+    def weight(self, step: Step) -> float:
+        """What the gradient at the clean estimate is multiplied with."""
+        now, following = signal_share(step.level), signal_share(step.next_level)
+        variance = 1 - now / following
+        step.state.largest = max(step.state.largest, variance)
+        sine = math.sin(math.pi * (step.count - 1 - step.index) / step.count)
+        return (1 - now) / math.sqrt(following) * (1 + self.gamma * step.state.largest / max(variance, 1e-12) * sine)
+
+    def log_probability(self, step: Step, image: torch.Tensor) -> torch.Tensor:
+        """`tau1 f_y - log sum_i exp(tau2 f_i)` `[batch]`, 0 where an image has no target."""
+        logits = self.logits(step, image)
+        classes = self._classes(step, len(logits))
+        wanted = [0 if index is None else index for index in classes]
+        if max(wanted) >= logits.shape[1] or min(wanted) < 0:
+            raise ParameterError(
+                f"classifier: target={self.target!r} is out of range; allowed: 0 to {logits.shape[1] - 1}."
+            )
+        tau2 = self.tau2 if self.tau2 is not None else {"x0": 0.5, "x_t": 1.0, "edm": 0.0}[self.estimate]
+        chosen = logits.gather(1, torch.tensor(wanted, device=logits.device)[:, None])[:, 0]
+        value = self.tau1 * chosen - torch.logsumexp(tau2 * logits, dim=1)
+        has_target = torch.tensor([index is not None for index in classes], device=logits.device)
+        return torch.where(has_target, value, 0.0)
+
+    def logits(self, step: Step, image: torch.Tensor) -> torch.Tensor:
+        """The classifier's logits `[batch, classes]` in float32."""
+        network = step.state.network
+        device, dtype = device_of(network, image)
+        given = step.state.preprocessing(image).to(device, dtype)
+        if self.estimate == "x_t" and takes(network, "timestep"):
+            timestep = torch.full((len(given),), step.timestep, device=device)
+            return tensor_of(network(given, timestep=timestep)).float().to(image.device)
+        return tensor_of(network(given)).float().to(image.device)
+
+    @staticmethod
+    def _classes(step: Step, batch: int) -> list[int | None]:
+        classes = step.state.classes
+        if batch % len(classes):
+            raise GuidanceRuntimeError(
+                f"{len(classes)} targets were given for {batch} images; give one, or one for each image."
+            )
+        return [index for index in classes for _ in range(batch // len(classes))]
+
+    # -- EDM -------------------------------------------------------------------------------------------------------
+    def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
+        ends_level = step.evaluation > 0 or not _in_pairs(step)
+        if self.estimate != "edm" or self.scale == 0 or step.next_level.sigma == 0 or not ends_level:
+            return sample
+        index = step.index + 1
+        falling = max(self.max_guidance * (step.count - index) / (step.count + 1), 1e-5)
+        weight = falling + self.max_guidance * self.added * math.sin(math.pi * index / step.count)
+        with torch.enable_grad():
+            x = sample.detach().float()
+            x = (x / rms(x).clamp_min(1.0)).requires_grad_(True)
+            value = self.log_probability(step, x).sum()
+        gradient = torch.autograd.grad(value, x)[0]
+        shift = weight * gradient / rms(gradient).clamp_min(1e-30) * rms(sample.float())
+        return sample + self.scale * shift.to(sample.dtype)
+
+
+def _in_pairs(step: Step) -> bool:
+    """Whether the scheduler evaluates its levels twice."""
+    assert step.algebra is not None
+    steps = step.algebra.noise_steps()
+    return len(set(steps)) < len(steps)
+
+
+def _load(source: str, revision: str | None) -> tuple[nn.Module, Any]:
+    """A transformers image classifier (safetensors only) and its processor, if it has one."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    network = AutoModelForImageClassification.from_pretrained(source, revision=revision, use_safetensors=True)
+    try:
+        processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+    except (OSError, ValueError):
+        processor = None
+    return network, processor
+
+
+def _names_of(network: nn.Module) -> tuple[str, ...]:
+    named = getattr(getattr(network, "config", None), "id2label", None) or {}
+    return tuple(str(named[index]) for index in sorted(named))
+
+
+def _labels_of_call(run: Run) -> Any:
+    """The classes that the pipeline's call was given, as indices."""
+    given = run.arguments.get("class_labels") if run.arguments else None
+    if isinstance(given, (int, str)):
+        given = [given]
+    if not isinstance(given, (list, tuple)):
+        return None
+    index = getattr(run.pipeline, "class_label", None)
+    return [index(label) if isinstance(label, str) and index is not None else label for label in given]
