@@ -24,7 +24,7 @@ class Stage:
     Args:
         name: in test ids and messages.
         build: makes the pipeline, always with the same weights.
-        call: arguments of a run of two or three steps.
+        call: arguments of a run of two or three steps; its result must be a tensor, by default the latents.
         without_cfg: those that switch off its own classifier-free guidance.
     """
 
@@ -60,7 +60,7 @@ def run(pipe: Any, stage: Stage, seeds: Sequence[int] = (0,), ambient: int = 0, 
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     with seeded(ambient):
         output = pipe(
-            **{**stage.call, **override},
+            **{"output_type": "latent", **stage.call, **override},
             generator=generators,
             num_images_per_prompt=len(seeds),
             return_dict=False,

@@ -1,0 +1,1 @@
+"""What trimtab's conformance kit needs to know of these plug-ins: nothing, their defaults will do."""
