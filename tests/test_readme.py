@@ -1,27 +1,51 @@
-"""Every Python block of the README runs, except those that load from the Hub."""
+"""Every Python block of the README, the documentation and the examples runs, except those that load from the Hub."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from trimtab.pipelines.embedded import MODEL_FOLDER
+from trimtab.guidance import registry
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HUB = "stabilityai/"
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In a folder of its own, and what a block registers is gone afterwards."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    for name, plugin in registry.plugins().items():
+        if plugin.origin == "registered":
+            registry.unregister(name)
 
 
 def test_the_first_block_names_what_exists() -> None:
     """The Hub cannot be reached from tests; the calls it makes are the same as below."""
-    assert "stabilityai/" in BLOCKS[0] and "add_guidance" in BLOCKS[0]
+    first = blocks(PAGES[0])[0]
+    assert HUB in first and "add_guidance" in first
 
 
-@pytest.mark.parametrize("block", BLOCKS[1:], ids=lambda block: block.strip().splitlines()[-1][:40])
-def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MODEL_FOLDER.is_dir()
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "readme"}
-    exec(compile(block, "README.md", "exec", dont_inherit=True), names)
-    assert names["image"].size == (32, 32)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_blocks_run(page: Path) -> None:
+    """One after the other, as they are read: a block may use what those before it define."""
+    names: dict[str, object] = {"__name__": page.stem}
+    for block in blocks(page):
+        if HUB not in block:
+            names["image"] = None
+            exec(compile(block, page.name, "exec", dont_inherit=True), names)
+            assert names["image"] is None or names["image"].size == (32, 32)  # type: ignore[attr-defined]
+
+
+def test_the_plugin_of_the_tutorial_has_at_most_thirty_lines() -> None:
+    first = blocks(ROOT / "docs" / "writing-a-plugin.md")[0]
+    assert len(first.splitlines()) <= 30

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch.nn import functional
 
 from trimtab import Guidance, ParameterError, Step, parameter
 
@@ -15,15 +16,15 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass
 class Palette(Guidance):
-    r"""Steers an image towards given colours, each pixel towards those that it is nearest to.
+    r"""Steers an image towards given colours, each pixel towards those that its neighbourhood is nearest to.
 
     $$ L = \frac{s}{2} \sum_p \Bigl\| y_p - \sum_k w_{pk}\, c_k \Bigr\|^2, \qquad
-       w_{pk} = \operatorname{softmax}_k\bigl(-\| y_p - c_k \|^2 / 2 \tau^2 \bigr) $$
+       w_{pk} = \operatorname{softmax}_k\bigl(-\| \bar y_p - c_k \|^2 / 2 \tau^2 \bigr) $$
 
-    with the pixels $y_p$ of the decoded clean estimate and the colours $c_k$, in units of the range from black to white.
-    The weights count as constant, so that a step is one of mean shift towards the palette (Comaniciu & Meer, "Mean
-    Shift", TPAMI 2002). While $\tau$ is wide, colours go to the middle of their neighbours; it narrows in proportion to
-    the noise. Images of one channel are given the luma of each colour.
+    with the pixels $y_p$ of the decoded clean estimate, their means $\bar y_p$ over a small square, and the colours
+    $c_k$, in units of the range from black to white. The weights count as constant, so that a step is one of mean shift
+    towards the palette (Comaniciu & Meer, "Mean Shift", TPAMI 2002). Where $\tau$ is wide against the distance of two
+    colours, pixels go to the middle between them. Images of one channel are given the luma of each colour.
 
     Cost: no further evaluation and no gradient through the denoiser; where there is an autoencoder, a decoding and its
     gradient a step.
@@ -36,9 +37,8 @@ class Palette(Guidance):
     scale: float = parameter(
         0.6, "Strength s; 0 switches it off, 1 moves a pixel onto its colour.", ge=0, le=1, off=0.0
     )
-    width: float = parameter(
-        0.1, "Width tau of a colour's reach at the end of the run.", ge=0.01, le=1, unit="of the range black to white"
-    )
+    width: float = parameter(0.1, "Width tau of a colour's reach.", ge=0.01, le=1, unit="of the range black to white")
+    grain: int = parameter(1, "Half the side of the square that chooses together.", ge=0, le=8, unit="pixels")
 
     def validate(self) -> None:
         super().validate()
@@ -54,15 +54,15 @@ class Palette(Guidance):
         colours = torch.tensor(values, dtype=like.dtype, device=like.device)
         return colours if like.shape[1] == 3 else (colours @ colours.new_tensor(LUMA))[:, None]
 
-    def nearest(self, image: torch.Tensor, width: float) -> torch.Tensor:
-        """Each pixel's weighted mean of the colours, `[batch, channels, ...]`."""
+    def nearest(self, image: torch.Tensor) -> torch.Tensor:
+        """Each pixel's weighted mean of the colours, for images `[batch, channels, height, width]`."""
         colours = self.palette(image)
-        apart = (image.unsqueeze(1) - colours.view(1, *colours.shape, *[1] * (image.ndim - 2))).square().sum(dim=2)
-        weights = torch.softmax(-apart / (2 * (2 * width) ** 2), dim=1)  # the range is 2 wide here
-        return torch.einsum("bk...,kc->bc...", weights, colours)
+        side = 2 * self.grain + 1
+        mean = functional.avg_pool2d(image, side, stride=1, padding=self.grain, count_include_pad=False)
+        apart = (mean[:, None] - colours[None, :, :, None, None]).square().sum(dim=2)
+        weights = torch.softmax(-apart / (2 * (2 * self.width) ** 2), dim=1)  # the range is 2 wide here
+        return torch.einsum("bkhw,kc->bchw", weights, colours)
 
     def loss(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
         image = step.decode(x0)
-        width = min(1.0, self.width * (1 + step.level.ratio))
-        target = self.nearest(image.detach(), width)
-        return self.scale / 2 * (image - target).square().flatten(1).sum(dim=1)
+        return self.scale / 2 * (image - self.nearest(image.detach())).square().flatten(1).sum(dim=1)

@@ -18,9 +18,9 @@ class Symmetry(Guidance):
 
     $$ \hat x_0 \leftarrow (1 - s)\,\hat x_0 + s\,\frac{1}{|G|} \sum_{g \in G} g\,\hat x_0 $$
 
-    the mean of the clean estimate $\hat x_0$ over a group $G$ of reflections: the nearest symmetric image. At $s = 1$ for
-    the whole run the result is symmetric exactly, where the model works on pixels, and nearly so behind an autoencoder.
-    A window that ends early, `stop=0.5`, lets the model add what differs, such as a signature.
+    the mean of the clean estimate $\hat x_0$ over a group $G$ of reflections: the nearest symmetric image. At $s = 1$
+    for the whole run the result is symmetric exactly, where the model works on pixels, and nearly so behind an
+    autoencoder. A window that ends early, `stop=0.5`, lets the model add what differs, such as a signature.
 
     Cost: no further evaluation.
     """

@@ -1,1 +1,0 @@
-"""What trimtab's conformance kit needs to know of these plug-ins: nothing, their defaults will do."""
