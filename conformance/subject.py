@@ -19,6 +19,7 @@ from .. import guide
 from ..guidance.base import Guidance
 from ..guidance.errors import ParameterError, UnsupportedPipelineError, UnsupportedSchedulerError
 from ..guidance.registry import find
+from ..pipelines.around import apart
 from ..pipelines.components import denoisers_of
 from .example import Example
 from .fingerprint import fingerprint, of_pipeline
@@ -137,7 +138,10 @@ class Count:
 
 @contextmanager
 def counted(pipe: Any) -> Iterator[Count]:
-    """Count rows at the `forward` of the denoiser's class, underneath trimtab, so that a second denoiser counts too."""
+    """Count rows at the `forward` of the denoiser's class, underneath trimtab, so that a second denoiser counts too.
+
+    Calls that a guidance makes apart, on other inputs than x_t, are no evaluations.
+    """
     count = Count()
     kinds: set[Any] = {type(getattr(module, "_orig_mod", module)) for module in denoisers_of(pipe)}
     with contextlib.ExitStack() as stack:
@@ -147,7 +151,7 @@ def counted(pipe: Any) -> Iterator[Count]:
             @functools.wraps(original)
             def forward(self: Any, *args: Any, _original: Any = original, **kwargs: Any) -> Any:
                 output = _original(self, *args, **kwargs)
-                count.evaluations += len(output[0])
+                count.evaluations += 0 if apart.get() else len(output[0])
                 return output
 
             stack.callback(setattr, kind, "forward", original)

@@ -249,6 +249,10 @@ class Guidance:
             return inside  # at a level that nobody knows as well
         return inside and self.sigma_min <= step.level.ratio <= self.sigma_max
 
+    def companions(self, step: Step) -> int:
+        """Images that ride along beside the pipeline's own in each evaluation of this step, such as a partner."""
+        return 0
+
     # -- hooks -----------------------------------------------------------------------------------------------------
     def setup(self, run: Run) -> None:
         """Phase 1: prepare `run.state`."""

@@ -48,6 +48,7 @@ class PlannedStep:
         calls: forward calls of the denoiser in one evaluation.
         repeats: how often the step is evaluated.
         gradient: whether a loss is differentiated through the denoiser.
+        companions: images that ride along in each evaluation.
     """
 
     index: int
@@ -57,11 +58,12 @@ class PlannedStep:
     calls: int
     repeats: int = 1
     gradient: bool = False
+    companions: int = 0
 
     @property
     def evaluations(self) -> int:
-        """Predictions computed for each image."""
-        return (len(self.own) + len(self.extra)) * self.repeats
+        """Predictions computed for each image, those of its companions included."""
+        return (len(self.own) + len(self.extra)) * self.repeats * (1 + self.companions)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from .denoiser import Denoiser, branches_of
 from .interception import outer_contexts_kept
 
 _numbers = itertools.count()
+
+apart: ContextVar[bool] = ContextVar("apart", default=False)
+"""Whether the denoiser is being called apart from the run; such a call is no evaluation."""
 
 
 def surrounded(
@@ -66,5 +70,9 @@ class _DenoiserCall:
         # A step cache compares with the call before it in the same context, so each call has one of its own.
         enter = getattr(self.module, "cache_context", None)
         context = enter(f"trimtab_apart_{next(_numbers)}") if enter is not None else nullcontext()
-        with torch.no_grad(), self._denoiser.perturber.idle(), outer_contexts_kept(self.module), context:
-            return self._bare(*args, **kwargs)
+        token = apart.set(True)
+        try:
+            with torch.no_grad(), self._denoiser.perturber.idle(), outer_contexts_kept(self.module), context:
+                return self._bare(*args, **kwargs)
+        finally:
+            apart.reset(token)

@@ -86,7 +86,8 @@ def make_plan(
             apart = joining if sequential or gradient or (most is not None and together > most) else []
             calls = own_calls + len(apart) + len(extra) - len(joining)
             repeats = repeats_of(acting, seen)
-            planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls, repeats, gradient))
+            companions = sum(guidance.companions(seen[name]) for name, guidance in acting.items())
+            planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls, repeats, gradient, companions))
         rows = tuple(row_of(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
     measured = getattr(pipe.__dict__.get("last_guided_run"), "graph_bytes", 0) or None
     return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows, measured)

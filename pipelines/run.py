@@ -298,13 +298,14 @@ class GuidedRun:
         own = own_channels(model_output, whole)[:batch]
         step = dataclasses.replace(step, sample=whole[:batch])
         total, sample = self._edited(step, acting, observation, made, own)
-        self._count(calls, whole)
+        together = 1 + sum(guidance.companions(step) for guidance in acting.values())
+        self._count(calls, whole, together)
         for _ in range(self.hooks.repeats(acting, step) - 1):
             step, made = self._evaluated_again(scheduler, step, acting, observation, made, total)
             assert step.sample is not None
             own = observation.combine([call.output for call in made], step.sample)
             total, sample = self._edited(step, acting, observation, made, own)
-            self._count(made, whole)
+            self._count(made, whole, together)
         if model_output.shape[1:] != total.shape[1:]:
             total = torch.cat([total, model_output[:batch, total.shape[1] :]], dim=1)
         if observation.copies == 1:
@@ -420,9 +421,10 @@ class GuidedRun:
             cond_call.extra[branch] = rows
             available[branch] = convert(rows, cond_call.at.get(branch))
 
-    def _count(self, calls: Sequence[Call], sample: torch.Tensor) -> None:
+    def _count(self, calls: Sequence[Call], sample: torch.Tensor, together: int = 1) -> None:
         for call in calls:
             observed, rows = self.denoisers[id(call.module)].observation, call.output.shape[0]
             # Some pipelines hand the scheduler several copies of the sample.
             images = call.roles.count(call.roles[0]) if call.roles else min(rows, sample.shape[0])
-            self.evaluations += rows // (observed.batch if observed is not None else images) + len(call.extra)
+            own = rows // (observed.batch if observed is not None else images)
+            self.evaluations += (own + len(call.extra)) * together

@@ -83,20 +83,24 @@ class Inputs:
             processor = self._pipe.image_processor
             pixels = processor.preprocess(found, height=height, width=width, resize_mode="crop")
             pixels = pixels.to(self._pipe._execution_device, self._pipe.vae.dtype)
-            latents = self._encode(pixels)
-        if self._images % len(latents):
-            raise ParameterError(
-                f"joint: {name} holds {len(latents)} images for {self._images}; give one, or one for each prompt."
-            )
-        return latents.to(self._like).repeat_interleave(self._images // len(latents), dim=0)
+            latents = self._encode(pixels, name)
+        return self._for_each(latents.to(self._like), name)
 
-    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _encode(self, pixels: torch.Tensor, name: str) -> torch.Tensor:
         vae, generator = self._pipe.vae, self._run.arguments.get("generator")
-        if isinstance(generator, list):
-            each = self._images // len(pixels)
-            parts = [vae.encode(one[None]).latent_dist.sample(generator[i * each]) for i, one in enumerate(pixels)]
-            return torch.cat(parts) * vae.config.scaling_factor
+        if isinstance(generator, list):  # so that an image does not depend on the others of its batch
+            pixels = self._for_each(pixels, name)
+            drawn = [vae.encode(one[None]).latent_dist.sample(g) for one, g in zip(pixels, generator, strict=True)]
+            return torch.cat(drawn) * vae.config.scaling_factor
         return vae.encode(pixels).latent_dist.sample(generator) * vae.config.scaling_factor
+
+    def _for_each(self, given: torch.Tensor, name: str) -> torch.Tensor:
+        """One for each image of the run, from one, one for each prompt, or one for each image."""
+        if self._images % len(given):
+            raise ParameterError(
+                f"joint: {name} holds {len(given)} images for {self._images}; give one, or one for each prompt."
+            )
+        return given.repeat_interleave(self._images // len(given), dim=0)
 
     def _mask(self, value: Any, name: str) -> torch.Tensor:
         """1 where a side is made, `[masks, 1, height, width]` of latents."""
@@ -106,8 +110,7 @@ class Inputs:
         )
         height, width = (side * scale for side in self._size)
         pixels = processor.preprocess(pictures(value, "joint", name), height=height, width=width)
-        mask = F.interpolate(pixels, tuple(self._size)).to(self._like)
-        return mask.repeat_interleave(self._images // len(mask), dim=0)
+        return self._for_each(F.interpolate(pixels, tuple(self._size)).to(self._like), name)
 
     # -- prompts ---------------------------------------------------------------------------------------------------
     def _texts(self, word: str, prompt: str | None, negative: str | None) -> Texts:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
+
+from PIL import Image
 
 from ..base import Guidance, Run
 from ..errors import ParameterError
@@ -36,7 +38,9 @@ class EasyControl(Guidance):
     name: ClassVar[str] = "easycontrol"
 
     weights: str | None = parameter(None, "File, folder or Hub repository with the LoRA, in the published format.")
-    image: Any = parameter(None, "Condition: a PIL image or the path of one, or a list with one for each prompt.")
+    image: Image.Image | str | list[Image.Image | str] | None = parameter(
+        None, "Condition: a PIL image or the path of one, or a list with one for each prompt."
+    )
     kind: Literal["spatial", "subject"] = parameter(
         "spatial", "'spatial' lies over the image, whatever its aspect ratio; 'subject' appears somewhere in it."
     )

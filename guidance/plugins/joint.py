@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from ..base import Guidance, Run, Step
 from ..branch import COND, AttentionTokens, Branch, Perturbation, Predictions
 from ..errors import ParameterError
 from ..parameters import parameter
+
+Given = Image.Image | str | list[Image.Image | str] | torch.Tensor | None
+"""A side that is given: images, or latents `[images, channels, height, width]`."""
 
 TRIGGERS = {"depth": "depth_map, ", "edge": "edge_map, ", "pose": "pose_map, "}
 """What the published models were trained to find before the partner's prompt."""
@@ -64,21 +68,25 @@ class Joint(Guidance):
 
     weights: str | None = parameter(None, "Folder or Hub repository of the model.")
     model: str | None = parameter(None, "Folder of the model inside it, such as 'depth'.")
-    image: Any = parameter(
+    image: Given = parameter(
         None, "The side that is given: a PIL image or the path of one, a list with one for each prompt, or latents."
     )
     mode: Literal["condition", "estimate", "joint", "coarse"] = parameter(
         "condition", "What is given and what is made, see above."
     )
-    joint_scale: float = parameter(1.0, "w, the weight of the joint attention.", ge=0)
+    joint_scale: float = parameter(1.0, "w, the weight of the joint attention.", ge=0, off=0.0)
     signal_scale: float = parameter(0.0, "c, by which what is owed to the partner counts more.", ge=0)
     noise_strength: float = parameter(0.7, "In 'coarse' mode, the share of the run that makes y anew.", ge=0, le=1)
     prompt: str | None = parameter(None, "The partner's prompt; by default the pipeline's.")
     negative_prompt: str | None = parameter(None, "The partner's negative prompt; by default the pipeline's.")
     trigger: str | None = parameter(None, "Put before the prompt of y; by default what the model is known to need.")
-    mask: Any = parameter(None, "White where the partner is made, black where it stays what `image` is.")
-    own_image: Any = parameter(None, "What the pipeline's own side stays where `own_mask` is black.")
-    own_mask: Any = parameter(None, "White where the pipeline's own side is made.")
+    mask: Image.Image | str | list[Image.Image | str] | None = parameter(
+        None, "White where the partner is made, black where it stays what `image` is."
+    )
+    own_image: Given = parameter(None, "What the pipeline's own side stays where `own_mask` is black.")
+    own_mask: Image.Image | str | list[Image.Image | str] | None = parameter(
+        None, "White where the pipeline's own side is made."
+    )
     revision: str | None = parameter(None, "Branch, tag or commit of the repository.")
     allow_pth: bool = parameter(False, "Read a model.pth, tensors only, where there is no model.safetensors.")
 
@@ -121,6 +129,9 @@ class Joint(Guidance):
 
     def acts(self, step: Step) -> bool:
         return self.moves or self.own_mask is not None or super().acts(step)
+
+    def companions(self, step: Step) -> int:
+        return int(self.joins(step))
 
     def setup(self, run: Run) -> None:
         run.state.partner = None

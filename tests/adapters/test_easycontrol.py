@@ -414,7 +414,7 @@ def test_a_truncated_file_is_refused(pipe: Any, loras: Path, tmp_path: Path) -> 
     [
         ({"weights": None}, "weights is missing"),
         ({"image": None}, "image is missing"),
-        ({"image": 3}, "image is a int; needed: a PIL image"),
+        ({"image": 3}, "image=3 is an int, not Image or str"),
         ({"image": "nowhere.png"}, "image='nowhere.png' cannot be read"),
         ({"image": []}, "image is an empty list"),
         ({"kind": "depth"}, "kind='depth'"),

@@ -213,7 +213,7 @@ def test_signal_guidance_costs_one_row_an_image(models: Path) -> None:
     pipe.unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     plan = pipe.explain_guidance(num_inference_steps=case.STEPS, guidance_scale=case.GUIDANCE)
     run(pipe)
-    assert plan.evaluations == pipe.last_guided_run.evaluations == 3 * case.STEPS
+    assert plan.evaluations == pipe.last_guided_run.evaluations == 2 * 3 * case.STEPS
     assert rows == [2 * 3] * case.STEPS  # each evaluation of the pipeline's side has its partner beside it
 
 

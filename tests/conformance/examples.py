@@ -9,15 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from fixtures import easycontrol_case
+from fixtures.weights import noise
+from zoo import CASES, picture
 
+from trimtab.adapters.easycontrol.checkpoint import projections_of, written
+from trimtab.adapters.low_rank import LowRank
+from trimtab.adapters.unicon.checkpoint import save
+from trimtab.adapters.unicon.train import UniConSettings, UniConTraining
 from trimtab.adapters.weights import save_weights
 from trimtab.conformance import Example, Stage
-from trimtab.conformance.tiny import assemble
+from trimtab.conformance.stages import STAGES
+from trimtab.conformance.tiny import sd15
 
-AUTOGUIDANCE, CFG_PP, EASYCONTROL, GUIDER = "autoguidance", "cfg_pp", "easycontrol", "guider"
+AUTOGUIDANCE, CFG_PP, EASYCONTROL, GUIDER, JOINT = "autoguidance", "cfg_pp", "easycontrol", "guider", "joint"
 SAG, SLG = "sag", "slg"
 
 
@@ -35,11 +40,14 @@ def pytest_trimtab_example(name: str, pipe: Any) -> Example | None:
         return Example(
             {
                 "weights": str(loras()),
-                "image": easycontrol_case.picture(easycontrol_case.SPATIAL),
-                "cond_size": easycontrol_case.COND_SIZE,
+                "image": picture(16),
+                "cond_size": 16,
                 "lora_index": 0,  # the file holds one
-            }
+            },
+            exempt={"batch": "the images of one prompt share its condition, drawn with the first one's generator"},
         )
+    if name == JOINT:
+        return Example({"weights": str(partner()), "image": picture(16), "mode": "condition"})
     if name == GUIDER:
         return Example(exempt={"identity": "which parameter of a guider switches it off is the guider's own matter"})
     if name == SAG:
@@ -63,18 +71,13 @@ class Brightness(torch.nn.Module):
 
 
 def pytest_trimtab_stages(name: str) -> Sequence[Stage] | None:
-    """Flux, for what works on nothing else."""
-    if name != EASYCONTROL:
-        return None
-    call = {
-        **easycontrol_case.prompt(),
-        "height": easycontrol_case.HEIGHT,
-        "width": easycontrol_case.BREADTH,
-        "num_inference_steps": 2,
-        "guidance_scale": easycontrol_case.GUIDANCE,
-        "output_type": "latent",
-    }
-    return [Stage("flux", functools.partial(assemble, flux), call)]
+    """A pipeline of one's own, for what works on few."""
+    if name == EASYCONTROL:
+        case = CASES["flux"]
+        return [Stage("flux", case.build, {**case.call, "num_inference_steps": 2})]
+    if name == JOINT:
+        return STAGES[:1]
+    return None
 
 
 def weaker(denoiser: torch.nn.Module) -> torch.nn.Module:
@@ -92,17 +95,22 @@ def weaker(denoiser: torch.nn.Module) -> torch.nn.Module:
 def loras() -> Path:
     """A file with a published-format LoRA of the tiny Flux."""
     path = Path(tempfile.mkdtemp()) / "spatial.safetensors"
-    save_weights(path, easycontrol_case.lora(easycontrol_case.SPATIAL))
-    return path
+    layers: dict[str, dict[str, LowRank]] = {}
+    for layer, projection, width_in, width_out in projections_of(CASES["flux"].build().transformer):
+        down, up = noise(f"down.{layer}.{projection}", 4, width_in), noise(f"up.{layer}.{projection}", width_out, 4)
+        layers.setdefault(layer, {})[projection] = LowRank(down / 4, up / 4)
+    return save_weights(path, written(layers))
 
 
-def flux() -> diffusers.FluxPipeline:
-    return diffusers.FluxPipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**easycontrol_case.SCHEDULER),
-        vae=easycontrol_case.filled(diffusers.AutoencoderKL(**easycontrol_case.VAE), "vae"),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=easycontrol_case.filled(diffusers.FluxTransformer2DModel(**easycontrol_case.TRANSFORMER), "flux"),
-    )
+@functools.cache
+def partner() -> Path:
+    """A folder with a published-format model of the kit's tiny UNet."""
+    folder = Path(tempfile.mkdtemp())
+    unet = sd15().unet
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = UniConTraining(unet, UniConSettings(rank=4))
+        with torch.no_grad():
+            for weight in model.weights:
+                weight.copy_(0.1 * torch.randn(weight.shape))
+    return save(folder, model.blocks)

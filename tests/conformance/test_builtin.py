@@ -14,15 +14,7 @@ pytest_plugins = ["pytester"]
 BUILTIN = sorted(p.name for p in entry_points(group="trimtab.guidance") if p.dist and p.dist.name == "trimtab")
 
 
-FAILING = {
-    "easycontrol": "its fill is a forward call that the plan does not declare, and two images of one prompt fail",
-}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.xfail(reason=FAILING[n], strict=True) if n in FAILING else ()) for n in BUILTIN],
-)
+@pytest.mark.parametrize("name", BUILTIN)
 def test_it_conforms(name: str, pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess(
         "--trimtab-plugin", name, "-q", "-rs", "-p", "no:cacheprovider", "-W", "ignore", plugins=[examples]
