@@ -151,6 +151,8 @@ class Conditions:
         arguments = dict(first.arguments)
         with torch.no_grad():
             if "do_classifier_free_guidance" in arguments:
+                if isinstance(arguments.get("prompt"), list) and isinstance(text, str):
+                    text = [text] * len(arguments["prompt"])
                 arguments.update(do_classifier_free_guidance=True, negative_prompt=text)
                 return self._encode_again(arguments).negative()
             count = _batch_of(arguments.get("prompt"), first)

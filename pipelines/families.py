@@ -54,10 +54,13 @@ class Family:
         return "mmdit" if joint else "dit"
 
     @property
-    def packs_latents(self) -> bool:
-        """Whether its sample is a list of tokens with positions or sizes beside it, and not a picture."""
+    def pictures(self) -> bool:
+        """Whether its sample is laid out in rows and columns: not packed into tokens, and no video."""
         takes = set(inspect.signature(type(self.module).forward).parameters)
-        return bool({"img_ids", "img_shapes"} & takes) or {"num_frames", "height", "width"} <= takes
+        packed = bool({"img_ids", "img_shapes"} & takes) or {"num_frames", "height", "width"} <= takes
+        settings = getattr(self.module, "config", {})
+        moving = any("temporal" in name or "motion" in name for name in (*settings, *self.attentions))
+        return not packed and not moving and not any(isinstance(part, nn.Conv3d) for part in self.module.modules())
 
     @cached_property
     def blocks(self) -> dict[str, nn.Module]:

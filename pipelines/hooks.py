@@ -41,7 +41,7 @@ class SetupView:
         self.exit_stack: ExitStack = run.stack
         self.dry = dry
         self.own: tuple[Branch, ...] = run.own
-        self.pictures = not any(family.packs_latents for family in run.families)
+        self.pictures = all(family.pictures for family in run.families)
         self.pipeline: Any = run.pipe
         self.arguments: Mapping[str, Any] = run.arguments
         self._name, self._run = name, run

@@ -92,8 +92,8 @@ class SAG(Guidance):
     def setup(self, run: Run) -> None:
         if not run.pictures:
             raise UnsupportedPipelineError(
-                f"{self.label}: this pipeline packs its latents into tokens, which cannot be blurred as a picture. "
-                "Guidances that need no picture: 'pag', 'seg', 'slg'."
+                f"{self.label}: the latents of this pipeline are no picture that could be blurred: they are packed "
+                "into tokens, or a video. Guidances that need no picture: 'pag', 'seg', 'slg'."
             )
         run.state.seen = parent = UNCOND if UNCOND in run.own else COND
         point = Degraded(parent, run.attention_layers(self.layers), self.threshold, self.sigma)

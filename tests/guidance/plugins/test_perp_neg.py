@@ -56,6 +56,19 @@ def test_on_every_kind_of_denoiser_it_acts_alike_however_rows_are_computed(name:
     check_everywhere(name, "perp_neg", {"negative_prompt": "two blue boats"}, {"start": 0.0, "stop": 0.0})
 
 
+@pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_every_image_of_a_batch_is_as_it_is_alone(name: str, guidance_scale: float) -> None:
+    prompts, side = ["a red fox", "two cats"], 16 if name == "sd15" else 8
+    latents = torch.randn(2, 4, side, side)
+    call = {"guidance_scale": guidance_scale, "negative_prompt": None}
+    perp = {"negative_prompt": "two blue boats"}
+    alone = [
+        guided(name, "perp_neg", perp, prompt=p, latents=x[None], **call) for p, x in zip(prompts, latents, strict=True)
+    ]
+    close(guided(name, "perp_neg", perp, prompt=prompts, latents=latents, **call), torch.cat(alone), 1e-5)
+
+
 def test_scale_zero_is_the_empty_prompt_alone() -> None:
     close(guided("sd15", "perp_neg", {"scale": 0.0}), stock("sd15", prompt="", guidance_scale=1.0), 1e-5)
 

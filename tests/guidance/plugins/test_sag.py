@@ -75,7 +75,8 @@ def test_a_scaled_input_is_scaled_at_the_other_point_as_well() -> None:
     close(kept[1], kept[0], 2e-3)
 
 
-def test_packed_latents_are_refused_before_the_run() -> None:
-    with pytest.raises(UnsupportedPipelineError, match="packs its latents into tokens"):
-        built("flux").add_guidance("sag")
-    assert not built("flux").guidances
+@pytest.mark.parametrize("name", ["flux", "qwenimage", "wan", "ltx", "animatediff", "svd"])
+def test_packed_latents_and_videos_are_refused_before_the_run(name: str) -> None:
+    with pytest.raises(UnsupportedPipelineError, match="no picture that could be blurred"):
+        built(name).add_guidance("sag")
+    assert not built(name).guidances
