@@ -65,13 +65,13 @@ def of_processor(processor: Any, channels: int | None = None) -> Preprocessing:
     )
 
 
-def as_images(value: Any, plugin: str, name: str, mode: str = "RGB") -> torch.Tensor:
+def as_images(value: Any, plugin: str, name: str, mode: str | None = None) -> torch.Tensor:
     """The images that a parameter gives, `[batch, channels, height, width]` in -1..1.
 
     Args:
         value: a tensor in -1..1, `[channels, height, width]` or with a batch; a PIL image; the path of one; a list.
         plugin, name: for messages.
-        mode: of PIL images: `"RGB"` or `"L"` for grey.
+        mode: of PIL images: `"RGB"`, `"L"` for grey, or `None` for what they are.
 
     Raises:
         ParameterError: it is something else, or a file that is no image.
@@ -86,6 +86,7 @@ def as_images(value: Any, plugin: str, name: str, mode: str = "RGB") -> torch.Te
         except (OSError, UnidentifiedImageError) as error:
             raise ParameterError(f"{plugin}: {name}={value!r} cannot be read as an image: {error}") from None
     if isinstance(value, Image.Image):
+        mode = mode or ("L" if value.mode in ("1", "L") else "RGB")
         pixels = torch.from_numpy(np.array(value.convert(mode))).float().div(127.5).sub(1)
         return pixels[None, None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)[None]
     raise ParameterError(

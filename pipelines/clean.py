@@ -81,7 +81,7 @@ class CleanPhase:
     def _gradient(self, losing: Mapping[str, Guidance], x0: torch.Tensor) -> torch.Tensor | None:
         """What all losses together take off the clean estimate; `None` where there is none."""
         assert self.step.algebra is not None and self.step.sample is not None
-        target = {name: guidance.with_respect_to(self.step) for name, guidance in losing.items()}
+        target = {name: guidance.with_respect_to(self._view(name)) for name, guidance in losing.items()}
         with torch.enable_grad():
             p, x_t = (tensor.detach().float().requires_grad_(True) for tensor in (self.prediction, self.step.sample))
             through = "x_t" in target.values()

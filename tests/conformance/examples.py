@@ -34,6 +34,8 @@ def pytest_trimtab_example(name: str, pipe: Any) -> Example | None:
         return Example({"classifier": Brightness(), "target": 1, "scale": 3.0})
     if name == "tfg":
         return Example({"energy": brightness, "rho": 1.0, "mu": 0.5, "iterations": 1, "smoothing": 0.0})
+    if name == "steered":
+        return Example({"losses": (brightness,), "scale": 3.0})
     if name == CFG_PP:
         return Example(exempt={"identity": "it takes the noise from the unconditional prediction at every scale"})
     if name == EASYCONTROL:

@@ -1,0 +1,144 @@
+"""Losses of an image that other networks see; each takes images in -1..1 and returns one number an image.
+
+Give them to the plug-in `steered` as they are, or as a `Term` with a weight and a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .images import Preprocessing
+from .networks import tensor_of
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One of several losses.
+
+    Args:
+        loss: takes images `[batch, channels, height, width]`, returns `[batch]`.
+        weight: its factor.
+        start, stop: it acts while start <= index / count < stop.
+    """
+
+    loss: Loss
+    weight: float = 1.0
+    start: float = 0.0
+    stop: float = 1.0
+
+
+@dataclass(frozen=True)
+class EmbeddingCosine:
+    """`1 - cos(e(x), e)`: identity by a face network, a text by the image tower of a CLIP-like model.
+
+    Args:
+        network: embeds images, `[batch, d]`.
+        wanted: e, `[d]` or `[batch, d]`: the embedding of a reference image, or of a text in the same space.
+        preprocessing: what the network expects.
+    """
+
+    network: nn.Module
+    wanted: torch.Tensor
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        embedded = tensor_of(self.network(self.preprocessing(images))).float()
+        return 1 - F.cosine_similarity(embedded, self.wanted.to(embedded), dim=-1)
+
+
+@dataclass(frozen=True)
+class SemanticMap:
+    """Mean cross-entropy between a segmentation network's logits and a map of classes.
+
+    Args:
+        network: returns logits `[batch, classes, h, w]`.
+        classes: `[batch or 1, h, w]` of class indices; -100 where anything goes.
+        preprocessing: what the network expects.
+    """
+
+    network: nn.Module
+    classes: torch.Tensor
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        logits = tensor_of(self.network(self.preprocessing(images))).float()
+        wanted = self.classes.to(logits.device).expand(len(logits), -1, -1)
+        size = tuple(wanted.shape[-2:])
+        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        each = F.cross_entropy(logits, wanted, ignore_index=-100, reduction="none").flatten(1)
+        return each.sum(1) / (wanted.flatten(1) != -100).sum(1).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Content:
+    """Mean squared difference of a network's features, averaged over layers.
+
+    Args:
+        network: any network of images, not compiled.
+        layers: names of its modules whose outputs are compared.
+        reference: images `[batch or 1, ...]` in -1..1.
+        preprocessing: what the network expects.
+    """
+
+    network: nn.Module
+    layers: Sequence[str]
+    reference: torch.Tensor
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def statistic(self, features: torch.Tensor) -> torch.Tensor:
+        """What of the features is compared."""
+        return features
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = self._features(self.reference.to(images))
+        found = self._features(images)
+        distances = [
+            (self.statistic(found[name]) - self.statistic(wanted[name])).square().flatten(1).mean(1)
+            for name in self.layers
+        ]
+        return torch.stack(distances).mean(0)
+
+    def _features(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        with outputs_of(self.network, self.layers) as features:
+            self.network(self.preprocessing(images))
+        return features
+
+
+class Style(Content):
+    """The same on Gram matrices `F F^T / (channels positions)`, which do not know where anything is.
+
+    Gatys et al., "A Neural Algorithm of Artistic Style", arXiv:1508.06576.
+    """
+
+    def statistic(self, features: torch.Tensor) -> torch.Tensor:
+        flat = features.flatten(2)
+        return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+
+
+@contextmanager
+def outputs_of(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """The outputs of some modules of a network, filled while it is called within the block."""
+    found: dict[str, torch.Tensor] = {}
+
+    def keeping(name: str) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            found[name] = tensor_of(output).float()
+
+        return keep
+
+    handles = [network.get_submodule(name).register_forward_hook(keeping(name)) for name in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,88 @@
+"""Linear measurements of an image, `y = A x`, each with a right inverse B, so that `A B y = y`.
+
+`x + B (y - A x)` then measures as y exactly, and keeps of x what A does not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the luminance of ITU-R BT.601, which grey images of PIL hold."""
+
+Map = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LinearOperator:
+    """A linear measurement of images `[batch, channels, height, width]`.
+
+    Args:
+        forward: A.
+        right_inverse: B, such as the pseudo-inverse.
+    """
+
+    forward: Map
+    right_inverse: Map
+
+    def project(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """`x + B (y - A x)`."""
+        return x + self.right_inverse(y - self.forward(x))
+
+
+@dataclass(frozen=True)
+class Inpainting(LinearOperator):
+    """The pixels that are known; made by `inpainting`."""
+
+    known: torch.Tensor
+
+    def project(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # Chosen, not added: known pixels are kept to the bit.
+        return torch.where(self.known.to(x.device), y, x)
+
+
+def inpainting(known: torch.Tensor) -> Inpainting:
+    """The pixels where `known` `[batch or 1, 1, height, width]` is true."""
+
+    def mask(x: torch.Tensor) -> torch.Tensor:
+        return x * known.to(x)
+
+    return Inpainting(mask, mask, known)
+
+
+def resampling(high: tuple[int, int], low: tuple[int, int]) -> LinearOperator:
+    """Bicubic resizing from height and width `high` to `low`, as PIL does it, by any factor.
+
+    Rows and columns are resized one after the other, so A is a Kronecker product and so is its pseudo-inverse.
+    """
+    down = [_resizing(size, to) for size, to in zip(high, low, strict=True)]
+    up = [torch.linalg.pinv(matrix) for matrix in down]
+
+    def both(matrices: list[torch.Tensor]) -> Map:
+        def apply(x: torch.Tensor) -> torch.Tensor:
+            rows, columns = (matrix.to(x) for matrix in matrices)
+            return rows @ x @ columns.T
+
+        return apply
+
+    return LinearOperator(both(down), both(up))
+
+
+def _resizing(size: int, to: int) -> torch.Tensor:
+    """The matrix `[to, size]` of resizing one axis."""
+    identity = torch.eye(size, dtype=torch.float64)[None, None]
+    return F.interpolate(identity, (to, size), mode="bicubic", align_corners=False, antialias=True)[0, 0]
+
+
+def luminance() -> LinearOperator:
+    """The luminance `[batch, 1, height, width]` of colour images; its inverse adds as much to each colour, so that
+    both differences of colour are kept."""
+
+    def grey(x: torch.Tensor) -> torch.Tensor:
+        return (x * x.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+    return LinearOperator(grey, lambda y: y.expand(-1, 3, -1, -1))

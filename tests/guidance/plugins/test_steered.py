@@ -1,0 +1,198 @@
+"""Steered diffusion: measurements are kept exactly, losses move as the paper says, in pixels, latents and flows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from guided_runs import built
+from PIL import Image
+from zoo import CASES, mask, picture
+from zoo import run as run_case
+
+import trimtab
+from trimtab import Guidance, Step, parameter
+from trimtab.guidance.losses import Term
+from trimtab.guidance.noise import Level, noise_algebra
+from trimtab.guidance.operators import LinearOperator, luminance, resampling
+from trimtab.pipelines.graph import GraphMeter
+from trimtab.pipelines.latents import ImageSpace
+
+from ...zoo.class_conditional import class_conditional
+from .gaussian_run import noise, pipeline
+
+GREY = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(4)) * 2 - 1
+HOLE = torch.zeros(1, 1, 8, 8)
+HOLE[..., 2:6, 3:] = 1
+
+
+@dataclass
+class Spy(Guidance):
+    """Keeps the last sample."""
+
+    samples: list = parameter([], "All samples.")
+
+    def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
+        self.samples.append(sample)
+        return sample
+
+
+def grey(steps: int = 4, **parameters: Any) -> torch.Tensor:
+    pipe = trimtab.guide(class_conditional(["one", "two"]))
+    if parameters:
+        pipe.add_guidance("steered", **parameters)
+    generator = torch.Generator().manual_seed(0)
+    return pipe(0, num_inference_steps=steps, generator=generator, output_type="pt").images
+
+
+@pytest.mark.parametrize("recurrence", [1, 2])
+def test_inpainting_keeps_the_known_pixels_to_the_bit(recurrence: int) -> None:
+    images = grey(task="inpainting", image=GREY, mask=HOLE, recurrence=recurrence)
+    assert torch.equal(images[HOLE == 0], GREY[HOLE == 0])
+    assert not torch.equal(images[HOLE == 1], grey()[HOLE == 1])
+
+
+@pytest.mark.parametrize("low", [(4, 4), (3, 3), (2, 4), (1, 1), (7, 5)])
+def test_super_resolution_is_the_small_image_when_made_small(low: tuple[int, int]) -> None:
+    small = resampling((8, 8), low).forward(GREY)
+    images = grey(task="super_resolution", image=small)
+    torch.testing.assert_close(resampling((8, 8), low).forward(images), small, atol=1e-3, rtol=0)
+
+
+def test_colourisation_keeps_the_luminance() -> None:
+    pipe, spy, photograph = built("ddpm"), Spy(), picture(16)
+    with pipe.guidance("steered", task="colourisation", image=photograph), pipe.guidance(spy, name="spy"):
+        run_case(pipe, CASES["ddpm"])
+    wanted = torch.from_numpy(np.array(photograph.convert("L"))).float() / 127.5 - 1
+    torch.testing.assert_close(luminance().forward(spy.samples[-1])[0, 0], wanted, atol=1e-5, rtol=0)
+
+
+def test_any_operator() -> None:
+    mean = LinearOperator(lambda x: x.mean((-2, -1), keepdim=True), lambda y: y.expand(-1, -1, 8, 8))
+    images = grey(operator=mean, image=torch.full((1, 1, 1, 1), 0.25))
+    assert images.mean().item() == pytest.approx(0.25, abs=1e-5)
+
+
+def test_a_flow_model_is_steered_as_well() -> None:
+    pipe = pipeline([0.3], [0.5], flow=True)
+    known, hole = torch.tensor([[[[0.9, 0.0, -0.4, 0.0]]]]), torch.tensor([[[[0.0, 1.0, 0.0, 1.0]]]])
+    stock = pipe(noise(), 10)
+    pipe.add_guidance("steered", task="inpainting", image=known, mask=hole)
+    out = pipe(noise(), 10)
+    assert torch.equal(out[hole == 0], known[hole == 0])
+    torch.testing.assert_close(out[hole == 1], stock[hole == 1], atol=1e-5, rtol=0)  # independent pixels
+
+
+TARGET = torch.tensor([0.9, -0.4, 0.1, -0.8])
+
+
+def quadratic(image: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (image - TARGET).square().flatten(1).sum(1)
+
+
+def test_losses_move_the_estimate_as_the_paper_says_each_in_its_window() -> None:
+    """x_0 <- x_0 - sqrt(1 - abar) grad_{x_t} sum_k w_k L_k, and the noise anew; on a Gaussian dx_0/dx_t is k."""
+    mean, variance, steps = 0.3, 0.5, 5
+    pipe = pipeline([mean], [variance])
+    terms = (Term(quadratic, 0.3), Term(lambda image: -image.flatten(1).sum(1), 0.2, start=0.4, stop=0.8))
+    pipe.add_guidance("steered", losses=terms, scale=0.9)
+    guided = pipe(noise(), steps)
+    levels = [*noise_algebra(pipe.scheduler).levels(), Level(1.0, 0.0)]
+    x_t = noise()
+    for index, (t, s) in enumerate(pairwise(levels)):
+        k = t.alpha * variance / (t.sigma**2 + t.alpha**2 * variance)
+        x0 = mean + k * (x_t - t.alpha * mean)
+        gradient = k * (0.3 * (x0 - TARGET) - 0.2 * (0.4 <= index / steps < 0.8))
+        x0 = x0 - 0.9 * t.sigma * gradient
+        x_t = s.alpha * x0 + s.sigma * (x_t - t.alpha * x0) / t.sigma
+    torch.testing.assert_close(guided, x_t, atol=2e-4, rtol=1e-3)
+    plan = pipe.explain_guidance(steps)
+    assert [step.gradient for step in plan.steps] == [True] * 5
+
+
+def test_outside_their_windows_losses_cost_nothing() -> None:
+    pipe = pipeline([0.3], [0.5])
+    pipe.add_guidance("steered", losses=(Term(quadratic, start=0.5),))
+    assert [step.gradient for step in pipe.explain_guidance(4).steps] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+@pytest.mark.parametrize("latent", ["encode", "gradient"])
+def test_latents_come_nearer_to_what_was_measured(name: str, latent: str) -> None:
+    """What an untrained autoencoder can reach: `gradient` a good deal, `encode` where it restores what it is given."""
+    pipe, case = built(name), CASES[name]
+    space = ImageSpace(pipe, case.call, GraphMeter())
+    side = space.decode(run_case(pipe, case)).shape[-1]
+
+    def distance(sample: torch.Tensor) -> float:
+        wanted = torch.from_numpy(np.array(picture(side))).permute(2, 0, 1).float() / 127.5 - 1
+        return float((space.decode(sample) - wanted)[..., side // 2 :].square().mean())
+
+    before = distance(run_case(pipe, case))
+    with pipe.guidance("steered", task="inpainting", image=picture(side), mask=mask(side), latent=latent):
+        after = distance(run_case(pipe, case))
+    assert after < (0.7 if latent == "gradient" else 1.0) * before
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux", "tiny"])
+def test_classifier_pag_cfg_and_steered_run_in_one_stack(name: str) -> None:
+    """In the order in which they were attached, and at the cost that is declared."""
+    classifier = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.LazyLinear(3))
+    if name == "tiny":
+        pipe = trimtab.guide(class_conditional(["one", "two"]))
+        call: dict[str, Any] = {"class_labels": 0, "num_inference_steps": 3, "output_type": "pt"}
+        image: Any = Image.new("L", (8, 8), 90)
+    else:
+        pipe, call = trimtab.guide(CASES[name].build()), CASES[name].call
+        image = picture(32 if name == "sd15" else 16)
+    channels = 1 if name == "tiny" else 3
+    classifier(torch.zeros(1, channels, 8, 8))
+    pipe.add_guidance("classifier", classifier=classifier, target=1, scale=3.0)
+    pipe.add_guidance("pag", scale=2.0)
+    pipe.add_guidance("cfg", scale=3.0)
+    pipe.add_guidance(
+        "steered", losses=(lambda x: x.square().flatten(1).mean(1),), task="super_resolution", image=image
+    )
+    assert list(pipe.guidances) == ["classifier", "pag", "cfg", "steered"]
+    plan = pipe.explain_guidance(**call)
+    pipe(**call, generator=torch.Generator().manual_seed(0))
+    done = pipe.last_guided_run
+    assert (done.evaluations, done.forward_calls) == (plan.evaluations, plan.calls)
+    assert plan.evaluations == 3 * 3
+
+
+def test_switched_off_it_is_the_stock_run() -> None:
+    assert torch.equal(grey(task="inpainting", image=GREY, mask=HOLE, scale=0.0), grey())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({}, "nothing to steer to"),
+        ({"task": "inpainting"}, "image is missing"),
+        ({"task": "inpainting", "image": GREY}, "mask is missing"),
+        ({"losses": (3,)}, "losses holds 3; allowed: functions of images"),
+        ({"task": "inpainting", "image": "no-such.png", "mask": HOLE}, "image='no-such.png' cannot be read"),
+    ],
+)
+def test_what_is_missing_is_said_when_it_is_attached(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(trimtab.ParameterError, match=message):
+        trimtab.guide(class_conditional(["one"])).add_guidance("steered", **parameters)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"task": "inpainting", "image": GREY[..., :4], "mask": HOLE},
+        {"task": "inpainting", "image": GREY, "mask": HOLE[..., :4]},
+        {"task": "super_resolution", "image": torch.zeros(1, 1, 16, 16)},
+        {"task": "colourisation", "image": GREY},
+    ],
+)
+def test_sizes_that_do_not_fit_are_an_error_that_shows_them(parameters: dict[str, Any]) -> None:
+    with pytest.raises(trimtab.GuidanceRuntimeError, match=r"does not fit the pipeline's images \(1, 1, 8, 8\)"):
+        grey(**parameters)

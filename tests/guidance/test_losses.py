@@ -1,0 +1,57 @@
+"""Losses that other networks see: none at the reference, and a gradient away from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trimtab.guidance.losses import Content, EmbeddingCosine, SemanticMap, Style
+
+
+def network() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 4, 3, padding=1))
+
+
+def picture(seed: int) -> torch.Tensor:
+    return torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+EMBED = nn.Sequential(network(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+LOSSES: dict[str, Any] = {
+    "embedding": lambda reference: EmbeddingCosine(EMBED, EMBED(reference).detach()),
+    "content": lambda reference: Content(network(), ("1", "2"), reference),
+    "style": lambda reference: Style(network(), ("0", "2"), reference),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_it_is_zero_at_the_reference_and_points_there(name: str) -> None:
+    reference, other = picture(1), picture(2)
+    loss = LOSSES[name](reference)
+    assert loss(reference).abs().max() < 1e-6
+    x = torch.cat([other, other]).requires_grad_(True)
+    value = loss(x)
+    assert value.shape == (2,) and value.min() > 1e-6
+    gradient = torch.autograd.grad(value.sum(), x)[0]
+    assert loss(x.detach() - 0.1 * gradient / gradient.abs().max()).sum() < value.sum()
+
+
+def test_style_does_not_know_where_anything_is() -> None:
+    """On features of single pixels, a mirrored image has the same style and another content."""
+    pointwise, reference = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Tanh()), picture(1)
+    mirrored = reference.flip(-1)
+    assert Style(pointwise, ("1",), reference)(mirrored).max() < 1e-6
+    assert Content(pointwise, ("1",), reference)(mirrored).min() > 1e-3
+
+
+def test_a_semantic_map_is_a_mean_over_the_places_that_matter() -> None:
+    classes = torch.full((1, 8, 8), -100)
+    classes[0, 0, 0] = 2
+    x = picture(3)
+    expected = -network()(x).log_softmax(1)[0, 2, 0, 0]
+    torch.testing.assert_close(SemanticMap(network(), classes)(x)[0], expected)

@@ -1,0 +1,58 @@
+"""Linear measurements: each inverse is a right inverse, and a projection measures as it should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trimtab.guidance.operators import LinearOperator, inpainting, luminance, resampling
+
+
+def images(channels: int = 3, height: int = 24, width: int = 18) -> torch.Tensor:
+    return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+KNOWN = torch.rand(1, 1, 24, 18, generator=torch.Generator().manual_seed(1)) > 0.5
+OPERATORS = {
+    "inpainting": inpainting(KNOWN),
+    "luminance": luminance(),
+    **{f"to {low}": resampling((24, 18), low) for low in ((12, 9), (8, 6), (7, 5), (17, 18), (1, 1))},
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_projection_measures_as_it_should_and_twice_is_once(name: str) -> None:
+    operator: LinearOperator = OPERATORS[name]
+    x, other = images(), images().flip(0)
+    y = operator.forward(other)
+    projected = operator.project(x, y)
+    torch.testing.assert_close(operator.forward(projected), y, atol=2e-6, rtol=0)
+    torch.testing.assert_close(operator.project(projected, y), projected, atol=4e-6, rtol=0)
+    torch.testing.assert_close(operator.forward(operator.right_inverse(y)), y, atol=2e-6, rtol=0)
+    torch.testing.assert_close(operator.project(x, operator.forward(x)), x, atol=4e-6, rtol=0)
+
+
+def test_known_pixels_are_kept_to_the_bit() -> None:
+    x, y = images(), images().flip(0)
+    known = KNOWN.expand_as(x)
+    projected = OPERATORS["inpainting"].project(x, y)
+    assert torch.equal(projected[known], y[known]) and torch.equal(projected[~known], x[~known])
+
+
+def test_resizing_is_that_of_pil() -> None:
+    pixels = (images(3)[0].permute(1, 2, 0).add(1) * 127.5).round().to(torch.uint8)
+    resized = Image.fromarray(pixels.numpy()).resize((7, 9), Image.Resampling.BICUBIC)
+    x = pixels.permute(2, 0, 1)[None].float()
+    ours = resampling((24, 18), (9, 7)).forward(x).clamp(0, 255)
+    assert (ours[0].permute(1, 2, 0) - torch.from_numpy(np.array(resized)).float()).abs().max() < 1.5
+
+
+def test_luminance_is_that_of_pil_and_keeps_the_differences_of_colour() -> None:
+    pixels = (images(3)[0].permute(1, 2, 0).add(1) * 127.5).round().to(torch.uint8)
+    grey = torch.from_numpy(np.array(Image.fromarray(pixels.numpy()).convert("L"))).float()
+    x = pixels.permute(2, 0, 1)[None].float()
+    assert (luminance().forward(x)[0, 0] - grey).abs().max() <= 1.0
+    projected = luminance().project(x, grey[None, None])
+    torch.testing.assert_close(projected[:, 0] - projected[:, 1], x[:, 0] - x[:, 1], atol=1e-3, rtol=0)
