@@ -35,7 +35,8 @@ class Steered(GradientGuidance):
     $$ \\hat x_0 \\leftarrow \\hat x_0 - \\sqrt{1-\\bar\\alpha_t}\\,\\nabla_{x_t}\\sum_k w_k L_k(\\hat x_0(x_t)) $$
 
     with x_t at unit variance, so that it means the same on every scheduler. Nair et al., "Steered Diffusion", ICCV
-    2023, arXiv:2310.00224. (The paper takes `\\bar\\alpha` of the level before.) Losses act before the measurement, which is exact therefore. With `recurrence` a step is evaluated several times.
+    2023, arXiv:2310.00224. (The paper takes `\\bar\\alpha` of the level before.) Losses act before the measurement,
+    which is exact therefore. With `recurrence` a step is evaluated several times.
 
     Latents are projected as images: decoded, projected, encoded. `latent="encode"` adds `E(P(D(z))) - E(D(z))`, so that
     what the autoencoder loses is not taken for a change; `"gradient"` descends `|y - A D(z)|^2` by `latent_steps` steps
