@@ -139,6 +139,7 @@ class Step:
         own: the prediction that the pipeline arrived at by itself, its own CFG included; `None` likewise.
         state: this guidance's state in this run.
         algebra: converts predictions; `None` where the scheduler is not understood and nothing needs it.
+        points: where those branches were evaluated that were not at x_t, each like `sample`.
         evaluation: 0 for the first call of the scheduler at this level, 1 for the second of a Heun pair.
         next_level: where the scheduler's step leads; alpha 1 and sigma 0 after the last one.
         decode: the image `[batch, channels, height, width]`, about -1..1, of a clean sample; differentiable, and one
@@ -158,16 +159,22 @@ class Step:
     decode: Callable[[torch.Tensor], torch.Tensor] = _itself
     encode: Callable[[torch.Tensor], torch.Tensor] = _itself
     algebra: NoiseAlgebra | None = None
+    points: Mapping[Branch, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def x0(self, prediction: torch.Tensor) -> torch.Tensor:
-        """The clean estimate that a prediction stands for; the plug-in's `needs` must hold `"level"`."""
+        """The clean estimate that a prediction at x_t stands for; the plug-in's `needs` must hold `"level"`."""
         algebra, sample = self._noise_view()
         return algebra.x0(prediction, sample, self.level)
 
-    def epsilon(self, prediction: torch.Tensor) -> torch.Tensor:
-        """The noise that a prediction stands for; the plug-in's `needs` must hold `"level"`."""
+    def epsilon(self, prediction: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
+        """The noise that a prediction stands for, at x_t or at another point; the plug-in needs `"level"` as well."""
         algebra, sample = self._noise_view()
-        return algebra.epsilon(prediction, sample, self.level)
+        return algebra.epsilon(prediction, sample if at is None else at, self.level)
+
+    def from_epsilon(self, noise: torch.Tensor) -> torch.Tensor:
+        """The prediction at x_t that stands for a noise; the plug-in needs `"level"` as well."""
+        algebra, sample = self._noise_view()
+        return algebra.from_epsilon(noise, sample, self.level)
 
     def _noise_view(self) -> tuple[NoiseAlgebra, torch.Tensor]:
         if self.algebra is None or self.sample is None:

@@ -183,6 +183,23 @@ class NoiseAlgebra:
         axis = next(axis for axis in range(1, x_t.ndim) if prediction.shape[axis] != x_t.shape[axis])
         return torch.cat([edited, variance], dim=axis)
 
+    def from_epsilon(self, noise: torch.Tensor, x_t: torch.Tensor, level: Level) -> torch.Tensor:
+        """The prediction in the scheduler's own parametrisation whose noise is `noise`; the inverse of `epsilon`.
+
+        Args:
+            noise, x_t: `[batch, channels, ...]`.
+
+        Raises:
+            GuidanceRuntimeError: where the sample is pure noise (alpha = 0), which leaves the noise no choice.
+        """
+        u, w = self._form.mixture(level)
+        if (u, w) == (0.0, 1.0):
+            return noise
+        if level.alpha == 0.0:
+            raise self._undefined(level, "prediction for another noise")
+        determinant = level.alpha * w - level.sigma * u
+        return _mix(determinant / level.alpha, noise, u / level.alpha, x_t)
+
     def _determinant(self, level: Level, wanted: str) -> float:
         u, w = self._form.mixture(level)
         determinant = level.alpha * w - level.sigma * u

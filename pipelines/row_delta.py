@@ -31,7 +31,7 @@ class RowDelta:
     """
 
     def __init__(
-        self, pipe: Any, arguments: Mapping[str, Any], hooks: Hooks, compute_missing: Callable[..., object]
+        self, pipe: Any, arguments: Mapping[str, Any], hooks: Hooks, compute_missing: Callable[..., Step]
     ) -> None:
         self._arguments, self._hooks, self._compute_missing = arguments, hooks, compute_missing
         self._may_rescale = may_rescale(type(pipe))
@@ -87,7 +87,7 @@ class RowDelta:
             sample=None if step.sample is None else view.of(step.sample[uncond]),
             own=available[UNCOND] + g * (available[COND] - available[UNCOND]),
         )
-        self._compute_missing(calls, acting, step, available, convert)
+        step = self._compute_missing(calls, acting, step, available, convert)
         delta = self._hooks.delta(acting, step, available)
         if delta is None:
             return output

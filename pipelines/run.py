@@ -363,7 +363,7 @@ class GuidedRun:
                 if call.where(role):
                     available[branch] = convert(call.output[call.where(role)])
         step = dataclasses.replace(step, own=own)
-        self.compute_missing(calls, acting, step, available, convert)
+        step = self.compute_missing(calls, acting, step, available, convert)
         if self._row_delta.handed_with is None:
             delta = self.hooks.delta(acting, step, available)
             total = own if delta is None else (own + delta).to(own.dtype)
@@ -388,8 +388,10 @@ class GuidedRun:
     def compute_missing(
         self, calls: Sequence[Call], acting: Mapping[str, Guidance], step: Step,
         available: dict[Branch, torch.Tensor], convert: Callable[..., torch.Tensor],
-    ) -> None:  # fmt: skip
+    ) -> Step:  # fmt: skip
         """Put the wanted branches into `available`; those that no call holds yet are computed, each in its own.
+
+        Returns the step with the points at which they were evaluated.
 
         Args:
             calls: of this step, one of which holds the conditional rows.
@@ -420,6 +422,7 @@ class GuidedRun:
                 rows = denoiser.call_alone(cond_call, branch, original, watching, moved)
             cond_call.extra[branch] = rows
             available[branch] = convert(rows, cond_call.at.get(branch))
+        return dataclasses.replace(step, points={branch: x for call in calls for branch, x in call.at.items()})
 
     def _count(self, calls: Sequence[Call], sample: torch.Tensor, together: int = 1) -> None:
         for call in calls:

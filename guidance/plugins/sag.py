@@ -73,8 +73,8 @@ class SAG(Guidance):
 
     with the Gaussian blur G and the mask M of the tokens that get more than an average share of self-attention. The
     unconditional prediction is taken where the pipeline computes one, and the term is added to classifier-free
-    guidance; otherwise the conditional one. Hong et al., "Improving Sample Quality of Diffusion Models Using
-    Self-Attention Guidance", ICCV 2023, arXiv:2210.00939.
+    guidance; otherwise the conditional one. It is noise that is subtracted, whatever the model predicts. Hong et al.,
+    "Improving Sample Quality of Diffusion Models Using Self-Attention Guidance", ICCV 2023, arXiv:2210.00939.
 
     Cost: one more evaluation a step, always a denoiser call of its own, since its input depends on the first.
     """
@@ -99,10 +99,17 @@ class SAG(Guidance):
         point = Degraded(parent, run.attention_layers(self.layers), self.threshold, self.sigma)
         run.state.degraded = Branch(parent.condition, point=point)
 
+    def acts_at(self, step: Step) -> bool:
+        """Whether there is anything to do: pure noise holds no picture that could be degraded."""
+        return self.scale > 0 and step.level.alpha > 0
+
     def branches(self, step: Step) -> Sequence[Branch]:
-        return (step.state.seen, step.state.degraded) if self.scale > 0 else ()
+        return (step.state.seen, step.state.degraded) if self.acts_at(step) else ()
 
     def delta(self, step: Step, predictions: Predictions) -> torch.Tensor | None:
-        if self.scale == 0:
+        if not self.acts_at(step):
             return None
-        return self.scale * (predictions[step.state.seen] - predictions[step.state.degraded])
+        prediction, degraded = predictions[step.state.seen], predictions[step.state.degraded]
+        noise = step.epsilon(prediction)
+        further = noise + self.scale * (noise - step.epsilon(degraded, step.points[step.state.degraded]))
+        return step.from_epsilon(further) - prediction

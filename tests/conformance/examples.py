@@ -23,7 +23,7 @@ from trimtab.conformance.stages import STAGES
 from trimtab.conformance.tiny import sd15
 
 AUTOGUIDANCE, CFG_PP, EASYCONTROL, GUIDER, JOINT = "autoguidance", "cfg_pp", "easycontrol", "guider", "joint"
-SAG, SLG = "sag", "slg"
+SLG = "slg"
 
 
 def pytest_trimtab_example(name: str, pipe: Any) -> Example | None:
@@ -52,8 +52,6 @@ def pytest_trimtab_example(name: str, pipe: Any) -> Example | None:
         return Example({"weights": str(partner()), "image": picture(16), "mode": "condition"})
     if name == GUIDER:
         return Example(exempt={"identity": "which parameter of a guider switches it off is the guider's own matter"})
-    if name == SAG:
-        return Example(exempt={"agreement": "it subtracts predictions at two points, which are noise in the paper"})
     if name == SLG:
         return Example({"start": 0.0, "stop": 1.0})  # by default it acts on none of two steps
     return None

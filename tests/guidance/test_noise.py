@@ -84,6 +84,8 @@ def test_round_trips(case: Case) -> None:
         torch.testing.assert_close(prediction, predict(case.kind, clean, x_t, level, data), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(algebra.x0(prediction, x_t, level), clean, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(algebra.epsilon(prediction, x_t, level), n, rtol=1e-6, atol=1e-6)
+        if level.alpha > 0:
+            torch.testing.assert_close(algebra.from_epsilon(n, x_t, level), prediction, rtol=1e-6, atol=1e-6)
         v = predict("v_prediction", clean, x_t, level)
         torch.testing.assert_close(algebra.velocity(prediction, x_t, level), v, rtol=1e-6, atol=1e-6)
 

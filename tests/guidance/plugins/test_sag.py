@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionSAGPipeline
-from guided_runs import built, check_everywhere, close, guided, watched
+from guided_runs import built, check_everywhere, close, guided, stock, watched
 from zoo import CASES, run
 
 import trimtab
@@ -40,6 +40,20 @@ def test_its_second_evaluation_is_at_another_point_under_the_unconditional_promp
         assert torch.equal(text[0][:1], text[1])
         changed = (degraded.arguments["sample"] != step.sample).float().mean()
         assert changed > 0.05
+
+
+def test_on_a_flow_it_is_the_noise_that_is_subtracted() -> None:
+    record = watched("sd3", "sag", {"scale": 2.0})
+    stock("sd3")
+    first, *others = record.steps
+    assert len(first.forwards) == 1  # pure noise, of which nothing can be degraded
+    for step, sigma in zip(others, built("sd3").scheduler.sigmas[1:], strict=False):
+        own, degraded = step.forwards
+        uncond, cond = own.output.chunk(2)
+        x, other = own.arguments["hidden_states"][:1], degraded.arguments["hidden_states"]
+        noise, degraded_noise = (at + (1 - sigma) * v for at, v in ((x, uncond), (other, degraded.output)))
+        usual = uncond + 5.0 * (cond - uncond)
+        close(step.model_output, usual + 2.0 * (noise - degraded_noise) / (1 - sigma), 1e-5)
 
 
 def test_it_blurs_only_where_attention_is_above_its_mean() -> None:
