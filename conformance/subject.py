@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -125,7 +125,7 @@ class Subject:
         with contextlib.redirect_stdout(io.StringIO()):
             return pipe.explain_guidance(**{**self.stage.call, **override})
 
-    def fail(self, check: str, finding: str, remedy: str) -> None:
+    def fail(self, check: str, finding: str, remedy: str) -> NoReturn:
         """Fail with what was found and what to do about it."""
         pytest.fail(f"{self.name} on {self.stage.name} fails {check}: {finding}\n\n{remedy}", pytrace=False)
 
