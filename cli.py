@@ -36,6 +36,7 @@ REQUEST_OPTIONS: tuple[tuple[str, type, str], ...] = (
 TRAININGS: dict[str, tuple[str, str]] = {
     "base": ("the embedded model", "pipelines.embedded.train:train_base"),
     "easycontrol": ("a LoRA for a kind of condition on a Flux model", "adapters.easycontrol.train:train_easycontrol"),
+    "smooth": ("a LoRA for even interpolation", "adapters.smooth.train:train_smooth"),
     "unicon": ("a kind of partner on a Stable Diffusion model", "adapters.unicon.train:train_unicon"),
     "emoji-autoencoder": ("the autoencoder of the emoji models", "pipelines.emoji.autoencoder:train_autoencoder"),
     "emoji-sd": ("a text-to-image UNet of emoji", "pipelines.emoji.sd:train_sd"),
@@ -65,6 +66,14 @@ def build_parser() -> Parser:
         sub = commands.add_parser(command, help=text, allow_abbrev=False)
         sub.set_defaults(action=action)
         _add_generation_options(sub)
+
+    way = commands.add_parser("interpolate", help="make images on the way from one to another", allow_abbrev=False)
+    _add_generation_options(way)
+    way.add_argument("--prompt-to", metavar="PROMPT", help="of the last image; by default that of the first")
+    way.add_argument("--image", type=Path, metavar="FILE", help="a real image to begin with, not a noise")
+    way.add_argument("--image-to", type=Path, metavar="FILE", help="a real image to end with")
+    way.add_argument("--frames", type=int, default=9, metavar="NUMBER", help="images, both ends included")
+    way.set_defaults(action=interpolate)
 
     show_parser = commands.add_parser("show", help="print the recipe, the seed and all settings of an image")
     show_parser.add_argument("file", type=Path, metavar="FILE.png")
@@ -161,6 +170,18 @@ def generate(args: argparse.Namespace) -> int:
     for path in made:
         print(path)
     return 0
+
+
+def interpolate(args: argparse.Namespace) -> None:
+    """`trimtab interpolate`: write the strip and the animation, print where they are, and how even they are."""
+    from .pipelines import interpolate
+    from .pipelines.generate import jobs
+
+    job = jobs.read(args, [name for name, _, _ in REQUEST_OPTIONS])
+    *paths, istd = interpolate.make(job, args.output, args.frames, args.prompt_to, (args.image, args.image_to))
+    for path in paths:
+        print(path)
+    print(f"trimtab: ISTD {istd:.4g}", file=sys.stderr)
 
 
 def explain(args: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ attentions of the block. A LoRA folder may also be PEFT's: `adapter_model.safete
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +23,12 @@ from torch import nn
 from ...guidance import source as sources
 from ...guidance.errors import SourceError, WeightsError
 from ...guidance.source import HubOptions
-from ..low_rank import LowRank
+from ..low_rank import LowRank, check_fits, low_ranks
 from ..weights import load_weights, save_weights
 
 POST, PICKLED = "model.safetensors", "model.pth"
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-_LORA_KEY = re.compile(
-    r"(?:unet\.|base_model\.model\.)?(?P<attention>.+\.attn(?:1|2|1n))\.(?P<projection>to_q|to_k|to_v|to_out\.0)"
-    r"\.(?:lora\.(?P<part>down|up)|lora_(?P<letter>A|B)(?:\.default)?)\.weight"
-)
-
 
 Loras = Mapping[str, LowRank]
 """By projection: `to_q`, `to_k`, `to_v`, `to_out.0`."""
@@ -184,19 +178,7 @@ def _lora(source: str, folder: str, hub: HubOptions) -> _File | None:
         except SourceError:
             continue
         scale = _peft_scale(source, folder, hub) if name.startswith("adapter_model") else 1.0
-        parts: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
-        for key, tensor in loaded.tensors.items():
-            if match := _LORA_KEY.fullmatch(key):
-                part = match["part"] or {"A": "down", "B": "up"}[match["letter"]]
-                parts.setdefault(match["attention"], {}).setdefault(match["projection"], {})[part] = tensor
-                _check_finite(f"{loaded.path}: {key}", tensor)
-        loras: dict[str, dict[str, LowRank]] = {}
-        for attention, projections in parts.items():
-            for projection, both in projections.items():
-                if set(both) != {"down", "up"}:
-                    raise WeightsError(f"{loaded.path}: {attention}.{projection} has only one of its two matrices.")
-                loras.setdefault(attention, {})[projection] = LowRank(both["down"], both["up"], scale)
-        return _File(loaded.path, loras)
+        return _File(loaded.path, low_ranks(loaded.path, loaded.tensors, scale))
     return None
 
 
@@ -212,17 +194,9 @@ def _fitting(file: _File | None, attention: str, module: Any) -> Loras:
     assert file is not None
     found = file.loras.get(attention, {})
     for projection in PROJECTIONS:
-        lora, linear = found.get(projection), module.get_submodule(projection)
-        if lora is None:
+        if projection not in found:
             raise WeightsError(f"{file.path} lacks the LoRA of {attention}.{projection}.")
-        rank = lora.down.shape[0]
-        wanted = {"down": (rank, linear.in_features), "up": (linear.out_features, rank)}
-        for part, shape in wanted.items():
-            if tuple(getattr(lora, part).shape) != shape:
-                raise WeightsError(
-                    f"{file.path}: {attention}.{projection}.lora.{part} has shape "
-                    f"{tuple(getattr(lora, part).shape)}, but this UNet with rank {rank} needs {shape}."
-                )
+        check_fits(file.path, f"{attention}.{projection}", found[projection], module, projection)
     return found
 
 

@@ -376,7 +376,7 @@ def with_nan(folder: Path) -> None:
     [
         (narrower, r"conv1n\.weight has shape \(4, 4\), but UNet2DConditionModel needs \(8, 8\) or \(16, 16\)"),
         (without_a_lora, r"lacks the LoRA of mid_block\..*attn1n\.to_q"),
-        (of_another_width, r"attn1\.to_q\.lora\.up has shape \(16, 4\), but this UNet with rank 4 needs \(8, 4\)"),
+        (of_another_width, r"attn1\.to_q\.lora\.up has shape \(16, 4\), but this Attention with rank 4 needs \(8, 4\)"),
         (with_nan, r"conv1n\.weight of shape \(16, 16\) holds numbers that are not finite"),
     ],
 )

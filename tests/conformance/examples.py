@@ -15,6 +15,8 @@ from zoo import CASES, picture
 
 from trimtab.adapters.easycontrol.checkpoint import projections_of, written
 from trimtab.adapters.low_rank import LowRank
+from trimtab.adapters.smooth.train import SmoothTraining
+from trimtab.adapters.smooth.train import written as written_smooth
 from trimtab.adapters.unicon.checkpoint import save
 from trimtab.adapters.unicon.train import UniConSettings, UniConTraining
 from trimtab.adapters.weights import save_weights
@@ -23,7 +25,7 @@ from trimtab.conformance.stages import STAGES
 from trimtab.conformance.tiny import sd15
 
 AUTOGUIDANCE, CFG_PP, EASYCONTROL, GUIDER, JOINT = "autoguidance", "cfg_pp", "easycontrol", "guider", "joint"
-SLG = "slg"
+SLG, SMOOTH = "slg", "smooth"
 
 
 def pytest_trimtab_example(name: str, pipe: Any) -> Example | None:
@@ -52,6 +54,8 @@ def pytest_trimtab_example(name: str, pipe: Any) -> Example | None:
         return Example({"weights": str(partner()), "image": picture(16), "mode": "condition"})
     if name == GUIDER:
         return Example(exempt={"identity": "which parameter of a guider switches it off is the guider's own matter"})
+    if name == SMOOTH:
+        return Example({"weights": str(smooth())})
     if name == SLG:
         return Example({"start": 0.0, "stop": 1.0})  # by default it acts on none of two steps
     return None
@@ -75,7 +79,7 @@ def pytest_trimtab_stages(name: str) -> Sequence[Stage] | None:
     if name == EASYCONTROL:
         case = CASES["flux"]
         return [Stage("flux", case.build, {**case.call, "num_inference_steps": 2})]
-    if name == JOINT:
+    if name in (JOINT, SMOOTH):
         return STAGES[:1]
     return None
 
@@ -114,3 +118,11 @@ def partner() -> Path:
             for weight in model.weights:
                 weight.copy_(0.1 * torch.randn(weight.shape))
     return save(folder, model.blocks)
+
+
+@functools.cache
+def smooth() -> Path:
+    """A file with a published-format LoRA of the kit's tiny UNet."""
+    loras = written_smooth(SmoothTraining(sd15().unet, 4).loras)
+    tensors = {name: noise(name, *tensor.shape) / 8 for name, tensor in loras.items()}
+    return save_weights(Path(tempfile.mkdtemp()) / "smooth.safetensors", tensors)

@@ -1,0 +1,87 @@
+"""A LoRA put around the projections of a UNet's attentions for one run; no module is exchanged."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ...guidance.base import DenoiserCall, Run, Step
+from ...guidance.source import is_repository
+from ..low_rank import LowRank, check_fits, low_ranks
+from ..weights import load_weights
+
+
+class Settings(Protocol):
+    """The parameters of the guidance, see `guidance/plugins/smooth.py`."""
+
+    weights: str | None
+    weight_name: str | None
+    revision: str | None
+    sha256: str | None
+    scale: float
+
+    def acts(self, step: Step) -> bool: ...
+
+
+class UNetLora:
+    """The LoRAs of one run.
+
+    Args:
+        run: of any of the guidances.
+        unet: a `UNet2DConditionModel`.
+    """
+
+    def __init__(self, run: Run, unet: nn.Module) -> None:
+        self._run, self._unet = run, unet
+
+    def add(self, settings: Settings) -> None:
+        """Have a LoRA act in this run.
+
+        Raises:
+            WeightsError, SourceError: weights that cannot be had or do not fit.
+        """
+        assert settings.weights is not None
+        if self._run.dry and is_repository(settings.weights):
+            return
+        loaded = load_weights(
+            settings.weights,
+            weight_name=settings.weight_name,
+            sha256=settings.sha256,
+            revision=settings.revision,
+        )
+        found = low_ranks(loaded.path, loaded.tensors)
+        for attention, loras in found.items():
+            for projection, lora in loras.items():
+                check_fits(loaded.path, f"{attention}.{projection}", lora, self._unet)
+        if self._run.dry:
+            return
+        switch = _Switch(settings)
+        for attention, loras in found.items():
+            for projection, lora in loras.items():
+                linear = self._unet.get_submodule(f"{attention}.{projection}")
+                forward = functools.partial(_adapted, switch, linear.forward, lora)
+                self._run.replace(linear, "forward", forward)
+        self._run.around_denoiser(switch.around)
+
+
+class _Switch:
+    """Whether a LoRA acts just now."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self.scale = settings, 0.0
+
+    def around(self, step: Step, call: DenoiserCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        self.scale = self._settings.scale if self._settings.acts(step) else 0.0
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self.scale = 0.0
+
+
+def _adapted(switch: _Switch, forward: Any, lora: LowRank, states: torch.Tensor, *args: Any) -> torch.Tensor:
+    output = forward(states, *args)
+    return output if switch.scale == 0.0 else output + switch.scale * lora(states)
