@@ -36,6 +36,7 @@ REQUEST_OPTIONS: tuple[tuple[str, type, str], ...] = (
 TRAININGS: dict[str, tuple[str, str]] = {
     "base": ("the embedded model", "pipelines.embedded.train:train_base"),
     "easycontrol": ("a LoRA for a kind of condition on a Flux model", "adapters.easycontrol.train:train_easycontrol"),
+    "ppap": ("experts by noise range for a network of clean images", "adapters.ppap.train:train_ppap"),
     "smooth": ("a LoRA for even interpolation", "adapters.smooth.train:train_smooth"),
     "unicon": ("a kind of partner on a Stable Diffusion model", "adapters.unicon.train:train_unicon"),
     "emoji-autoencoder": ("the autoencoder of the emoji models", "pipelines.emoji.autoencoder:train_autoencoder"),

@@ -81,14 +81,13 @@ class Classifier(GradientGuidance):
         super().validate()
         if self.classifier is None:
             raise ParameterError(
-                "classifier: classifier is missing; give a torch.nn.Module that returns logits, or a folder or "
+                f"{self.label}: classifier is missing; give a torch.nn.Module that returns logits, or a folder or "
                 "repository of a transformers image classifier."
             )
 
     def setup(self, run: Run) -> None:
         state = run.state
         state.largest = 0.0
-        state.targets = self.target if self.target is not None else _labels_of_call(run)
         if isinstance(self.classifier, str):
             if run.dry:
                 return
@@ -97,13 +96,20 @@ class Classifier(GradientGuidance):
             assert self.classifier is not None
             network, processor = self.classifier, None
         self._use(run, network, processor)
-        state.labels = self.labels or _names_of(network)
-        if state.targets is None:
+        self.resolve_targets(run)
+
+    def resolve_targets(self, run: Run) -> None:
+        """Find the class of each image."""
+        targets = self.target if self.target is not None else _labels_of_call(run)
+        if targets is None:
             if run.dry:
                 return
-            raise ParameterError("classifier: target is missing; give a class by name or index, or one for each image.")
-        given = state.targets if isinstance(state.targets, (tuple, list)) else (state.targets,)
-        state.classes = [self.class_index(target, state.labels) for target in given]
+            raise ParameterError(
+                f"{self.label}: target is missing; give a class by name or index, or one for each image."
+            )
+        labels = self.labels or _names_of(run.state.network)
+        given = targets if isinstance(targets, (tuple, list)) else (targets,)
+        run.state.classes = [self.class_index(target, labels) for target in given]
 
     def _use(self, run: Run, network: nn.Module, processor: Any) -> None:
         state = run.state
@@ -136,7 +142,7 @@ class Classifier(GradientGuidance):
             return lowered.index(target.lower())
         hint = did_you_mean(target.lower(), lowered)
         known = f"It knows {', '.join(labels[:20])}." if labels else "Its classes have no names; give labels=."
-        raise ParameterError(f"classifier: target={target!r} is no class of the classifier.{hint} {known}")
+        raise ParameterError(f"{self.label}: target={target!r} is no class of the classifier.{hint} {known}")
 
     # -- the gradient ----------------------------------------------------------------------------------------------
     def with_respect_to(self, step: Step) -> str:
@@ -171,7 +177,7 @@ class Classifier(GradientGuidance):
         wanted = [0 if index is None else index for index in classes]
         if max(wanted) >= logits.shape[1] or min(wanted) < 0:
             raise ParameterError(
-                f"classifier: target={self.target!r} is out of range; allowed: 0 to {logits.shape[1] - 1}."
+                f"{self.label}: target={self.target!r} is out of range; allowed: 0 to {logits.shape[1] - 1}."
             )
         tau2 = self.tau2 if self.tau2 is not None else {"x0": 0.5, "x_t": 1.0, "edm": 0.0}[self.estimate]
         chosen = logits.gather(1, torch.tensor(wanted, device=logits.device)[:, None])[:, 0]

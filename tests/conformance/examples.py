@@ -15,6 +15,7 @@ from zoo import CASES, picture
 
 from trimtab.adapters.easycontrol.checkpoint import projections_of, written
 from trimtab.adapters.low_rank import LowRank
+from trimtab.adapters.ppap.experts import Experts
 from trimtab.adapters.smooth.train import SmoothTraining
 from trimtab.adapters.smooth.train import written as written_smooth
 from trimtab.adapters.unicon.checkpoint import save
@@ -32,6 +33,8 @@ def pytest_trimtab_example(name: str, pipe: Any) -> Example | None:
     """Parameters, and what a formula cannot pass."""
     if name == AUTOGUIDANCE:
         return Example({"weak": weaker(pipe.components.get("unet") or pipe.components["transformer"])})
+    if name == "ppap":
+        return Example({"classifier": Pooled(), "target": 1, "scale": 3.0, "weights": experts()})
     if name == "classifier":
         return Example({"classifier": Brightness(), "target": 1, "scale": 3.0})
     if name == "tfg":
@@ -72,6 +75,27 @@ class Brightness(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         mean = 20.0 * images.flatten(1).mean(1)
         return torch.stack([-mean, mean], dim=1)
+
+
+class Pooled(torch.nn.Module):
+    """A classifier with a linear layer to adapt, for samples of any number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first, self.head = torch.nn.Linear(16, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        pooled = torch.nn.functional.adaptive_avg_pool1d(samples.flatten(1)[:, None], 16)[:, 0]
+        return self.head(self.first(pooled).tanh())
+
+
+@functools.cache
+def experts() -> str:
+    """Two untrained experts in a file."""
+    file = Path(tempfile.mkdtemp()) / "ppap.safetensors"
+    return str(Experts(Pooled(), 2, rank=2).save(file))
 
 
 def pytest_trimtab_stages(name: str) -> Sequence[Stage] | None:

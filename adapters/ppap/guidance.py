@@ -1,0 +1,79 @@
+"""PPAP: guidance at the noisy sample by experts for each range of noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...guidance.base import Run, Step
+from ...guidance.errors import ParameterError
+from ...guidance.networks import borrow
+from ...guidance.parameters import parameter
+from ...guidance.plugins.classifier import Classifier
+from ..weights import load_weights
+from .experts import Experts, load_experts
+
+
+@dataclass
+class PPAP(Classifier):
+    """Classifier guidance at x_t by a network of clean images, to which experts for each range of noise were added.
+
+    $$ \\hat x_0 \\leftarrow \\hat x_0 + s\\,\\frac{\\sigma_t^2}{\\alpha_t}\\,\\nabla_{x_t}\\log p_{n(t)}(y \\mid x_t),
+       \\qquad n(t) = \\lfloor N t / T \\rfloor $$
+
+    Expert n is a LoRA that was trained on timesteps of its own, half-open range. Go et al., "Towards Practical
+    Plug-and-Play Diffusion Models", CVPR 2023, arXiv:2212.05973; made by `trimtab train ppap`. A depth or segmentation
+    network is followed to the map `wanted`: by the mean squared difference, or the mean cross-entropy. (The published
+    code for DeepFloyd norms its gradient: `grad_norm="relative"`.)
+
+    Cost: no evaluation of the denoiser; the network's forward and backward pass once a step.
+    """
+
+    name: ClassVar[str] = "ppap"
+
+    scale: float = parameter(7.5, "Strength s; 0 switches it off.", ge=0, off=0.0)
+    estimate: Literal["x_t"] = parameter("x_t", "What the network sees: the noisy sample.")
+    weights: str | None = parameter(None, "File, folder or Hub repository with the experts.")
+    weight_name: str | None = parameter(None, "File in the folder or repository, where there are several.")
+    weights_revision: str | None = parameter(None, "Branch, tag or commit of that repository.")
+    sha256: str | None = parameter(None, "What the file must hash to.")
+    kind: Literal["classification", "depth", "segmentation"] = parameter("classification", "What the network does.")
+    wanted: Any = parameter(None, "For 'depth' `[batch or 1, h, w]`, for 'segmentation' likewise of class indices.")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.weights is None:
+            raise ParameterError("ppap: weights is missing; give the experts' file, made by trimtab train ppap.")
+        if (self.kind == "classification") == (self.wanted is not None):
+            needs = "a target, not wanted" if self.kind == "classification" else "wanted, a map"
+            raise ParameterError(f"ppap: kind={self.kind!r} needs {needs}.")
+
+    def resolve_targets(self, run: Run) -> None:
+        if self.kind == "classification":
+            super().resolve_targets(run)
+
+    def _use(self, run: Run, network: nn.Module, processor: Any) -> None:
+        super()._use(run, network, processor)
+        if run.dry:
+            return
+        assert self.weights is not None
+        loaded = load_weights(
+            self.weights, weight_name=self.weight_name, sha256=self.sha256, revision=self.weights_revision
+        )
+        experts: Experts = load_experts(network, loaded)
+        borrow(run.exit_stack, experts)
+        run.state.network = experts
+
+    def log_probability(self, step: Step, image: torch.Tensor) -> torch.Tensor:
+        if self.kind == "classification":
+            return super().log_probability(step, image)
+        found = self.logits(step, image)
+        wanted = torch.as_tensor(self.wanted, device=found.device)
+        if self.kind == "depth":
+            return -(found - wanted.float()).square().flatten(1).mean(1)
+        classes = wanted.long().expand(len(found), -1, -1)
+        return -F.cross_entropy(found, classes, reduction="none").flatten(1).mean(1)

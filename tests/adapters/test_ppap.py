@@ -1,0 +1,191 @@
+"""PPAP: experts by half-open noise ranges, trained from a pipeline and a teacher alone, saved, loaded, guiding."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from zoo.class_conditional import class_conditional
+
+import trimtab
+from trimtab.adapters.ppap.experts import Experts, load_experts
+from trimtab.adapters.ppap.guidance import PPAP
+from trimtab.adapters.ppap.train import PPAPSettings, distance, noised, train_experts
+from trimtab.adapters.weights import load_weights
+from trimtab.guidance.errors import WeightsError
+from trimtab.guidance.images import Preprocessing
+
+
+class Teacher(nn.Module):
+    """Three classes of grey 8x8 images."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            self.body = nn.Sequential(
+                nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU()
+            )
+            self.head = nn.Linear(width * 36, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 3 * self.head(self.body(images).flatten(1))
+
+
+class Dense(nn.Module):
+    """A map of the size of the image: depth, or logits of classes."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, channels, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = self.last(self.first(images).tanh())
+        return found[:, 0] if found.shape[1] == 1 else found
+
+
+def pipe() -> Any:
+    return trimtab.guide(class_conditional(["one", "two", "three"]))
+
+
+def settings(folder: Path, **changed: Any) -> PPAPSettings:
+    small = PPAPSettings(output=str(folder), images=24, inference_steps=2, experts=2, rank=4, steps=3, batch_size=8,
+                         warmup=0, checkpoint_every=1, learning_rate=1e-2)  # fmt: skip
+    return dataclasses.replace(small, **changed)
+
+
+def images() -> torch.Tensor:
+    return torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_ranges_are_half_open_and_cover_everything() -> None:
+    experts = Experts(Teacher(), 5, rank=2)
+    assert [experts.bounds(index) for index in range(5)] == [(0, 200), (200, 400), (400, 600), (600, 800), (800, 1000)]
+    assert [experts.route(t) for t in (0, 199, 199.9, 200, 999, 1000)] == [0, 0, 0, 1, 4, 4]
+    odd = Experts(Teacher(), 3, rank=2)
+    assert all(odd.route(t) == index for index in range(3) for t in range(*odd.bounds(index)))
+
+
+def test_untrained_experts_are_the_network_and_a_few_per_cent_of_it() -> None:
+    network = Teacher(width=64)
+    experts = Experts(network, 2, rank=1)
+    for t in (0, 900):
+        assert torch.equal(experts(images(), torch.tensor([t])), network(images()))
+    assert 0.01 < experts.trainable_share < 0.1
+    assert network.body[0].__class__ is nn.Conv2d and all(p.requires_grad for p in network.parameters())
+
+
+def test_each_image_is_seen_by_the_expert_of_its_own_timestep() -> None:
+    experts = Experts(Teacher(), 2, rank=2)
+    for parameter in experts.parameters_of(1).values():
+        parameter.data.add_(0.1)
+    both = experts(images(), torch.tensor([10, 600, 10, 600]))
+    low, high = (experts(images(), torch.tensor([t])) for t in (10, 600))
+    assert not torch.allclose(low, high)
+    torch.testing.assert_close(both, torch.stack([low[0], high[1], low[2], high[3]]))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_experts(pipe(), Teacher(), Preprocessing(), settings(tmp_path_factory.mktemp("ppap")))
+
+
+def test_training_reports_its_share_and_trains_every_expert(trained: Path) -> None:
+    report = json.loads((trained.parent / "report.json").read_text())
+    experts = load_experts(Teacher(), load_weights(trained))
+    assert report["trainable_share"] == pytest.approx(experts.trainable_share)
+    for index in range(2):
+        moved = {name: p for name, p in experts.parameters_of(index).items() if "lora_B" in name}
+        assert all(parameter.abs().max() > 0 for parameter in moved.values())
+    assert not torch.equal(experts(images(), torch.tensor([1])), experts(images(), torch.tensor([999])))
+
+
+def test_a_stopped_run_ends_where_an_unbroken_one_does(trained: Path, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    calls: list[int] = []
+
+    class Stopping(Teacher):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            calls.append(len(images))
+            if len(calls) == 9:  # teacher and student, once a step each: within the second expert
+                raise Stop
+            return super().forward(images)
+
+    with pytest.raises(Stop):
+        train_experts(pipe(), Stopping(), Preprocessing(), settings(tmp_path))
+    assert (tmp_path / "expert_0.safetensors").exists() and not (tmp_path / "expert_1.safetensors").exists()
+    resumed = train_experts(pipe(), Teacher(), Preprocessing(), settings(tmp_path))
+    whole, again = load_weights(trained).tensors, load_weights(resumed).tensors
+    assert whole.keys() == again.keys()
+    for name in whole:
+        torch.testing.assert_close(again[name], whole[name], atol=1e-6, rtol=0)
+
+
+def test_students_come_to_see_in_noise_what_the_teacher_sees_without(tmp_path: Path) -> None:
+    guided, network = pipe(), Teacher()
+    file = train_experts(guided, network, Preprocessing(), settings(tmp_path, steps=60, experts=1, images=64))
+    experts = load_experts(network, load_weights(file))
+    generator = torch.Generator().manual_seed(5)
+    x0 = guided([None] * 32, num_inference_steps=2, generator=generator, output_type="pt").images.clamp(-1, 1)
+    t = torch.randint(300, 900, (32,), generator=generator)
+    noisy = noised(guided.scheduler, x0, torch.randn(x0.shape, generator=generator), t)
+    untaught = distance(network(noisy), network(x0), "classification")
+    assert distance(experts(noisy, t), network(x0), "classification") < 0.8 * untaught
+
+
+def test_noise_is_at_unit_variance_on_straight_paths_as_well() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    x0, noise = (torch.randn(1, 1, 200, 200, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    mixed = noised(FlowMatchEulerDiscreteScheduler(), x0, noise, torch.tensor([400]))
+    assert mixed.var().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_it_guides_with_the_expert_of_each_step(trained: Path) -> None:
+    guided, seen = pipe(), []
+    stock = guided(0, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+    class Watching(PPAP):
+        def logits(self, step: Any, image: torch.Tensor) -> torch.Tensor:
+            seen.append(step.state.network.route(step.timestep))
+            return super().logits(step, image)
+
+    guided.add_guidance(Watching(classifier=Teacher(), weights=str(trained.parent / trained.name), target=1))
+    image = guided(0, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    assert seen == [1, 1, 0, 0] and not torch.equal(image, stock)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("depth", 1), ("segmentation", 3)])
+def test_depth_and_segmentation(kind: str, channels: int, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Dense(channels)
+    file = train_experts(pipe(), network, Preprocessing(), settings(tmp_path, kind=kind, experts=1))
+    wanted = torch.full((1, 8, 8), 1.0 if kind == "depth" else 2)
+
+    def score(scale: float) -> float:
+        guided = pipe()
+        guided.add_guidance("ppap", classifier=network, weights=str(file), kind=kind, wanted=wanted, scale=scale)
+        image = guided(0, num_inference_steps=5, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        found = network(image)
+        return float((found - wanted).square().mean() if kind == "depth" else -found.log_softmax(1)[:, 2].mean())
+
+    assert score(20.0) < score(0.0)
+
+
+def test_what_does_not_fit_is_an_error_that_says_so(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="the network needs"):
+        load_experts(Teacher(width=4), load_weights(trained))
+    with pytest.raises(WeightsError, match=r"adapt 'body.0', which Dense has not"):
+        load_experts(Dense(1), load_weights(trained))
+    with pytest.raises(trimtab.ParameterError, match="ppap: weights is missing"):
+        pipe().add_guidance("ppap", classifier=Teacher(), target=1)
+    with pytest.raises(trimtab.ParameterError, match="kind='depth' needs wanted, a map"):
+        pipe().add_guidance("ppap", classifier=Teacher(), weights=str(trained), kind="depth")
