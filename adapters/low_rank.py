@@ -35,6 +35,10 @@ class LowRank:
     up: torch.Tensor
     scale: float = 1.0
 
+    def to(self, like: torch.Tensor) -> LowRank:
+        """The same where another tensor is, and in its type."""
+        return LowRank(self.down.to(like), self.up.to(like), self.scale)
+
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         update = F.linear(F.linear(states, self.down.to(states)), self.up.to(states))
         return update if self.scale == 1.0 else self.scale * update

@@ -59,22 +59,24 @@ class UNetLora:
                 check_fits(loaded.path, f"{attention}.{projection}", lora, self._unet)
         if self._run.dry:
             return
-        switch = _Switch(settings)
-        for attention, loras in found.items():
-            for projection, lora in loras.items():
-                linear = self._unet.get_submodule(f"{attention}.{projection}")
-                forward = functools.partial(_adapted, switch, linear.forward, lora)
-                self._run.replace(linear, "forward", forward)
-        self._run.around_denoiser(switch.around)
+        named = {f"{attention}.{name}": lora for attention, loras in found.items() for name, lora in loras.items()}
+        acting = _Acting(settings, named)
+        for name in named:
+            linear = self._unet.get_submodule(name)
+            self._run.replace(linear, "forward", functools.partial(_adapted, acting, name, linear.forward))
+        self._run.around_denoiser(acting.around)
 
 
-class _Switch:
-    """Whether a LoRA acts just now."""
+class _Acting:
+    """The updates by projection, and their weight just now."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings, self.scale = settings, 0.0
+    def __init__(self, settings: Settings, loras: Mapping[str, LowRank]) -> None:
+        self._settings, self.loras, self.scale, self._moved = settings, loras, 0.0, False
 
     def around(self, step: Step, call: DenoiserCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if not self._moved:
+            sample = call.named(args, kwargs)["sample"]
+            self.loras, self._moved = {name: lora.to(sample) for name, lora in self.loras.items()}, True
         self.scale = self._settings.scale if self._settings.acts(step) else 0.0
         try:
             return call(*args, **kwargs)
@@ -82,6 +84,6 @@ class _Switch:
             self.scale = 0.0
 
 
-def _adapted(switch: _Switch, forward: Any, lora: LowRank, states: torch.Tensor, *args: Any) -> torch.Tensor:
+def _adapted(acting: _Acting, name: str, forward: Any, states: torch.Tensor, *args: Any) -> torch.Tensor:
     output = forward(states, *args)
-    return output if switch.scale == 0.0 else output + switch.scale * lora(states)
+    return output if acting.scale == 0.0 else output + acting.scale * acting.loras[name](states)

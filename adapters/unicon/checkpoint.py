@@ -49,6 +49,15 @@ class Block:
     y: Loras
     y_own: Mapping[str, Loras]
 
+    def to(self, like: torch.Tensor) -> Block:
+        """The same where another tensor is, and in its type."""
+        own = {part: _moved(loras, like) for part, loras in self.y_own.items()}
+        return Block(self.post.to(like), _moved(self.x, like), _moved(self.y, like), own)
+
+
+def _moved(loras: Loras, like: torch.Tensor) -> Loras:
+    return {projection: lora.to(like) for projection, lora in loras.items()}
+
 
 def blocks_of(unet: nn.Module) -> dict[str, Any]:
     """The transformer blocks of a UNet by name."""

@@ -119,6 +119,8 @@ class UNetJoint:
     def _around(self, step: Step, call: DenoiserCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         given = call.named(args, kwargs)
         if self._inputs is None:
+            for partner in self._partners:
+                partner.blocks = {name: block.to(given["sample"]) for name, block in partner.blocks.items()}
             self._inputs = Inputs(self._run, self._partners, given, call.rows, step, self._estimates)
         with_others = [partner for partner in self._partners if partner.settings.joins(step)]
         alone = [p for p in self._partners if p not in with_others and p.settings.moves and not p.predictions]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import inspect
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import pytest
@@ -27,6 +28,7 @@ from trimtab.adapters.easycontrol.fill import fill
 from trimtab.adapters.easycontrol.processors import StepProcessor
 from trimtab.adapters.low_rank import LowRank
 from trimtab.adapters.weights import save_weights
+from trimtab.guidance.base import Guidance, Step
 from trimtab.guidance.errors import ParameterError, UnsupportedPipelineError, WeightsError
 
 EXPECTED = load_file(Path(__file__).parents[1] / "fixtures" / "easycontrol.safetensors")
@@ -350,6 +352,42 @@ def perturbed_by_hand(pipe: Any, scale: float) -> torch.Tensor:
         patch.setattr(StepProcessor, "__call__", call)
         perturbed = run(pipe, num_inference_steps=1)
     return plain + scale * (plain - perturbed)
+
+
+@dataclass
+class Towards(Guidance):
+    """A loss that pulls the clean estimate to 0, through the denoiser."""
+
+    differentiate: ClassVar[str] = "x_t"
+
+    def loss(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
+        return 0.1 * x0.square().flatten(1).sum(dim=1)
+
+
+def test_a_gradient_goes_through_the_step_and_not_through_the_fill(pipe: Any, loras: Path, fills: list[int]) -> None:
+    attach(pipe, loras)
+    controlled = run(pipe)
+    pipe.add_guidance(Towards(), name="towards")
+    fills.clear()
+    both = run(pipe)
+    assert fills == [1]
+    assert both.norm() < controlled.norm()
+    pipe.remove_guidance(case.SPATIAL)
+    assert not torch.allclose(run(pipe), both, atol=1e-2)
+
+
+def test_with_a_classifier_both_act(pipe: Any, loras: Path) -> None:
+    attach(pipe, loras)
+    controlled = run(pipe)
+    judge = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    classifier = pipe.add_guidance("classifier", classifier=judge, target=1, scale=50.0)
+    steered = run(pipe)
+    assert not torch.allclose(steered, controlled, atol=1e-4)
+    classifier.scale = 0.0
+    assert torch.equal(run(pipe), controlled)
+    classifier.scale = 50.0
+    pipe.remove_guidance(case.SPATIAL)
+    assert not torch.allclose(run(pipe), steered, atol=1e-2)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

@@ -25,7 +25,14 @@ from trimtab.adapters.easycontrol.train import (
 )
 from trimtab.adapters.easycontrol.train import drawn_size as easycontrol_size
 from trimtab.adapters.pairs import Pairs, crop_and_resize
-from trimtab.adapters.unicon.train import UniConSettings, min_snr_weight, text_mask, train_unicon
+from trimtab.adapters.unicon.train import (
+    UniConSettings,
+    UniConTraining,
+    min_snr_weight,
+    pair_loss,
+    text_mask,
+    train_unicon,
+)
 from trimtab.cli import main
 from trimtab.guidance.errors import ParameterError
 
@@ -180,6 +187,19 @@ def test_unicon_trains_with_gradient_checkpointing_and_without_mixing(sd: Path, 
     model = train_unicon(settings)
     assert not (model / "y_lora").exists()
     assert all(tensor.abs().max() > 0 for tensor in load_file(model / "model.safetensors").values())
+
+
+def test_the_loss_of_an_sdxl_pair_reaches_all_of_the_joint_attention(data: Path, tmp_path: Path) -> None:
+    pipe = CASES["sdxl"].build()
+    settings = partner_settings(tmp_path, data, tmp_path)
+    model = UniConTraining(pipe.unet, settings)
+    with torch.no_grad():  # at first the post projections are 0, and nothing before them has a gradient
+        for index, weight in enumerate(model.weights):
+            weight.copy_(noise(f"weight.{index}", *weight.shape) / 8)
+    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 20)[0].items()}
+    scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(0)).backward()
+    assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in model.weights)
 
 
 def test_texts_are_left_out_of_either_side_and_of_both() -> None:
