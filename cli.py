@@ -100,6 +100,24 @@ def build_parser() -> Parser:
     convert_parser.add_argument("file", type=Path, metavar="model.pth")
     convert_parser.set_defaults(action=convert)
 
+    evaluation = commands.add_parser("evaluate", help="measure a folder of images")
+    evaluation.add_argument("images", type=Path, metavar="FOLDER")
+    evaluation.add_argument(
+        "--reference", type=Path, metavar="FOLDER", help="images that they should be like, as a set"
+    )
+    evaluation.add_argument(
+        "--features", default="judge", metavar="NAME", help="judge (default), efficientnet-lite0, ..."
+    )
+    evaluation.add_argument(
+        "--pairs", type=Path, metavar="FOLDER", help="images that each should be like, by file name"
+    )
+    evaluation.add_argument(
+        "--clip", metavar="MODEL", help="folder or repository of a CLIP, for images made of prompts"
+    )
+    evaluation.add_argument("--repetitions", type=_count, default=200, metavar="N", help="of the bootstrap")
+    evaluation.add_argument("--json", action="store_true", help="for programs")
+    evaluation.set_defaults(action=evaluate)
+
     models = commands.add_parser("models", help="what models ship, and what makes the others")
     models.add_argument("--json", action="store_true", help="for programs")
     models.set_defaults(action=list_models)
@@ -238,6 +256,17 @@ def new_plugin(args: argparse.Namespace) -> None:
     from . import scaffold
 
     print(scaffold.write(args.name, args.output))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """`trimtab evaluate`: measures of a folder of images, with intervals."""
+    from .evaluation import evaluate as evaluation
+
+    reference, pairs = (None if path is None else evaluation.read_folder(path) for path in (args.reference, args.pairs))
+    result = evaluation.evaluate(
+        evaluation.read_folder(args.images), reference, args.features, pairs, args.clip, args.repetitions
+    )
+    print(json.dumps(result, indent=2) if args.json else evaluation.table(result))
 
 
 def list_models(args: argparse.Namespace) -> None:

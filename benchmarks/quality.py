@@ -23,11 +23,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from trimtab.evaluation.distances import Estimate, Gaussian, KernelDistance, frechet_distance, jackknife
+from trimtab.evaluation.networks import JUDGE_FILE, in_batches, load_efficientnet, load_judge
 from trimtab.pipelines.embedded.data import CLASS_NAMES, load
 
 from .images import contact_sheet, from_bytes, real_images, to_bytes
-from .judge import JUDGE_FILE, in_batches, load_efficientnet, load_judge
-from .metrics import Estimate, Gaussian, KernelDistance, frechet_distance, jackknife
 from .report import markdown
 
 REAL = "real training images"

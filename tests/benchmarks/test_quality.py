@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from trimtab.benchmarks.images import contact_sheet, from_bytes, to_bytes
-from trimtab.benchmarks.metrics import Estimate
 from trimtab.benchmarks.quality import REAL, differences, parse_configuration
 from trimtab.benchmarks.report import COLUMNS, table
+from trimtab.evaluation.distances import Estimate
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The networks that judge the embedded model's images: a classifier trained here, and EfficientNet-Lite0.
+"""The networks that judge the embedded model's images: a classifier that ships, and EfficientNet-Lite0.
 
 Each turns images `[n, 1, 32, 32]` in -1..1 into features `[n, d]`; only the judge also names a class. The judge knows
 garments but was trained on the very data that the denoiser has seen; EfficientNet-Lite0 knows ImageNet and nothing of
@@ -18,9 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from trimtab.pipelines.embedded.data import CLASS_NAMES, load
+from ..pipelines.embedded.data import CLASS_NAMES, load
 
-JUDGE_FILE = Path("runs/judge.safetensors")
+JUDGE_FILE = Path(__file__).parent / "judge.safetensors"
+"""The judge that ships; `python -m trimtab.evaluation.networks FILE` trains another."""
 
 
 class Judge(nn.Module):
@@ -118,3 +119,10 @@ def in_batches(
 ) -> torch.Tensor:
     """`network(images)`, a batch at a time, with a progress bar that says `what`."""
     return torch.cat([network(batch) for batch in tqdm(images.split(size), desc=what, leave=False)])
+
+
+if __name__ == "__main__":
+    import sys
+
+    train_judge(Path(sys.argv[1]))
+    print(load_judge(Path(sys.argv[1]))[1])

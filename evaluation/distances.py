@@ -68,6 +68,20 @@ class KernelDistance:
 
         return distance
 
+    def resampled(self, sample: torch.Tensor) -> Callable[[torch.Tensor], float]:
+        """As `statistic`, but for indices drawn with replacement: pairs of an image with itself are left out."""
+        sample = sample.double()
+        within, across = _cubic_kernel(sample, sample), _cubic_kernel(sample, self.reference).mean(1)
+
+        def distance(rows: torch.Tensor) -> float:
+            times = torch.bincount(rows, minlength=len(sample)).double()
+            pairs = times.sum().square() - times.square().sum()
+            total = times @ within @ times - (times.square() * within.diagonal()).sum()
+            mean_within = (total / pairs).item()
+            return mean_within + self.within_reference - 2 * across[rows].mean().item()
+
+        return distance
+
     def __call__(self, sample: torch.Tensor) -> float:
         """The distance of all of `sample` `[n, d]`."""
         return self.statistic(sample)(torch.arange(len(sample)))
@@ -113,3 +127,29 @@ def jackknife(statistic: Callable[[torch.Tensor], float], count: int, strata: in
     indices = torch.arange(count)
     group = indices // strata % groups
     return Estimate(statistic(indices), tuple(statistic(indices[group != left_out]) for left_out in range(groups)))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the range in which it lies in 95 of 100 repetitions, by the percentile bootstrap (Efron, 1979)."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    statistic: Callable[[torch.Tensor], float], count: int, repetitions: int = 200, seed: int = 0
+) -> Interval:
+    """The interval of `statistic`, a function of the indices of the images that it may use, drawn with replacement.
+
+    Args:
+        statistic: maps indices `[count]` to a number.
+        count: number of images.
+        repetitions: number of draws.
+        seed: of the draws, so that the interval is always the same.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(repetitions)]
+    low, high = torch.tensor(drawn, dtype=torch.double).quantile(torch.tensor([0.025, 0.975], dtype=torch.double))
+    return Interval(statistic(torch.arange(count)), float(low), float(high))

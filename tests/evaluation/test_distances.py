@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trimtab.benchmarks.metrics import Estimate, Gaussian, KernelDistance, frechet_distance, jackknife
+from trimtab.evaluation.distances import Estimate, Gaussian, KernelDistance, frechet_distance, jackknife
 
 
 def features(count: int, dimension: int, seed: int = 0) -> torch.Tensor:

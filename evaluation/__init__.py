@@ -1,0 +1,1 @@
+"""How good images are: distances, coverage, accuracy and likeness, with confidence intervals."""
