@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-PACKAGED = ("guidance", "pipelines", "adapters", "conformance", "scaffold")
+PACKAGED = ("guidance", "pipelines", "adapters", "conformance", "evaluation", "scaffold")
 MODEL = ROOT / "pipelines" / "embedded" / "model"
 
 
@@ -53,7 +53,7 @@ def test_the_wheel_holds_every_module_and_nothing_else_but_data_and_metadata(whe
     data = {name for name in inside if not name.endswith(".py")}
     model = {path.relative_to(ROOT).as_posix() for path in MODEL.rglob("*") if path.is_file()}
     template = {path.relative_to(ROOT).as_posix() for path in (ROOT / "scaffold" / "template").rglob("*.in")}
-    assert data == {"py.typed", *model, *template}
+    assert data == {"py.typed", "evaluation/judge.safetensors", *model, *template}
     folders = {re.sub(r"^trimtab-[\d.]+\.", "", name.split("/")[0]) for name in names}
     assert folders == {"trimtab", "pytest_trimtab", "dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -92,7 +92,7 @@ def test_the_pinned_versions_lie_in_the_allowed_ranges() -> None:
     lines = (line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
     pins = dict(line.lower().replace("_", "-").split("==") for line in lines)
     extras = project()["project"]["optional-dependencies"]
-    for text in (*project()["project"]["dependencies"], *extras["test"], *extras["kit"]):
+    for text in (*project()["project"]["dependencies"], *extras["test"], *extras["kit"], *extras["evaluate"]):
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
 
