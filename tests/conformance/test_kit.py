@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -15,17 +16,18 @@ from torch import nn
 
 import trimtab
 from trimtab import COND, UNCOND, Branch, Guidance, Predictions, Run, Step, parameter
-from trimtab.conformance import Example
+from trimtab.conformance import Example, Stage
+from trimtab.conformance.tiny import assemble, sd15
 from trimtab.guidance import registry
 
-pytest_plugins = ["pytester"]
+from .kit import run_kit
 
 Report = dict[str, str]
 """The message of each failed check, by the check's name."""
 
 
 @pytest.fixture
-def check(pytester: pytest.Pytester) -> Iterator[Callable[..., Report]]:
+def check(tmp_path: Path) -> Iterator[Callable[..., Report]]:
     """Run the kit on a class in this process: `check(cls, example, "-k", "undo")`."""
     registered: set[str] = set()
 
@@ -35,21 +37,15 @@ def check(pytester: pytest.Pytester) -> Iterator[Callable[..., Report]]:
             def pytest_trimtab_example(name: str, pipe: Any) -> Example | None:
                 return example(pipe) if example else None
 
-        failed: Report = {}
-
-        class Listener:
-            @staticmethod
-            def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-                if report.failed:
-                    failed[re.sub(r".*::test_|\[.*", "", report.nodeid)] = str(report.longrepr)
-
         trimtab.register(cls, override=True)
         registered.add(cls.name)
-        quiet = ("-q", "-p", "no:cacheprovider", "-W", "ignore")
-        result = pytester.runpytest_inprocess(
-            "--trimtab-plugin", cls.name, *quiet, *options, plugins=[Author(), Listener()]
-        )
-        assert (result.ret == 0) == (not failed), str(result.stdout)
+        result = run_kit(tmp_path, "--trimtab-plugin", cls.name, "-q", *options, plugins=(Author(),))
+        failed = {
+            re.sub(r".*::test_|\[.*", "", report.nodeid): str(report.longrepr)
+            for report in result.reports
+            if report.failed
+        }
+        assert (result.code == 0) == (not failed), result.text
         return failed
 
     yield run
@@ -224,17 +220,15 @@ def test_a_clear_refusal_is_no_failure(check: Callable[..., Report]) -> None:
     assert check(Choosy, None, "-k", "acts or determin or one_image") == {}
 
 
-def test_a_plug_in_may_bring_its_own_pipeline(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest("""
-        from trimtab.conformance import Stage
-        from trimtab.conformance.tiny import assemble, sd15
-
-        def pytest_trimtab_stages(name):
+def test_a_plug_in_may_bring_its_own_pipeline(tmp_path: Path) -> None:
+    class Author:
+        @staticmethod
+        def pytest_trimtab_stages(name: str) -> list[Stage]:
             return [Stage("mine", lambda: assemble(sd15), {"prompt": "a fox", "num_inference_steps": 2})]
-    """)
-    result = pytester.runpytest_inprocess("--trimtab-plugin", "pag", "-p", "no:cacheprovider", "-v", "-k", "determin")
-    result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*::test_it_is_deterministic?pag-mine? PASSED*"])
+
+    result = run_kit(tmp_path, "--trimtab-plugin", "pag", "-k", "determin", plugins=(Author(),))
+    (report,) = result.reports
+    assert report.passed and report.nodeid.endswith("::test_it_is_deterministic[pag-mine]")
 
 
 def test_refusing_everything_is(check: Callable[..., Report]) -> None:
@@ -246,7 +240,7 @@ def test_refusing_everything_is(check: Callable[..., Report]) -> None:
     assert "takes videos only" in failed["it_acts"]
 
 
-def test_an_exemption_is_shown_with_its_reason(check: Callable[..., Report], pytester: pytest.Pytester) -> None:
+def test_an_exemption_is_shown_with_its_reason(check: Callable[..., Report]) -> None:
     reason = "its formula is one of raw predictions"
     example = Example(exempt={"agreement": reason})
     assert check(wrong(delta=of_the_raw_number), lambda pipe: example, "-k", "one_image", "-rs") == {}
@@ -256,29 +250,28 @@ def test_an_exemption_is_shown_with_its_reason(check: Callable[..., Report], pyt
 
 
 # -- the pytest plug-in ------------------------------------------------------------------------------------------------
-def test_a_mistaken_name_is_a_usage_error(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest_inprocess("--trimtab-plugin", "pagg")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--trimtab-plugin pagg: There is no guidance 'pagg'. Did you mean 'pag'?*"])
+def test_a_mistaken_name_is_a_usage_error(tmp_path: Path) -> None:
+    result = run_kit(tmp_path, "--trimtab-plugin", "pagg")
+    assert result.code == pytest.ExitCode.USAGE_ERROR
+    assert "--trimtab-plugin pagg: There is no guidance 'pagg'. Did you mean 'pag'?" in result.text
 
 
-def test_without_hypothesis_the_error_says_how_to_get_it(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_hypothesis_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = pytester.runpytest_inprocess("--trimtab-plugin", "pag")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*pip install 'trimtab[[]kit]'*"])
+    result = run_kit(tmp_path, "--trimtab-plugin", "pag")
+    assert result.code == pytest.ExitCode.USAGE_ERROR
+    assert "pip install 'trimtab[kit]'" in result.text
 
 
-def test_the_option_runs_the_kit_alone_and_the_setting_beside_the_suite(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("def test_mine(): pass")
-    alone = pytester.runpytest_inprocess("--trimtab-plugin", "pag", "--collect-only", "-q", "-k", "mine or acts")
-    alone.stdout.fnmatch_lines(["trimtab-conformance/effect::test_it_acts?pag?"])
-    alone.stdout.no_fnmatch_line("*test_mine*")
-    pytester.makeini("[pytest]\ntrimtab_plugins = pag")
-    both = pytester.runpytest_inprocess("--collect-only", "-q", "-k", "mine or acts")
-    both.stdout.fnmatch_lines(["*::test_mine", "trimtab-conformance/effect::test_it_acts?pag?"])
+def test_the_option_runs_the_kit_alone_and_the_setting_beside_the_suite(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text("def test_mine(): pass")
+    listing = ("--collect-only", "-q", "-k", "mine or acts")
+    kit, mine = "trimtab-conformance/effect::test_it_acts[pag]", "test_mine.py::test_mine"
+    alone = run_kit(tmp_path, "--trimtab-plugin", "pag", *listing).text
+    assert kit in alone and mine not in alone
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntrimtab_plugins = pag")
+    both = run_kit(tmp_path, *listing).text
+    assert kit in both and mine in both
 
 
 def test_the_fixture_hides_all_plug_ins_but_those_it_is_given(isolated_plugins: Any) -> None:
