@@ -128,6 +128,18 @@ def build_parser() -> Parser:
     new.add_argument("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="where to put its folder")
     new.set_defaults(action=new_plugin)
 
+    calibration = commands.add_parser(
+        "calibrate", help="how far a classifier can be trusted along the trajectory", allow_abbrev=False
+    )
+    calibration.add_argument("classifier", help="a transformers image classifier, a folder or Hub repository")
+    calibration.add_argument("--model", default="trimtab/embedded", help="a pipeline that takes a class or a prompt")
+    calibration.add_argument("--class", action="append", dest="classes", required=True, help="repeatable")
+    calibration.add_argument("--prompt", default="a photo of a {}", help="with the class in place of the braces")
+    calibration.add_argument("--count", type=int, default=100, help="images")
+    calibration.add_argument("--steps", type=int, default=25, help="denoising steps")
+    calibration.add_argument("--json", action="store_true", help="for programs")
+    calibration.set_defaults(action=calibrate)
+
     training = commands.add_parser(
         "train",
         help="train a model or an adapter",
@@ -274,6 +286,18 @@ def list_models(args: argparse.Namespace) -> None:
     from .pipelines import models
 
     print(json.dumps(models.rows(), indent=2) if args.json else models.table())
+
+
+def calibrate(args: argparse.Namespace) -> None:
+    """`trimtab calibrate`: print the calibration error of a classifier at each step."""
+    from .pipelines import calibration
+    from .pipelines.loading import GuidedPipeline
+
+    pipe = GuidedPipeline.from_pretrained(args.model)
+    pipe.set_progress_bar_config(disable=True)
+    classes = [int(one) if one.isdecimal() else one for one in args.classes]
+    rows = calibration.calibrate(pipe, args.classifier, classes, count=args.count, steps=args.steps, prompt=args.prompt)
+    print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) if args.json else calibration.table(rows))
 
 
 def train(args: argparse.Namespace) -> None:

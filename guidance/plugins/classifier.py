@@ -107,7 +107,7 @@ class Classifier(GradientGuidance):
             raise ParameterError(
                 f"{self.label}: target is missing; give a class by name or index, or one for each image."
             )
-        labels = self.labels or _names_of(run.state.network)
+        labels = self.labels or names_of(run.state.network)
         given = targets if isinstance(targets, (tuple, list)) else (targets,)
         run.state.classes = [self.class_index(target, labels) for target in given]
 
@@ -240,7 +240,8 @@ def _load(source: str, revision: str | None) -> tuple[nn.Module, Any]:
     return network, processor
 
 
-def _names_of(network: nn.Module) -> tuple[str, ...]:
+def names_of(network: nn.Module) -> tuple[str, ...]:
+    """The names of a transformers classifier's classes; none for another module."""
     named = getattr(getattr(network, "config", None), "id2label", None) or {}
     return tuple(str(named[index]) for index in sorted(named))
 

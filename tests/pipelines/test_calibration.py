@@ -1,0 +1,72 @@
+"""Calibration along the trajectory: the error itself, and a report of a classifier whose confidence is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from zoo.class_conditional import class_conditional
+
+import trimtab
+from trimtab.cli import main
+from trimtab.pipelines.calibration import calibrate, calibration_error, table
+
+NAMES = ["one", "two"]
+
+
+class Sure(nn.Module):
+    """Names class 1 with the confidence of two logits, behind a ReLU that softplus would move."""
+
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.relu, self.logit = nn.ReLU(), logit
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        ones = self.relu(torch.ones(len(images), 1))
+        return torch.cat([torch.zeros_like(ones), self.logit * ones], 1)
+
+
+def test_the_error_by_hand() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.3, 0.7]])
+    # Two bins of two: accuracy 1/2 at confidence 0.9, and 1 at 0.7.
+    assert calibration_error(probabilities, torch.tensor([0, 1, 1, 1])) == pytest.approx(0.5 * 0.4 + 0.5 * 0.3)
+
+
+def test_perfect_calibration_has_no_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(100_000, generator=generator)
+    labels = (torch.rand(100_000, generator=generator) < p).long()
+    assert calibration_error(torch.stack([1 - p, p], 1), labels) < 0.01
+
+
+def test_a_classifier_that_is_half_right_and_quite_sure() -> None:
+    pipe, network = trimtab.guide(class_conditional(NAMES)), Sure(3.0)
+    rows = calibrate(pipe, network, [0, 1], count=6, steps=3, betas=(None, 2.0), batch=4)
+    assert [row.step for row in rows] == [0, 1, 2]
+    assert rows[0].ratio > rows[1].ratio > rows[2].ratio
+    for row in rows:
+        assert row.accuracy == {None: 0.5, 2.0: 0.5}
+        assert row.error[None] == pytest.approx(torch.tensor(3.0).sigmoid().item() - 0.5, abs=1e-5)
+        assert row.confidence[2.0] > row.confidence[None]
+    assert "lowest: ReLU" in table(rows)
+    assert isinstance(network.relu, nn.ReLU) and not pipe.guidances
+
+
+def test_nothing_to_ask_for_is_an_error() -> None:
+    with pytest.raises(trimtab.ParameterError, match=r"classes=\[\]"):
+        calibrate(trimtab.guide(class_conditional(NAMES)), Sure(1.0), [])
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = transformers.ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4], depths=[1],
+                                       layer_type="basic", id2label={0: "Sandal", 1: "Bag"})  # fmt: skip
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    options = ["calibrate", str(tmp_path), "--class", "Sandal", "--class", "Bag", "--count", "2", "--steps", "2"]
+    assert main(options) == 0
+    assert "mean ECE" in capsys.readouterr().out
+    assert main([*options, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
