@@ -3,8 +3,8 @@
 The requested class is judged by a network that never guides, and the distance to real test images is taken on its
 features. Compared: no guidance; a plain classifier at the clean estimate, and EluCD's settings one by one; at x_t the
 same clean classifier, one that was trained on noisy images, and PPAP with 1, 3 and 5 experts, trained from the model's
-own images. Networks that are missing are trained first; with `--efficientnet`, EfficientNet-Lite0 guides too, by its own
-likeness to the mean features of each class.
+own images. Networks that are missing are trained first. With `--efficientnet`, EfficientNet-Lite0 guides too, by the
+likeness of its features to the mean ones of each class.
 """
 
 from __future__ import annotations
@@ -150,9 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", help="folder of the four IDX files")
     parser.add_argument("--cache", type=Path, default=Path("runs/classifiers"), help="folder of what is trained")
     parser.add_argument("--judge", type=Path, default=Path("runs/judge.safetensors"), help="trained where missing")
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/classifiers/table"), help="writes OUTPUT.md and .json"
-    )
+    parser.add_argument("--output", type=Path, default=Path("runs/classifiers/table"), help="its .md and .json")
     given = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(given)
     if args.count < 100 or args.count % 100:
