@@ -98,7 +98,7 @@ class Partner:
             image, noise: latents.
             count: steps of the run.
         """
-        self.scheduler, self.count = scheduler, count
+        self.scheduler, self.count, self.image = scheduler, count, image
         self.last = len(scheduler.timesteps) - 1
         self.first = int(self.settings.enters_at * self.last)
         if self.first == 0:
@@ -131,6 +131,8 @@ class Partner:
             options = {name: value for name, value in options.items() if value is not None}
             stepped = self.scheduler.step(self._prediction(), self.timestep, self.latents, return_dict=False, **options)
             self.latents = stepped[0]
+        elif self.first == self.last and self.iteration + 1 == self.count:
+            self.latents = self.image  # held, and not denoised from its last level by anything
         if self.kept is not None:
             self.latents = self.kept.put_back(self.latents, index)
         if self.own_kept is not None:

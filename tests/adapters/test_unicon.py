@@ -137,6 +137,13 @@ def test_a_window_holds_for_the_joint_attention_while_the_partner_goes_on(models
     assert torch.isfinite(joint.partner).all()
 
 
+def test_a_given_partner_that_is_never_denoised_stays_what_was_given(models: Path) -> None:
+    pipe = build()
+    joint = attach(pipe, models, stop=0.5)
+    run(pipe)
+    assert torch.equal(joint.partner, case.latents("depth"))
+
+
 def test_after_a_run_and_after_a_failure_the_pipeline_is_as_it_was(models: Path) -> None:
     pipe = build()
     plain = run(pipe)
