@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 import trimtab
-from trimtab.adapters.ppap.train import PPAPSettings, train_experts
+from trimtab.adapters.ppap.train import PPAPSettings, generated, train_experts
 from trimtab.guidance.images import Preprocessing
 from trimtab.pipelines.embedded.data import CLASS_NAMES, load
 
@@ -69,12 +69,14 @@ def configurations(pipe: Any, args: argparse.Namespace) -> dict[str, tuple[str, 
     at_x_t = {"estimate": "x_t", "scale": args.noisy_scale}
     rows["clean classifier at x_t"] = ("classifier", {"classifier": guide, **at_x_t})
     rows["noise-aware classifier"] = ("classifier", {"classifier": noisy, **at_x_t})
+    shared = PPAPSettings(output=str(args.cache), images=args.generated, batch_size=64)
+    images = generated(pipe, shared)
     for count in EXPERTS:
         settings = PPAPSettings(
             output=str(args.cache / f"ppap-{count}"), images=args.generated, experts=count,
             steps=max(1, args.expert_steps // count), batch_size=64, learning_rate=1e-3, warmup=0,
         )  # fmt: skip
-        file = train_experts(pipe, guide, Preprocessing(), settings)
+        file = train_experts(pipe, guide, Preprocessing(), settings, images)
         rows[f"PPAP, {count} experts"] = (
             "ppap", {"classifier": guide, "weights": str(file), "scale": args.noisy_scale}
         )  # fmt: skip

@@ -82,15 +82,22 @@ def train_ppap(settings: PPAPSettings) -> Path:
     return train_experts(GuidedPipeline.from_pretrained(settings.pipeline), teacher, preprocessing, settings)
 
 
-def train_experts(pipe: Any, teacher: nn.Module, preprocessing: Preprocessing, settings: PPAPSettings) -> Path:
-    """The same for a pipeline and a network that are there already."""
+def train_experts(
+    pipe: Any,
+    teacher: nn.Module,
+    preprocessing: Preprocessing,
+    settings: PPAPSettings,
+    images: torch.Tensor | None = None,
+) -> Path:
+    """The same for a pipeline and a network that are there; `images` `[n, ...]` in -1..1 are made if not given."""
     if getattr(pipe, "vae", None) is not None:
         raise UnsupportedPipelineError(
             f"{type(pipe).__name__} works on latents, which a network of images cannot see; give a pipeline of pixels."
         )
     output = Path(settings.output)
-    with PartialState().main_process_first():
-        images = generated(pipe, settings)
+    if images is None:
+        with PartialState().main_process_first():
+            images = generated(pipe, settings)
     torch.manual_seed(settings.seed)
     teacher = teacher.eval().requires_grad_(False)
     timesteps = int(pipe.scheduler.config.num_train_timesteps)
