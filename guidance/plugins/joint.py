@@ -127,15 +127,21 @@ class Joint(Guidance):
         """Whether the two attend to each other in this step."""
         return self.joint_scale > 0 and super().acts(step)
 
+    @property
+    def engaged(self) -> bool:
+        """Whether there is a partner in the run at all."""
+        return self.moves or self.own_mask is not None or (self.joint_scale > 0 and self.start < self.stop)
+
     def acts(self, step: Step) -> bool:
-        return self.moves or self.own_mask is not None or super().acts(step)
+        """In each step, for the partner goes its way outside of the window as well; the window is that of `joins`."""
+        return self.engaged
 
     def companions(self, step: Step) -> int:
         return int(self.joins(step))
 
     def setup(self, run: Run) -> None:
         run.state.partner = None
-        if self.joint_scale > 0 or self.moves or self.own_mask is not None:
+        if self.engaged:
             run.state.separate = Branch("cond", Separate(run.attention_layers("attn1")))
             run.state.partner = run.attachment("joint").add(self)
 
