@@ -24,13 +24,13 @@ from tqdm.auto import tqdm
 
 import trimtab
 from trimtab.adapters.ppap.train import PPAPSettings, generated, train_experts
+from trimtab.evaluation.distances import Estimate, Gaussian, frechet_distance, jackknife
+from trimtab.evaluation.networks import JUDGE_FILE, in_batches, load_efficientnet, load_judge
 from trimtab.guidance.images import Preprocessing
 from trimtab.pipelines.embedded.data import CLASS_NAMES, load
 
 from .guides import load_guide
 from .images import from_bytes, to_bytes
-from .judge import in_batches, load_efficientnet, load_judge
-from .metrics import Estimate, Gaussian, frechet_distance, jackknife
 
 PLAIN: Mapping[str, Any] = {"beta": None, "tau2": 1.0, "gamma": 0.0}
 ABLATION: Mapping[str, Mapping[str, Any]] = {
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--efficientnet", action="store_true", help="a row guided by EfficientNet-Lite0")
     parser.add_argument("--data", help="folder of the four IDX files")
     parser.add_argument("--cache", type=Path, default=Path("runs/classifiers"), help="folder of what is trained")
-    parser.add_argument("--judge", type=Path, default=Path("runs/judge.safetensors"), help="trained where missing")
+    parser.add_argument("--judge", type=Path, default=JUDGE_FILE, help="trained where missing")
     parser.add_argument("--output", type=Path, default=Path("runs/classifiers/table"), help="its .md and .json")
     given = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(given)

@@ -22,9 +22,8 @@ from tqdm.auto import tqdm
 
 import trimtab
 from trimtab import Guidance, Step
+from trimtab.evaluation.networks import JUDGE_FILE, load_judge
 from trimtab.pipelines.embedded.data import load
-
-from .judge import JUDGE_FILE, load_judge
 
 KNOWN = torch.arange(32)[None, None, None, :].expand(1, 1, 32, 32) < 16
 
