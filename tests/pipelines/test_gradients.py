@@ -238,3 +238,34 @@ def test_packing_that_is_not_known_is_refused() -> None:
     sample = run(pipe, CASES["ltx"])
     with pytest.raises(trimtab.UnsupportedPipelineError, match="packed in a way that is not known"):
         ImageSpace(pipe, CASES["ltx"].call, GraphMeter()).decode(sample.reshape(1, -1, 4))
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_in_half_precision_the_change_is_that_of_float32(name: str) -> None:
+    """The loss and its gradient are float32 islands, so that only the networks' own rounding is left."""
+
+    def change(dtype: torch.dtype) -> torch.Tensor:
+        pipe = trimtab.guide(CASES[name].build().to(dtype))
+        stock = run(pipe, CASES[name]).float()
+        pipe.add_guidance(Through(weight=2000.0))
+        Brightness.seen.clear()
+        moved = run(pipe, CASES[name]).float() - stock
+        assert set(Brightness.seen) == {torch.float32}
+        return moved
+
+    exact, half = change(torch.float32), change(torch.bfloat16)
+    similarity = torch.nn.functional.cosine_similarity(exact.flatten(), half.flatten(), dim=0)
+    assert similarity > 0.9 and half.norm() == pytest.approx(exact.norm().item(), rel=0.2)
+
+
+def test_an_autoencoder_that_overflows_in_half_precision_is_run_in_float32_and_left_as_it_is() -> None:
+    pipe = CASES["sd15"].build()
+    sample = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = ImageSpace(pipe, {}, GraphMeter()).decode(sample)
+    pipe.vae.half()
+    pipe.vae.register_to_config(force_upcast=True)
+    weights = {name: parameter.data_ptr() for name, parameter in pipe.vae.named_parameters()}
+    space = ImageSpace(pipe, {}, GraphMeter())
+    close(space.decode(sample), expected, 5e-3)
+    assert space.encode(space.decode(sample)).dtype == torch.float32
+    assert all(p.data_ptr() == weights[name] and p.dtype == torch.half for name, p in pipe.vae.named_parameters())
