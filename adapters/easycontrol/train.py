@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from diffusers import FluxPipeline
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch.nn import functional as F
@@ -149,10 +150,11 @@ def train_easycontrol(settings: EasyControlSettings) -> Path:
     def validate(model: Any) -> dict[str, float]:
         generator = torch.Generator(pipe.device).manual_seed(0)
         value = flow_matching_loss(model, pipe, held, settings, generator).item()
-        folder = Path(settings.output) / "validation"
-        folder.mkdir(parents=True, exist_ok=True)
-        number = len(list(folder.glob("*.png")))
-        sample(model, pipe, held, settings, generator).save(folder / f"{number:04d}.png")
+        if PartialState().is_main_process:
+            folder = Path(settings.output) / "validation"
+            folder.mkdir(parents=True, exist_ok=True)
+            number = len(list(folder.glob("*.png")))
+            sample(model, pipe, held, settings, generator).save(folder / f"{number:04d}.png")
         return {"validation_loss": value}
 
     train("easycontrol", model, data, loss, settings, export, validate)
