@@ -79,6 +79,7 @@ class Perturber:
         self._apart = Apart(family, ())
         self._stack = stack
         self._tapped: set[str] = set()
+        self._span: tuple[int, int] | None = None  # the rows of the layer that is running on some of them
 
     @cached_property
     def _modules(self) -> frozenset[str]:
@@ -150,25 +151,34 @@ class Perturber:
                 tap_forward(self._stack, self.family.module.get_submodule(name), _inner(self, name))
 
     def run(self, name: str, original: Callable[..., Any], active: int, args: Sequence[Any], kwargs: Any) -> Any:
-        """A layer's forward on the first `active` rows, each group of them under its own perturbation."""
-        layout = self.layout
+        """A layer's forward on the first `active` rows, each group of them under its own perturbation.
+
+        Inside a layer that runs on one group of rows, there are only these.
+        """
+        layout, outer = self.layout, self._span
         assert layout is not None
-        groups = _groups(layout, name, active)
+        first, last = span = outer or (0, active)
+        groups = _groups(layout, name, first, last)
         points = [point for point in layout.points if name in point.layers]
         if len(groups) == 1 and groups[0][2] is None and not points:
             return original(*args, **kwargs)
-        each, rest = divmod(_hidden_states(args, kwargs).shape[0], active)
+        each, rest = divmod(_hidden_states(args, kwargs).shape[0], last - first)
         if len(groups) > 1 and (rest or not each):
             raise AmbiguousRowsError(f"{name} is given what does not split into rows")
         kept: dict[Point, list[torch.Tensor]] = {point: [] for point in points}
         outputs = []
         for start, stop, perturbation in groups:
             part = (args, kwargs)
-            if (start, stop) != (0, active):
-                part = _take(part, active, each, slice(start, stop))
-            outputs.append(self._compute(name, original, part, perturbation, kept))
-        for point, values in kept.items():
-            self.watched[point, name] = _expand(torch.cat(values), active, each, layout.parents)
+            if (start, stop) != span:
+                part = _take(part, last - first, each, slice(start - first, stop - first))
+            self._span = start, stop
+            try:
+                outputs.append(self._compute(name, original, part, perturbation, kept))
+            finally:
+                self._span = outer
+        if first == 0:  # the rows of the branches that may be watched come first
+            for point, values in kept.items():
+                self.watched[point, name] = _expand(torch.cat(values), last, each, layout.parents)
         return outputs[0] if len(outputs) == 1 else _join(outputs)
 
     def _compute(
@@ -230,17 +240,17 @@ def _inner(perturber: Perturber, name: str) -> Callable[..., Any]:
     return forward
 
 
-def _groups(layout: Layout, name: str, active: int) -> list[tuple[int, int, Perturbation | None]]:
-    """Row ranges in order, unperturbed neighbours merged."""
+def _groups(layout: Layout, name: str, first: int, last: int) -> list[tuple[int, int, Perturbation | None]]:
+    """Row ranges from `first` to `last` in order, unperturbed neighbours merged."""
     groups: list[tuple[int, int, Perturbation | None]] = []
-    edge = 0
+    edge = first
     for segment in layout.segments:
-        if name in segment.perturbation.layers and segment.start < active:
+        if name in segment.perturbation.layers and first <= segment.start < last:
             if segment.start > edge:
                 groups.append((edge, segment.start, None))
             groups.append((segment.start, segment.stop, segment.perturbation))
             edge = segment.stop
-    return groups if edge == active else [*groups, (edge, active, None)]
+    return groups if edge == last else [*groups, (edge, last, None)]
 
 
 def _hidden_states(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:

@@ -88,6 +88,47 @@ def test_both_cost_the_sum(name: str, off: dict[str, Any]) -> None:
     assert set(check(name, pipe, record, **off)) == {3}
 
 
+ALWAYS = {"start": 0.0, "stop": 1.0}
+EVERY: dict[str, tuple[dict[str, Any], int, int]] = {
+    # plug-in: parameters, evaluations beside the pipeline's two, calls that they are where rows cannot be shared
+    "seg": ({}, 1, 0),
+    "slg": (ALWAYS, 1, 0),
+    "sag": ({}, 1, 1),
+    "perp_neg": ({"negative_prompt": "two blue boats"}, 2, 0),
+    "cfg_pp": ({}, 0, 0),
+    "interval": ({"scale": 3.0}, 0, 0),
+    "rescale": ({}, 0, 0),
+    "dynamic_threshold": ({}, 0, 0),
+}
+
+
+@pytest.mark.parametrize("plugin", EVERY)
+@pytest.mark.parametrize("rows", ["auto", "sequential"])
+def test_every_guidance_costs_what_it_declares(plugin: str, rows: str) -> None:
+    parameters, evaluations, apart = EVERY[plugin]
+    for name in ("sd15", "pixart"):
+        pipe, record = prepared(name, {plugin: parameters}, guidance_rows=rows)
+        assert set(check(name, pipe, record)) == {2 + evaluations}
+        calls = {len(step.forwards) for step in record.steps}
+        assert calls == {1 + (evaluations if rows == "sequential" else apart)}
+
+
+def test_equal_branches_of_several_are_computed_once() -> None:
+    several = {"pag": {"scale": 3.0}, "seg": {"scale": 3.0}, "slg": {"scale": 2.8, **ALWAYS}, "sag": {}, "rescale": {}}
+    pipe, record = prepared("sd15", several)
+    assert set(check("sd15", pipe, record)) == {6}
+    assert {len(step.forwards) for step in record.steps} == {2}
+
+
+def test_a_weaker_denoiser_costs_a_call_of_its_own() -> None:
+    pipe, record = prepared("sd15", {"autoguidance": {"weak": CASES["sd15"].build().unet}, "pag": {}})
+    plan = pipe.explain_guidance(**CASES["sd15"].call)
+    run(pipe, CASES["sd15"])
+    assert {sum(forward.rows for forward in step.forwards) for step in record.steps} == {3}  # by the pipeline's own
+    assert pipe.last_guided_run.evaluations == plan.evaluations == 3 * 4
+    assert pipe.last_guided_run.forward_calls == plan.calls == 3 * 2
+
+
 def test_outside_its_window_a_guidance_costs_nothing() -> None:
     pipe, record = prepared("sd15", WINDOWED)
     assert check("sd15", pipe, record, num_inference_steps=5) == [2, 2, 3, 3, 2]
