@@ -54,7 +54,10 @@ class Clock:
         value = float(torch.as_tensor(timestep).flatten()[0])
         if self.timesteps[self.position] != value and value in self.timesteps:
             later = [index for index, t in enumerate(self.timesteps) if t == value and index >= self.position]
-            self.begin = (later or [self.timesteps.index(value)])[0] - self.calls
+            if later:
+                self.begin = later[0] - self.calls
+            else:  # the schedule has begun anew, as for the next stretch of a video
+                self.begin, self.calls = self.timesteps.index(value), 0
 
     def step(self) -> Step:
         """The step at the present position, without a sample."""

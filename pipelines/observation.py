@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..guidance.errors import GuidanceRuntimeError
+
 TOLERANCE = 1e-3
 """Relative residual under which the fitted combination is taken as the pipeline's own, in float32."""
 UNRELATED = 0.5
@@ -173,6 +175,8 @@ def _fit(
     columns: Sequence[torch.Tensor], target: torch.Tensor, state: torch.Tensor | None
 ) -> tuple[list[float], float, bool]:
     """Least-squares weights of the columns (and of x_t), the relative residual, and whether they are determined."""
+    if not torch.isfinite(target).all():
+        raise GuidanceRuntimeError("The pipeline's own prediction is not finite, so nothing can be added to it.")
     stride = max(1, target.numel() // _SAMPLES)
     chosen = [*columns] if state is None else [*columns, state]
     matrix = torch.stack([column.detach().reshape(-1)[::stride] for column in chosen], dim=1).double().cpu()

@@ -22,15 +22,19 @@ def has_cfg(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     tested = _property(pipe, "do_classifier_free_guidance", scale, arguments)
     if tested is not None:
         return bool(tested)
-    # A scale that is never compared with anything is given to the denoiser (distilled guidance).
-    return scale > 1 and compares_scale(type(pipe))
+    if (guider := getattr(pipe, "guider", None)) is not None:
+        return int(guider.num_conditions) > 1
+    # A scale that is never compared with anything is given to the denoiser (distilled guidance), unless the call has a
+    # further row in any case.
+    return scale > 1 and (compares_scale(type(pipe)) or bool(copies_of_latents(type(pipe))))
 
 
 def other_predictions(pipe: Any, arguments: Mapping[str, Any]) -> int:
     """Predictions that the call makes by itself beside the conditional and the unconditional one."""
     if _property(pipe, "do_perturbed_attention_guidance", 1.0, arguments):
         return 1
-    return most_copies(type(pipe)) - 2 if has_cfg(pipe, arguments) and most_copies(type(pipe)) > 2 else 0
+    copies = copies_of_latents(type(pipe))
+    return min(copies) - 2 if copies and has_cfg(pipe, arguments) else 0
 
 
 def _property(pipe: Any, name: str, scale: float, arguments: Mapping[str, Any]) -> Any:
@@ -53,9 +57,9 @@ def compares_scale(kind: Any) -> bool:
     )
 
 
-def most_copies(kind: Any) -> int:
-    """How often a pipeline's call repeats its latents, `[latents] * 3`, at most; 1 if it never does."""
-    copies = [
+def copies_of_latents(kind: Any) -> list[int]:
+    """How often a pipeline's call repeats its latents, as in `[latents] * 3`; empty if it never does."""
+    return [
         node.right.value
         for node in _nodes(kind)
         if isinstance(node, ast.BinOp)
@@ -64,8 +68,8 @@ def most_copies(kind: Any) -> int:
         and isinstance(node.right, ast.Constant)
         and isinstance(node.right.value, int)
         and [_name(item) for item in node.left.elts] == ["latents"]
+        and node.right.value > 1
     ]
-    return max(copies, default=1)
 
 
 def may_rescale(kind: Any) -> bool:
