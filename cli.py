@@ -80,6 +80,11 @@ def build_parser() -> Parser:
     show_parser.add_argument("file", type=Path, metavar="FILE.png")
     show_parser.set_defaults(action=show)
 
+    trace_parser = commands.add_parser("trace", help="print and draw what each guidance did in a traced run")
+    trace_parser.add_argument("file", type=Path, metavar="FILE.json", help="which TRIMTAB_TRACE=1 or Trace.save wrote")
+    trace_parser.add_argument("-o", "--output", type=Path, metavar="FILE.png", help="by default beside the trace")
+    trace_parser.set_defaults(action=trace)
+
     plugins = commands.add_parser("plugins", help="list the installed guidances").add_subparsers(
         required=True, metavar="COMMAND"
     )
@@ -234,6 +239,17 @@ def convert(args: argparse.Namespace) -> None:
     from .adapters.unicon.checkpoint import convert as write
 
     print(write(args.file))
+
+
+def trace(args: argparse.Namespace) -> None:
+    """`trimtab trace`: print the table of a traced run, and where its picture is."""
+    from .guidance.trace import Trace
+
+    traced = Trace.load(args.file)
+    picture = args.output or args.file.with_suffix(".png")
+    traced.plot(picture)
+    print(f"{traced}\n", file=sys.stderr)
+    print(picture)
 
 
 def list_plugins(args: argparse.Namespace) -> None:

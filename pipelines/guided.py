@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,10 +20,12 @@ from ..guidance import recipe
 from ..guidance.base import Guidance
 from ..guidance.errors import ParameterError
 from ..guidance.planner import Plan
+from ..guidance.trace import Trace
 from .attaching import Guidable
 from .components import check_guidable
 from .explain import make_plan
 from .run import GuidedRun
+from .tracing import TracedRun, is_traced
 
 ROWS = ("auto", "batched", "sequential")
 
@@ -58,13 +61,38 @@ class GuidedMixin(Guidable):
             raise ParameterError(f"guidance_max_rows={most!r}; allowed: a whole number >= 1, or None for no limit.")
         bound = inspect.signature(stock_call).bind(self, *args, **kwargs)
         bound.apply_defaults()
-        run = GuidedRun(self, attached, bound.arguments, self.guidance_rows, most, self.guidance_checkpointing)
+        kind = TracedRun if is_traced(self) else GuidedRun
+        run = kind(self, attached, bound.arguments, self.guidance_rows, most, self.guidance_checkpointing)
         with run:
             result = stock_call(self, *args, **kwargs)
         self.__dict__["last_guided_run"] = SimpleNamespace(
             evaluations=run.evaluations, forward_calls=run.forward_calls, graph_bytes=run.meter.bytes
         )
         return result
+
+    @contextmanager
+    def trace_guidance(self) -> Iterator[list[Trace]]:
+        """Record, within a `with` block, what each guidance contributes to each step of each guided run.
+
+        with pipe.trace_guidance() as traces:
+            pipe("a red fox")
+        print(traces[-1])
+        traces[-1].plot("trace.png")
+
+        Yields:
+            One `Trace` a run, also of a run that was broken off. Runs with nothing attached are the pipeline's own and
+            leave none. `TRIMTAB_TRACE=1` in the environment writes one file a run instead.
+        """
+        outer = self.__dict__.get("_trimtab_traces")
+        traces: list[Trace] = []
+        self.__dict__["_trimtab_traces"] = traces
+        try:
+            yield traces
+        finally:
+            if outer is None:
+                del self.__dict__["_trimtab_traces"]
+            else:
+                self.__dict__["_trimtab_traces"] = outer
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Diffusers' own `save_pretrained`, with the recipe beside it if guidances are attached."""
