@@ -75,6 +75,8 @@ class OtherDenoisers:
     def _drop_unused(self) -> None:
         for source in set(self._kept) - set(self._denoisers):
             del self._kept[source]
+        if not self._kept:
+            self._pipe.__dict__.pop("_trimtab_loaded", None)
 
 
 def check_other(pipe: Any, source: str | nn.Module, plugin: str) -> tuple[Any, str | None, Any]:
