@@ -84,6 +84,9 @@ def build_parser() -> Parser:
     trace_parser.add_argument("file", type=Path, metavar="FILE.json", help="which TRIMTAB_TRACE=1 or Trace.save wrote")
     trace_parser.add_argument("-o", "--output", type=Path, metavar="FILE.png", help="by default beside the trace")
     trace_parser.set_defaults(action=trace)
+    reach_parser = commands.add_parser("reach", help="which pipeline classes of Diffusers can be guided, by inspection")
+    reach_parser.add_argument("--json", action="store_true", help="for programs")
+    reach_parser.set_defaults(action=show_reach)
 
     plugins = commands.add_parser("plugins", help="list the installed guidances").add_subparsers(
         required=True, metavar="COMMAND"
@@ -225,6 +228,14 @@ def explain(args: argparse.Namespace) -> None:
     from .pipelines.generate import jobs
 
     jobs.explain(jobs.read(args, [name for name, _, _ in REQUEST_OPTIONS]))
+
+
+def show_reach(args: argparse.Namespace) -> None:
+    """`trimtab reach`: one line a pipeline class."""
+    from .pipelines import reach
+
+    rows = reach.reach()
+    print(json.dumps(reach.as_json(rows), indent=2) if args.json else reach.table(rows))
 
 
 def show(args: argparse.Namespace) -> None:

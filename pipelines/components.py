@@ -13,14 +13,17 @@ from ..guidance.errors import UnsupportedPipelineError
 _BESIDE = ("ControlNet", "Adapter", "Encoder", "Connectors", "Upsampler", "SafetyChecker", "Vocoder")
 
 
+def may_denoise(kind: type) -> bool:
+    """Whether models of a class may be a denoiser: no autoencoder, and nothing that stands beside one."""
+    return not hasattr(kind, "decode") and not any(word in kind.__name__ for word in _BESIDE)
+
+
 def denoisers_of(pipe: Any) -> list[nn.Module]:
     """The models that may be the denoiser, each once; which of them is shows at `scheduler.step`."""
     found: dict[int, nn.Module] = {}
     for component in pipe.components.values():
         inner = getattr(component, "_orig_mod", component)
-        if not isinstance(inner, ModelMixin) or hasattr(inner, "decode"):
-            continue
-        if not any(word in type(inner).__name__ for word in _BESIDE):
+        if isinstance(inner, ModelMixin) and may_denoise(type(inner)):
             found.setdefault(id(component), component)
     return list(found.values())
 
