@@ -31,7 +31,7 @@ class OtherDenoisers:
 
     def __init__(self, pipe: Any, conditions: Conditions, stack: ExitStack) -> None:
         self._pipe, self._conditions, self._stack = pipe, conditions, stack
-        self._kept: dict[str, nn.Module] = pipe.__dict__.setdefault("_trimtab_loaded", {})
+        self._kept: dict[str, nn.Module] = pipe.__dict__.get("_trimtab_loaded", {})
         self._denoisers: dict[str | nn.Module, Denoiser] = {}
         stack.callback(self._drop_unused)
 
@@ -57,6 +57,7 @@ class OtherDenoisers:
                     source, subfolder=config, torch_dtype=own.dtype, use_safetensors=True
                 )
             module = self._kept[source] = self._kept[source].to(self._pipe._execution_device)
+            self._pipe.__dict__["_trimtab_loaded"] = self._kept
         self._denoisers[source] = Denoiser(module, self._conditions, self._stack)
 
     def of(self, source: str | nn.Module) -> tuple[Denoiser, Callable[..., Any]]:
