@@ -118,7 +118,8 @@ def train_experts(
     experts.save(file, {"trainable_share": share, "command": settings.command("ppap")})
     report = {**settings.to_store(), "trainable_share": experts.trainable_share, "base_parameters": experts.base_size}
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{settings.experts} experts hold {share} of the network's {experts.base_size:,} parameters")
+    each = f"{experts.trainable_share / settings.experts:.2%}"
+    print(f"{settings.experts} experts of {each} hold {share} of the network's {experts.base_size:,} parameters")
     return file
 
 
