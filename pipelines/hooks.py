@@ -21,6 +21,7 @@ from .interception import fresh_copy, set_attribute
 from .latents import ImageSpace
 from .lora import adapters_of
 from .others import check_other
+from .progress import prepared
 from .skipping import resolve_blocks
 
 Found = TypeVar("Found")
@@ -110,8 +111,9 @@ class Hooks:
         self.guidances = guidances
         self._decoding: dict[str, Any] = {} if space is None else {"decode": space.decode, "encode": space.encode}
         self._views: dict[str, SetupView] = {}
-        for name, guidance in guidances.items():
-            view = self._views[name] = SetupView(name, run, dry=False)
+        for name in prepared(run.pipe, guidances):
+            guidance, view = guidances[name], SetupView(name, run, dry=False)
+            self._views[name] = view
             run.stack.callback(guidance.teardown, view)
             with annotated(name, "setup"):
                 guidance.setup(view)

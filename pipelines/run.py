@@ -38,6 +38,7 @@ from .observation import Observation, own_channels
 from .others import OtherDenoisers
 from .own_cfg import has_cfg
 from .prediction import input_rows, is_prediction, primary, with_primary
+from .progress import name_guidances
 from .recurrence import check_repeatable, noised_back, with_sample
 from .renoising import check_renoising, renoise
 from .row_delta import RowDelta
@@ -103,6 +104,7 @@ class GuidedRun:
                     "pipeline outside of it; torch.no_grad() is fine."
                 )
         check_renoising(self._schedulers, self.guidances)
+        name_guidances(self.stack, self.pipe, self.guidances)
         needing = [name for name, guidance in self.guidances.items() if needs_level(guidance)]
         self._algebras = {id(s): algebra_or_none(s, needing) for s in self._schedulers}
         self.conditions = Conditions(self.pipe, self.arguments, self.stack)

@@ -43,6 +43,7 @@ def compare(
     request: Request,
     guidances: Mapping[str, Guidance],
     seeds: Sequence[int],
+    begun: Callable[[str], object] = lambda label: None,
     done: Callable[[], object] = lambda: None,
 ) -> tuple[Image.Image, dict[str, Any]]:
     """A sheet with one row a variant and one column a seed, and the metadata of its file.
@@ -52,10 +53,12 @@ def compare(
         request: from `resolve`; its seed and recipe are replaced.
         guidances: what to compare.
         seeds: of the columns.
+        begun: called with a row's label when its first image is begun.
         done: called after each image.
     """
     rows: list[Row] = []
     for label, variant in variants(guidances).items():
+        begun(label)
         attach(pipe, variant)
         images = []
         for seed in seeds:

@@ -82,7 +82,9 @@ def run(job: Job, folder: Path) -> Iterator[Path]:
     with tqdm(total=total, desc="images", unit="image", disable=None) as bar:
         for request in requests:
             if job.compare:
-                picture, metadata = compare(pipe, request, guidances, job.seeds, done=bar.update)
+                picture, metadata = compare(
+                    pipe, request, guidances, job.seeds, begun=bar.set_description_str, done=bar.update
+                )
                 yield _write(job, picture, folder / f"compare-{request.file_stem(job.seeds)}.png", metadata)
                 continue
             for seed in job.seeds:

@@ -1,0 +1,43 @@
+"""Progress as a person sees it: the bars say which guidance is being prepared, and which ones act."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .interception import set_attribute
+
+PATIENCE = 1.0
+"""Seconds after which preparing is worth a bar."""
+
+
+def settings_of(pipe: Any) -> dict[str, Any]:
+    """What the pipeline's own progress bar is called with; a stock run leaves them on the pipeline as well."""
+    settings: dict[str, Any] = pipe.__dict__.setdefault("_progress_bar_config", {})
+    return settings
+
+
+def name_guidances(stack: ExitStack, pipe: Any, names: Iterable[str]) -> None:
+    """Have the pipeline's own progress bar say who guides, unless its user gave it another name."""
+    if hasattr(pipe, "set_progress_bar_config"):
+        settings = settings_of(pipe)
+        set_attribute(stack, pipe, "_progress_bar_config", {"desc": f"guided by {', '.join(names)}", **settings})
+
+
+def prepared(pipe: Any, names: Iterable[str]) -> Iterator[str]:
+    """The names one after the other; a line says which one it is where one takes long."""
+    hidden = not hasattr(pipe, "set_progress_bar_config") or settings_of(pipe).get("disable", False)
+    for name in names:
+        with tqdm(desc=f"prepare {name}", bar_format="{desc}", delay=math.inf, leave=False, disable=hidden) as line:
+            shown = threading.Timer(PATIENCE, line.display)
+            shown.daemon = True
+            shown.start()
+            try:
+                yield name
+            finally:
+                shown.cancel()
