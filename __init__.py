@@ -34,6 +34,7 @@ from .guidance.errors import (
     UnknownGuidanceError,
     UnsupportedPipelineError,
     UnsupportedSchedulerError,
+    UntrustedCodeError,
     WeightsError,
 )
 from .guidance.noise import Level, NoiseAlgebra, noise_algebra
@@ -78,6 +79,7 @@ __all__ = [
     "UnknownGuidanceError",
     "UnsupportedPipelineError",
     "UnsupportedSchedulerError",
+    "UntrustedCodeError",
     "WeightsError",
     "guide",
     "noise_algebra",

@@ -37,6 +37,10 @@ class SourceError(TrimtabError, OSError):
     """A folder or a Hub repository that does not give the file asked for, with the reason."""
 
 
+class UntrustedCodeError(TrimtabError, ValueError):
+    """Code from the Hub that was not both trusted and pinned to a commit."""
+
+
 class WeightsError(TrimtabError, ValueError):
     """Weights that are not safetensors, are corrupt, or are not those that were meant."""
 

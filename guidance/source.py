@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -101,6 +102,26 @@ def fetch(source: str | os.PathLike[str], name: str, largest: int | None = None,
         raise
     except (OSError, ValueError, TRANSPORT) as error:
         raise _explained(error, str(source), name, hub) from error
+
+
+def find(source: str | os.PathLike[str], name: str, **hub: Unpack[HubOptions]) -> Path | None:
+    """As `fetch`, but `None` where the source has no such file; offline, where the cache has none.
+
+    Raises:
+        SourceError: see `fetch`.
+    """
+    if not is_repository(source) and not (Path(source) / check_name(name)).is_file():
+        return None
+    try:
+        return fetch(source, name, **hub)
+    except SourceError as error:
+        cause = error.__cause__
+        offline = isinstance(cause, LocalEntryNotFoundError) and isinstance(
+            cause.__cause__, (OfflineModeIsEnabled, type(None))
+        )
+        if offline or isinstance(cause, RemoteEntryNotFoundError):
+            return None
+        raise
 
 
 def list_files(source: str | os.PathLike[str], suffix: str, **hub: Unpack[HubOptions]) -> list[str]:

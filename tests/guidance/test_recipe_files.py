@@ -8,30 +8,19 @@ import io
 import json
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
+from paint import Paint, full, gradient
 from PIL import Image
 from zoo import CASES
 
 import trimtab
-from trimtab import Guidance, ParameterError, RecipeError, SourceError, parameter, register, unregister
+from trimtab import Guidance, ParameterError, RecipeError, SourceError, register, unregister
 from trimtab.guidance import recipe
 from trimtab.guidance.parameters import same
-
-
-@dataclass
-class Paint(Guidance):
-    """Has parameters of every kind that needs a file."""
-
-    name: ClassVar[str] = "test.paint"
-    mask: Image.Image | None = parameter(None, "Where.")
-    target: torch.Tensor | str | None = parameter(None, "What, -1 to 1.", ge=-1, le=1)
-    layers: tuple[Image.Image, ...] = parameter((), "More.")
-    table: dict[str, torch.Tensor | float] = parameter({}, "By name.")
 
 
 @pytest.fixture(autouse=True)
@@ -39,19 +28,6 @@ def paint() -> Iterator[None]:
     register(Paint)
     yield
     unregister("test.paint")
-
-
-def gradient(mode: str = "L") -> Image.Image:
-    return Image.linear_gradient("L").resize((6, 4)).convert(mode)
-
-
-def full() -> Paint:
-    return Paint(
-        mask=gradient(),
-        target=torch.linspace(-1, 1, 12, dtype=torch.bfloat16).view(3, 4).T,
-        layers=(gradient("RGB"), gradient("RGBA")),
-        table={"a": torch.arange(3), "b": 0.5, "c": torch.tensor(True)},
-    )
 
 
 def assert_same(one: Guidance, other: Guidance) -> None:
