@@ -220,6 +220,25 @@ def test_show_prints_the_settings(generate: Command, capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out) == pictures.load(path)[1]
 
 
+def test_a_trace_is_written_on_demand_and_drawn(
+    generate: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMTAB_TRACE", str(tmp_path / "traces"))
+    generate("--class", "cat", *GUIDANCES)
+    (file,) = (tmp_path / "traces").glob("*.json")
+    assert cli.main(["trace", str(file), "-o", str(tmp_path / "trace.png")]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [str(tmp_path / "trace.png")]
+    assert all(f"{name}       delta" in said.err for name in ("cfg", "pag"))
+    assert Image.open(tmp_path / "trace.png").width == 1100
+
+
+def test_what_is_no_trace_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.json").write_text("{}")
+    assert cli.main(["trace", str(tmp_path / "no.json")]) == 2
+    assert "no.json" in capsys.readouterr().err
+
+
 def test_explain_prints_the_plan_and_makes_nothing(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
