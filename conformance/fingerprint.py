@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import types
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ _FUNCTIONS = (
     types.FunctionType,
     types.MethodType,
     types.BuiltinFunctionType,
+    types.ModuleType,
     functools.partial,
 )
 _OWN = ("_trimtab_guidances", "last_guided_run")
@@ -40,9 +40,9 @@ def fingerprint(owner: Any, values: bool = True, identity: bool = True) -> dict[
             found[path] = repr(value) if values else "data"
         elif id(value) in seen:
             found[path] = f"is {seen[id(value)]}"
-        elif isinstance(value, (Mapping, list, tuple, set)):
+        elif isinstance(value, (dict, list, tuple, set)):
             seen[id(value)] = path
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            items = value.items() if isinstance(value, dict) else enumerate(value)
             inner = [(key, item) for key, item in items if values or not _is_data(item)]
             found[path] = f"{type(value).__qualname__} of {len(inner)}" if values or inner else "data"
             for position, (key, item) in enumerate(inner):
@@ -76,6 +76,8 @@ def of_pipeline(pipe: Any, values: bool = True, identity: bool = True) -> dict[s
 
 
 def _tensor(value: torch.Tensor) -> str:
+    if value.is_meta:
+        return f"{type(value).__qualname__} {value.dtype} {tuple(value.shape)} meta"
     data = value.detach().cpu().contiguous().view(-1).view(torch.uint8) if value.numel() else value.detach()
     digest = hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16]
     return f"{type(value).__qualname__} {value.dtype} {tuple(value.shape)} {value.requires_grad} {digest}"
