@@ -9,7 +9,6 @@ recipe says exactly which weights made a picture, and passes them on in `setup`:
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save as serialized
 
 from ..guidance import source as sources
 from ..guidance.errors import WeightsError
+from ..guidance.files import replacing
 from ..guidance.source import HubOptions
 
 SUFFIX = ".safetensors"
@@ -98,15 +98,10 @@ def save_weights(
     """
     target = Path(path)
     _check_suffix(target.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    with replacing(target) as file:
         # `save_file` would leave a file that only its owner may read.
-        unfinished.write_bytes(serialized(copies, metadata=dict(metadata) if metadata else None))
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        file.write(serialized(copies, metadata=dict(metadata) if metadata else None))
     return target
 
 

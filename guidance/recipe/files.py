@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -14,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from .. import source as sources
 from ..base import Guidance
 from ..errors import RecipeError, SourceError
+from ..files import replacing
 from ..source import HubOptions
 from .entries import dump, load
 from .values import LARGEST, Fetch
@@ -119,18 +119,13 @@ def beside(path: Path) -> Fetch:
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write the files that `dump` gave into a folder, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         _write(folder / name, data)
 
 
 def _write(target: Path, content: str | bytes) -> None:
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def _text(guidances: Mapping[str, Guidance], files: dict[str, bytes]) -> str:
