@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..guidance.branch import COND, UNCOND, Branch, Point
 from ..guidance.errors import GuidanceRuntimeError, TrimtabError, UnsupportedPipelineError
 from .conditions import Conditions
 from .families import Family
-from .interception import outer_contexts_kept, set_attribute
+from .interception import cache_hooks, outer_contexts_kept, set_attribute
 from .observation import TOLERANCE, UNRELATED, Observation, observe
 from .perturbation import Layout, Perturber, Segment
 from .prediction import primary, sample_argument, with_sample_at
@@ -123,6 +124,8 @@ class Denoiser:
         self.observed_roles: dict[tuple[int, int], list[str]] = {}
         self._conditions = conditions
         self._context: str | None = None
+        self._whereabouts: Mapping[str, Any] = {}
+        self._cached: dict[str, dict[int, Any]] = {}
         self._named = False
         self._joinable = True
         self._enter_context = getattr(module, "cache_context", None)
@@ -140,20 +143,27 @@ class Denoiser:
 
         None where the pipeline names none and no cache needs one: entering it would leave a hook registry behind.
         """
-        named = self._named or getattr(self.family.module, "is_cache_enabled", False)
-        context = self._enter_context(name) if self._enter_context is not None and named else nullcontext()
-        with outer_contexts_kept(self.family.module), context:
+        named = self._named or self.has_step_cache
+        enter = self._enter_context if named else None
+        context = enter(name, **self._whereabouts) if enter is not None else nullcontext()
+        with outer_contexts_kept(self.family.module, self._cached.setdefault(name, {})), context:
             yield
+
+    @cached_property
+    def has_step_cache(self) -> bool:
+        """Whether something inside remembers one step's call until the next."""
+        return bool(cache_hooks(self.family.module))
 
     @contextmanager
     def _named_context(self, name: str, **kwargs: Any) -> Iterator[None]:
         assert self._enter_context is not None
-        outer, self._context, self._named = self._context, name, True
+        outer = self._context, self._whereabouts
+        self._context, self._whereabouts, self._named = name, kwargs, True
         try:
             with self._enter_context(name, **kwargs):
                 yield
         finally:
-            self._context = outer
+            self._context, self._whereabouts = outer
 
     # -- roles -----------------------------------------------------------------------------------------------------
     def roles(self, ordinal: int, rows: int | None, kwargs: Mapping[str, Any]) -> list[str] | None:
@@ -192,7 +202,7 @@ class Denoiser:
 
     def can_join(self) -> bool:
         """Whether further rows may share the pipeline's own call: not where a step cache would see them."""
-        return self._joinable and not getattr(self.family.module, "is_cache_enabled", False)
+        return self._joinable and not self.has_step_cache
 
     # -- calls -----------------------------------------------------------------------------------------------------
     def call_watched(self, call: Call, points: tuple[Point, ...], original: Callable[..., Any] | None = None) -> Any:

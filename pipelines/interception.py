@@ -167,28 +167,43 @@ def _bare(stock: Any) -> Any:
     return stock.__new__(stock)
 
 
-@contextmanager
-def outer_contexts_kept(module: nn.Module) -> Iterator[None]:
-    """Put the cache contexts of every step cache inside `module` back as they were.
+def cache_hooks(module: nn.Module) -> list[Any]:
+    """The hooks inside `module` that remember something from step to step."""
+    registries = (getattr(child, "_diffusers_hook", None) for child in module.modules())
+    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
+    return [hook for hook in hooks if getattr(hook, "_is_stateful", False)]
 
-    A nested `cache_context` leaves none behind, and the next call of the outer one would fail.
+
+@contextmanager
+def outer_contexts_kept(module: nn.Module, states: dict[int, Any] | None = None) -> Iterator[None]:
+    """Put what every step cache inside `module` was at back as it was.
+
+    A nested `cache_context` leaves none behind, and the next call of the outer one would fail. Caches that know no
+    contexts (FasterCache, pyramid attention broadcast) remember one thing at a time, which is exchanged here.
+
+    Args:
+        states: what those remember of the calls within, by hook; kept from one time to the next. Without it, nothing
+            that is remembered within is kept.
     """
     try:
         from diffusers.hooks.hooks import StateManager
     except ImportError:  # an older layout without named contexts has nothing to keep
         yield
         return
-    managers = [
-        value
-        for child in module.modules()
-        if (registry := getattr(child, "_diffusers_hook", None)) is not None
-        for hook in registry.hooks.values()
-        for value in vars(hook).values()
-        if isinstance(value, StateManager)
-    ]
-    kept = [(manager, manager._context) for manager in managers]
+    hooks = cache_hooks(module)
+    managers = [value for hook in hooks for value in vars(hook).values() if isinstance(value, StateManager)]
+    contexts = [(manager, manager._context, set(manager._state_cache)) for manager in managers]
+    outer = [(hook, hook.state) for hook in hooks if "state" in vars(hook)]
+    inner = {} if states is None else states
+    for hook, state in outer:
+        hook.state = inner.setdefault(id(hook), type(state)())
     try:
         yield
     finally:
-        for manager, context in kept:
+        for hook, state in outer:
+            hook.state = state
+        for manager, context, names in contexts:
             manager.set_context(context)
+            if states is None:
+                for name in set(manager._state_cache) - names:
+                    del manager._state_cache[name]

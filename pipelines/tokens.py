@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from ..guidance.branch import AttentionTokens
 from ..guidance.errors import UnsupportedPipelineError
 from .families import Family
-from .interception import outer_contexts_kept, tap_forward
+from .interception import cache_hooks, outer_contexts_kept, tap_forward
 from .prediction import sample_argument
 from .rows import map_tensors, tensors_in
 
@@ -64,8 +64,8 @@ def locate(
     with ExitStack() as stack:
         for name, attention in apart.family.attentions.items():
             tap_forward(stack, attention, apart.watch(name))
-        if getattr(module, "is_cache_enabled", False):
-            stack.enter_context(outer_contexts_kept(module))
+        stack.enter_context(outer_contexts_kept(module))
+        if cache_hooks(module) and hasattr(module, "cache_context"):
             stack.enter_context(module.cache_context("trimtab_tokens"))
         stack.enter_context(torch.no_grad())
         # Compiled parts run eagerly: neither traced with these attentions nor left in mid-graph.
