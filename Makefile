@@ -1,6 +1,7 @@
 # make demo    install into .venv, make a comparison sheet with the embedded model, print where it is
 # make test    install into .venv, check style and types, run the tests
 # make models  fetch the emoji and train the models on them into runs/; meant for a GPU
+# make docs    build the documentation into build/site/
 # make wheel   build the wheel into dist/
 #
 # Needs Python 3 and make only. What is done already is not done again: the stamps in .venv depend on pyproject.toml and
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.stamp-installed
 TESTABLE := $(VENV)/.stamp-testable
 
-.PHONY: demo models test lint types pytest wheel clean
+.PHONY: demo docs models test lint types pytest wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -52,6 +53,9 @@ models: $(INSTALLED)
 	$(TRAIN) emoji-sd $(GPU)
 	$(TRAIN) emoji-flux $(GPU)
 
+docs: $(TESTABLE)
+	$(BIN)/python -m mkdocs build --strict
+
 wheel: $(TESTABLE)
 	rm -rf build
 	$(PIP) wheel --no-deps --wheel-dir dist .
@@ -65,7 +69,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(TESTABLE): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	$(PIP) install --constraint constraints.txt --editable '.[test,docs]'
 	mkdir -p $(VENV)/typing
 	ln -sfn "$(CURDIR)" $(VENV)/typing/trimtab
 	touch $(INSTALLED) $@

@@ -1,0 +1,92 @@
+"""What mkdocs builds beside the written pages: one page a plug-in, made from its class, and equations as MathML."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+
+from trimtab.guidance import listing, registry
+
+IMAGES = Path(__file__).parent / "images"
+WINDOW = ("start", "stop", "sigma_max", "sigma_min")
+PARAMETERS = "| parameter | type | default | allowed | |\n| --- | --- | --- | --- | --- |\n"
+
+
+def built_in() -> list[dict[str, Any]]:
+    """The plug-ins of this package, with all that is known of each."""
+    found = [listing.details(name) for name in registry.plugins()]
+    return [one for one in found if one["distribution"] == "trimtab"]
+
+
+def on_config(config: Any) -> Any:
+    """The plug-ins' pages stand in the navigation, before the page on writing one."""
+    pages = ["plugins/index.md", *(f"plugins/{one['name']}.md" for one in built_in())]
+    place = next(i for i, entry in enumerate(config.nav) if "Learned controls" in entry)
+    config.nav.insert(place, {"Plug-ins": pages})
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add a page for each plug-in, and one that lists them."""
+    found = built_in()
+    files.append(File.generated(config, "plugins/index.md", content=index(found)))
+    for one in found:
+        files.append(File.generated(config, f"plugins/{one['name']}.md", content=page(one)))
+    return files
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Equations as MathML, which browsers draw by themselves."""
+    block = re.compile(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', re.DOTALL)
+    inline = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
+    code = re.compile(r"<code>(\\[a-zA-Z][^<]*)</code>")
+    content = block.sub(lambda found: convert(html.unescape(found[1]), display="block"), content)
+    for pattern in (inline, code):
+        content = pattern.sub(lambda found: convert(html.unescape(found[1])), content)
+    return content
+
+
+def index(found: list[dict[str, Any]]) -> str:
+    """The page that lists all plug-ins."""
+    lines = ["# Plug-ins", "", "| plug-in | what it does | cost |", "| --- | --- | --- |"]
+    for one in found:
+        summary = " ".join(one["doc"].split("\n\n")[0].split())
+        lines.append(f"| [`{one['name']}`]({one['name']}.md) | {summary} | {one['cost']} |")
+    return "\n".join(lines)
+
+
+def page(one: dict[str, Any]) -> str:
+    """The page of one plug-in: equation, paper, parameters with ranges, cost, what it needs, image."""
+    lines = [f"# {one['name']}", "", one["doc"], ""]
+    if (IMAGES / f"{one['name']}.png").is_file():
+        lines += [f"![{one['name']}](../images/{one['name']}.png)", ""]
+    own = [parameter for parameter in one["parameters"] if parameter["name"] not in WINDOW]
+    window = [parameter for parameter in one["parameters"] if parameter["name"] in WINDOW]
+    lines += ["## Parameters", "", PARAMETERS + "\n".join(map(row, own)), ""] if own else []
+    lines += ["## Window", "", "Outside of it the guidance costs nothing.", ""]
+    lines += [PARAMETERS + "\n".join(map(row, window)), "", "## In short", ""]
+    lines += [f"* phases: {', '.join(one['phases'])}", f"* cost: {one['cost']}"]
+    lines += [f"* needs: {', '.join(one['needs'])}"] if one["needs"] else []
+    lines += [f"* slot: `{one['exclusive']}`, which one guidance may claim"] if one["exclusive"] else []
+    return "\n".join(lines)
+
+
+def row(parameter: dict[str, Any]) -> str:
+    """One line of a table of parameters."""
+    unit = f" {parameter['unit']}" if parameter["unit"] else ""
+    cells = [
+        f"`{parameter['name']}`", f"`{parameter['type'].replace(' | ', ' or ')}`", f"`{default_of(parameter)}`",
+        f"{parameter['allowed']}{unit}", parameter["doc"],
+    ]  # fmt: skip
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def default_of(parameter: dict[str, Any]) -> str:
+    """As it would be typed; infinity, which JSON lacks, without quotes."""
+    default = parameter["default"]
+    return default if default in ("inf", "-inf") else repr(default)
