@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from ..guidance.branch import AttentionTokens, Perturbation, Point
+from .grids import Grid, grid_of
+from .processors import Replaced
 from .tokens import Places
 
 
@@ -20,64 +22,52 @@ def why_not(name: str, attention: nn.Module, kind: str, passed_by: bool) -> str:
         return (
             f"{name}: its queries attend to further keys, so there is no map among image tokens for {kind} to change."
         )
+    return f"{name}: its processor {type(attention.processor).__name__} computed no attention, so {kind} cannot act."
+
+
+def no_stand_in(name: str, attention: nn.Module, kind: str) -> str:
+    """Why a perturbation or a watching point of this kind cannot act in an attention."""
     return (
-        f"{name}: its processor {type(attention.processor).__name__} does not call scaled_dot_product_attention, "
-        f"so {kind} cannot act. Use the default processors: pipe.unet.set_default_attn_processor(), or no attention "
-        "slicing and the 'native' attention backend."
+        f"{name}: its processor {type(attention.processor).__name__} calls neither scaled_dot_product_attention nor "
+        f"dispatch_attention_fn, so {kind} cannot act. Set one that does, such as the default: "
+        "set_default_attn_processor(), or name other layers."
     )
 
 
-class AttentionReplaced(TorchFunctionMode):
+class AttentionReplaced(Replaced):
     """Replaces or watches the self-attention function; attention onto something of another length stays.
 
     Args:
+        attention: the layer.
+        processor: the stand-in of its processor. It may say `appended_keys`, how many keys at the end are no part of
+            the sequence but of a learned condition, and `crosses`, that it attends to another sequence just now.
         perturbation: in place of the function; `None` to watch only.
         kept: where each point puts what it watches.
         places: where the image tokens are; `None` if there are no others.
-        on_grid: adds to image tokens where they lie in the picture.
-        processor: of the attention. It may say `appended_keys`, how many keys at the end are no part of the sequence
-            but of a learned condition, and `crosses`, that it attends to another sequence just now.
+        grids: the shapes that the picture of image tokens may have.
     """
 
     def __init__(
-        self, perturbation: Perturbation | None, kept: Mapping[Point, list[torch.Tensor]],
-        places: Places | None, on_grid: Callable[[AttentionTokens], AttentionTokens], processor: Any = None,
+        self, attention: nn.Module, processor: Any, perturbation: Perturbation | None,
+        kept: Sequence[tuple[Point, list[torch.Tensor]]], places: Places | None, grids: tuple[Grid, ...],
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(attention, processor, self._attend)
         self.perturbation, self.kept = perturbation, kept
-        self.places, self.on_grid, self.processor = places, on_grid, processor
+        self.places, self.grids = places, grids
         self.acted = self.passed_by = False
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        return self._attention(*args, **kwargs)
-
-    def _attention(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> torch.Tensor:
-        def attend() -> torch.Tensor:
-            return F.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-            )
-
+    def _attend(
+        self, stock: Callable[[], torch.Tensor], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        attn_mask: torch.Tensor | None, scale: float | None, enable_gqa: bool,
+    ) -> torch.Tensor:  # fmt: skip
         if getattr(self.processor, "crosses", False):
-            return attend()
+            return stock()
         appended = getattr(self.processor, "appended_keys", 0)
         length, further = query.shape[-2], key.shape[-2] - appended - query.shape[-2]
         tokens = self._tokens(length, further)
         if tokens is None:
             self.passed_by = True
-            return attend()
+            return stock()
         self.acted = True
         keys, values, mask, square = key, value, attn_mask, query
         if further:
@@ -89,11 +79,11 @@ class AttentionReplaced(TorchFunctionMode):
         if enable_gqa:
             repeats = query.shape[-3] // key.shape[-3]
             keys, values = (tensor.repeat_interleave(repeats, dim=-3) for tensor in (key, value))
-        tokens = self.on_grid(tokens)
-        for point, kept in self.kept.items():
+        tokens = replace(tokens, grid=grid_of(tokens.stop - tokens.start, self.grids))
+        for point, kept in self.kept:
             kept.append(point.watch(square, keys, tokens, mask, scale))
         if self.perturbation is None:
-            return attend()
+            return stock()
         output = self.perturbation.attention(square, keys, values, tokens, mask, scale)
         return output[..., tokens.start : tokens.stop, :] if further else output
 

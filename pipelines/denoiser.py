@@ -119,7 +119,7 @@ class Denoiser:
     def __init__(self, module: nn.Module, conditions: Conditions, stack: ExitStack) -> None:
         self.module = module
         self.family = Family(module)
-        self.perturber = Perturber(self.family, stack)
+        self.perturber = Perturber(self.family)
         self.observation: Observation | None = None
         self.observed_roles: dict[tuple[int, int], list[str]] = {}
         self._conditions = conditions
@@ -208,7 +208,7 @@ class Denoiser:
     def call_watched(self, call: Call, points: tuple[Point, ...], original: Callable[..., Any] | None = None) -> Any:
         """The pipeline's call as it is, in which points watch attention."""
         rows = call.rows or 1
-        layout = Layout(rows, torch.arange(rows), points=points, branches=branches_of(call.roles))
+        layout = Layout(rows, tuple(range(rows)), points=points, branches=branches_of(call.roles))
         output = self.perturber.call(original or call.original, layout, call.args, call.kwargs)
         call.watched = self.perturber.watched
         return output
@@ -256,7 +256,7 @@ class Denoiser:
         all_args, all_kwargs = join_rows(parts, counts)
         joined = tuple(branch for branch, span in spans.items() for _ in range(span.start, span.stop))
         own_rows = branches_of(roles)
-        layout = Layout(len(parents), torch.tensor(parents), tuple(segments), points, (*own_rows, *joined))
+        layout = Layout(len(parents), tuple(parents), tuple(segments), points, (*own_rows, *joined))
         try:
             output = self.perturber.call(call.original, layout, all_args, all_kwargs)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -310,7 +310,7 @@ class Denoiser:
         segments = () if branch.perturbation is None else (Segment(0, count, branch.perturbation, -1),)
         if moved is not None:
             args, kwargs = with_sample_at(args, kwargs, chosen, *moved)
-        layout = Layout(count, torch.arange(count), segments, points, (branch,) * count)
+        layout = Layout(count, tuple(range(count)), segments, points, (branch,) * count)
         name = f"trimtab_{branch.condition if isinstance(branch.condition, str) else hash(branch)}"
         name += "".join(f"_{type(part).__name__}" for part in (branch.perturbation, branch.point) if part is not None)
         with self.inner_context(name):

@@ -10,17 +10,23 @@ import torch
 
 from .prediction import sample_argument
 
+Grid = tuple[int, ...]
 
-def image_grid(tokens: int, config: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Height and width, or frames, height and width, of `tokens` image tokens; `None` where nothing tells.
+
+def image_grids(config: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Grid, ...]:
+    """The heights and widths, or frames, heights and widths, that image tokens of this denoiser call may have.
 
     Args:
-        tokens: image tokens in an attention.
         config: the denoiser's, which may tell the size of its patches.
         args, kwargs: its arguments: positions or sizes of packed latents, or a sample in rows and columns of
             which a token is a patch.
     """
-    for shape in (*_of_positions(kwargs), *_of_sizes(kwargs), *_of_sample(config, args, kwargs)):
+    return (*_of_positions(kwargs), *_of_sizes(kwargs), *_of_sample(config, args, kwargs))
+
+
+def grid_of(tokens: int, grids: Sequence[Grid]) -> Grid | None:
+    """The first of these grids that has so many tokens; `None` if none has."""
+    for shape in grids:
         if prod(shape) == tokens:
             return shape if len(shape) < 3 or shape[0] > 1 else shape[1:]
     return None

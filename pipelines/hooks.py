@@ -13,14 +13,16 @@ from torch import nn
 
 from ..guidance.base import AroundDenoiser, Guidance, Step
 from ..guidance.branch import Branch, Point, Predictions, ScaledAdapters
-from ..guidance.errors import GuidanceRuntimeError
+from ..guidance.errors import GuidanceRuntimeError, UnsupportedPipelineError
 from ..guidance.planner import repeats_of, wanted_branches
 from .attachment import find_attachment
+from .attention import no_stand_in
 from .families import Family
 from .interception import fresh_copy, set_attribute
 from .latents import ImageSpace
 from .lora import adapters_of
 from .others import check_other
+from .processors import stand_in
 from .progress import prepared
 from .skipping import resolve_blocks
 
@@ -52,9 +54,14 @@ class SetupView:
         found: dict[str, None] = {}
         for family in self._run.families:  # a prior and a decoder each have layers of their own
             try:
-                found.update(dict.fromkeys(family.resolve(layers, self._name)))
+                names = family.resolve(layers, self._name)
             except ValueError as error:
                 refusal = refusal or error
+                continue
+            for name in names:
+                if stand_in(family.attentions[name]) is None:
+                    raise UnsupportedPipelineError(no_stand_in(name, family.attentions[name], self._name))
+            found.update(dict.fromkeys(names))
         if refusal is not None and not found:
             raise refusal
         return tuple(found)

@@ -57,7 +57,12 @@ def tap_forward(stack: ExitStack, module: nn.Module, wrapper: Callable[..., Any]
     was added after the first call would be silently ignored.
     """
     original = module.__dict__.get("forward") or functools.partial(type(module).forward, module)
-    set_attribute(stack, module, "forward", functools.partial(wrapper, original))
+
+    # A compiler knows a function again by its code, but a partial object only by its identity.
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    set_attribute(stack, module, "forward", forward)
 
 
 def tap_method(stack: ExitStack, owner: Any, name: str, around: Callable[..., Any]) -> None:

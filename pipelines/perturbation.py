@@ -11,21 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..guidance.branch import AttentionTokens, Branch, Perturbation, Point, ScaledAdapters, SkippedBlocks
-from ..guidance.errors import GuidanceRuntimeError
-from .attention import AttentionReplaced, why_not
+from ..guidance.branch import Branch, Perturbation, Point
 from .families import Family
-from .grids import image_grid
+from .grids import image_grids
 from .interception import tap_forward
-from .lora import scaled
-from .rows import AmbiguousRowsError, check_splittable, map_tensors, take_rows, tensors_in
-from .skipping import handed_on
+from .layers import Layer
+from .rows import AmbiguousRowsError, check_splittable, hidden_states, map_tensors, take_rows, tensors_in
 from .tokens import Apart, Places, locate, may_hold_others
 
 
@@ -37,6 +35,10 @@ class Segment:
     stop: int
     perturbation: Perturbation
     joins_at: int
+
+
+Group = tuple[int, int, Perturbation | None]
+"""First row, row past the last, and what perturbs them."""
 
 
 @dataclass(frozen=True)
@@ -52,34 +54,42 @@ class Layout:
     """
 
     total: int
-    parents: torch.Tensor
+    parents: tuple[int, ...]
     segments: tuple[Segment, ...] = ()
     points: tuple[Point, ...] = ()
     branches: tuple[Branch | None, ...] = ()
 
     def active(self, block: int) -> int:
-        """How many rows (from the first) are computed in this outer block."""
-        return min((segment.start for segment in self.segments if segment.joins_at > block), default=self.total)
+        """How many rows (from the first) are computed in this outer block; all of them outside of the blocks, -1."""
+        late = [segment.start for segment in self.segments if 0 <= block < segment.joins_at]
+        return min([self.total, *late])
+
+
+@dataclass
+class Running:
+    """The rows of the layer that is running on some of them; those inside it see no others."""
+
+    span: tuple[int, int] | None = None
 
 
 class Perturber:
-    """Installs perturbations in one denoiser for the length of a run; idle while `layout` is `None`.
+    """Installs perturbations in one denoiser for the length of one call; idle while `layout` is `None`.
+
+    What is installed holds only numbers and values of that call, so that a compiled denoiser is traced once for each
+    plan, and blocks that are compiled one by one share their graphs. Other calls run the denoiser as it is.
 
     Attributes:
         watched: what the points of the last call kept, by point and layer, `[rows, ...]`.
     """
 
-    def __init__(self, family: Family, stack: ExitStack) -> None:
+    def __init__(self, family: Family) -> None:
         self.family = family
         self.layout: Layout | None = None
         self.watched: dict[tuple[Point, str], torch.Tensor] = {}
-        self._arguments: tuple[Sequence[Any], Mapping[str, Any]] = ((), {})
-        self._places: Mapping[str, Places] = {}
         self._located: dict[Any, dict[str, Places]] = {}
         self._apart = Apart(family, ())
-        self._stack = stack
-        self._tapped: set[str] = set()
-        self._span: tuple[int, int] | None = None  # the rows of the layer that is running on some of them
+        self._taps: list[tuple[nn.Module, Callable[..., Any]]] = []
+        self._installed = ExitStack()
 
     @cached_property
     def _modules(self) -> frozenset[str]:
@@ -104,25 +114,62 @@ class Perturber:
 
     def call(self, original: Callable[..., Any], layout: Layout, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call the denoiser with these rows."""
-        layers = [name for segment in layout.segments for name in self.own(segment.perturbation.layers)]
-        layers += [name for point in layout.points for name in self.own(point.layers)]
-        self._places = self._locate(layers, original, layout.total, args, kwargs)
-        self._tap(layers)
-        self.layout, self._arguments, self.watched = layout, (args, kwargs), {}
+        self.watched = {}
+        perturbed = [name for segment in layout.segments for name in self.own(segment.perturbation.layers)]
+        names = perturbed + [name for point in layout.points for name in self.own(point.layers)]
+        places = self._locate(names, original, layout.total, args, kwargs)
+        kept: dict[tuple[Point, str], list[torch.Tensor]] = {}
+        self._taps = self._made(layout, dict.fromkeys(names), places, kept, args, kwargs)
+        self.layout = layout
         try:
-            return original(*args, **kwargs)
+            with self._installed:
+                self._install()
+                output = original(*args, **kwargs)
         finally:
-            self.layout, self._arguments = None, ((), {})
+            self.layout = None
+        self.watched = {key: found[-1] for key, found in kept.items() if found}
+        return output
 
     @contextmanager
     def idle(self) -> Iterator[None]:
         """Perturb and watch nothing within, for a call inside another."""
         outer, self.layout = self.layout, None
         paused, self._apart.paused = self._apart.paused, True
+        self._installed.close()
         try:
             yield
         finally:
             self.layout, self._apart.paused = outer, paused
+            if outer is not None:
+                self._install()
+
+    def _install(self) -> None:
+        for module, wrapper in self._taps:
+            tap_forward(self._installed, module, wrapper)
+
+    def _made(
+        self, layout: Layout, names: Sequence[str] | Mapping[str, Any], places: Mapping[str, Places],
+        kept: dict[tuple[Point, str], list[torch.Tensor]], args: Sequence[Any], kwargs: Mapping[str, Any],
+    ) -> list[tuple[nn.Module, Callable[..., Any]]]:  # fmt: skip
+        """What is installed for one call, and where; what points watch goes into `kept`."""
+        attentions = not self.family.attentions.keys().isdisjoint(names)
+        grids = image_grids(getattr(self.family.module, "config", None), args, kwargs) if attentions else ()
+        running, taps = Running(), []
+        for name in names:
+            layer = Layer.of(self.family, name, places.get(name), grids)
+            segments = [segment for segment in layout.segments if name in segment.perturbation.layers]
+            points = [point for point in layout.points if name in point.layers]
+            acting: list[Perturbation | Point] = [*(segment.perturbation for segment in segments), *points]
+            for what in acting:
+                layer.check(what)
+            groups = tuple((segment.start, segment.stop, segment.perturbation) for segment in segments)
+            watching = tuple((point, kept.setdefault((point, name), [])) for point in points)
+            active = layout.active(self.block_of(name))
+            taps.append((layer.module, _in_groups(layer, groups, watching, active, layout.parents, running)))
+        for index, block in enumerate(self.family.blocks.values()):
+            if (active := layout.active(index)) < layout.total:
+                taps.append((block, _prefix(active, layout.parents)))
+        return taps
 
     def _locate(
         self, layers: Sequence[str], original: Callable[..., Any], rows: int, args: Sequence[Any], kwargs: Any
@@ -140,124 +187,67 @@ class Perturber:
             self._located[known] = locate(self._apart, original, args, kwargs)
         return self._located[known]
 
-    def _tap(self, layers: Sequence[str]) -> None:
-        for index, (name, block) in enumerate(self.family.blocks.items()):
-            if name not in self._tapped:
-                self._tapped.add(name)
-                tap_forward(self._stack, block, _prefix(self, name, index))
-        for name in layers:
-            if name not in self._tapped:
-                self._tapped.add(name)
-                tap_forward(self._stack, self.family.module.get_submodule(name), _inner(self, name))
 
-    def run(self, name: str, original: Callable[..., Any], active: int, args: Sequence[Any], kwargs: Any) -> Any:
-        """A layer's forward on the first `active` rows, each group of them under its own perturbation.
+def _prefix(active: int, parents: tuple[int, ...]) -> Callable[..., Any]:
+    """A block's forward on the rows that differ so far."""
+    total, late = len(parents), parents[active:]
 
-        Inside a layer that runs on one group of rows, there are only these.
-        """
-        layout, outer = self.layout, self._span
-        assert layout is not None
-        first, last = span = outer or (0, active)
-        groups = _groups(layout, name, first, last)
-        points = [point for point in layout.points if name in point.layers]
-        if len(groups) == 1 and groups[0][2] is None and not points:
+    def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        each = hidden_states(args, kwargs).shape[0] // total
+        args, kwargs = _take((args, kwargs), total, each, slice(0, active))
+        return _expand(original(*args, **kwargs), active, each, late)
+
+    return forward
+
+
+def _in_groups(
+    layer: Layer, perturbed: tuple[Group, ...], watching: tuple[tuple[Point, list[torch.Tensor]], ...],
+    active: int, parents: tuple[int, ...], running: Running,
+) -> Callable[..., Any]:  # fmt: skip
+    """A layer's forward on the first `active` rows, each group of them under its own perturbation.
+
+    Inside a layer that runs on one group of rows, there are only these.
+    """
+
+    def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        outer = running.span
+        first, last = outer or (0, active)
+        groups = _groups(perturbed, first, last)
+        if len(groups) == 1 and groups[0][2] is None and not watching:
             return original(*args, **kwargs)
-        each, rest = divmod(_hidden_states(args, kwargs).shape[0], last - first)
+        each, rest = divmod(hidden_states(args, kwargs).shape[0], last - first)
         if len(groups) > 1 and (rest or not each):
-            raise AmbiguousRowsError(f"{name} is given what does not split into rows")
-        kept: dict[Point, list[torch.Tensor]] = {point: [] for point in points}
+            raise AmbiguousRowsError(f"{layer.name} is given what does not split into rows")
+        kept: list[tuple[Point, list[torch.Tensor]]] = [(point, []) for point, _ in watching]
         outputs = []
         for start, stop, perturbation in groups:
             part = (args, kwargs)
-            if (start, stop) != span:
+            if len(groups) > 1:
                 part = _take(part, last - first, each, slice(start - first, stop - first))
-            self._span = start, stop
+            running.span = start, stop
             try:
-                outputs.append(self._compute(name, original, part, perturbation, kept))
+                outputs.append(layer.compute(original, part, perturbation, kept))
             finally:
-                self._span = outer
+                running.span = outer
         if first == 0:  # the rows of the branches that may be watched come first
-            for point, values in kept.items():
-                self.watched[point, name] = _expand(torch.cat(values), last, each, layout.parents)
+            for (_, found), (_, values) in zip(watching, kept, strict=True):
+                found.append(_expand(torch.cat(values), last, each, parents[last:]))
         return outputs[0] if len(outputs) == 1 else _join(outputs)
 
-    def _compute(
-        self, name: str, original: Callable[..., Any], part: Any, perturbation: Perturbation | None,
-        kept: Mapping[Point, list[torch.Tensor]],
-    ) -> Any:  # fmt: skip
-        """One group of rows; what the points watch is appended to `kept`."""
-        args, kwargs = part
-        module = self.family.module.get_submodule(name)
-        if isinstance(perturbation, SkippedBlocks):
-            return handed_on(module, args, kwargs)
-        if isinstance(perturbation, ScaledAdapters):
-            with scaled(module, perturbation):
-                return original(*args, **kwargs)
-        if perturbation is None and not kept:
-            return original(*args, **kwargs)
-
-        def grid(tokens: AttentionTokens) -> AttentionTokens:
-            config = getattr(self.family.module, "config", None)
-            return replace(tokens, grid=image_grid(tokens.stop - tokens.start, config, *self._arguments))
-
-        processor = getattr(module, "processor", None)
-        with AttentionReplaced(perturbation, kept, self._places.get(name), grid, processor) as replaced:
-            output = original(*args, **kwargs)
-        if not replaced.acted:
-            acting = type(perturbation or next(iter(kept))).__name__
-            raise GuidanceRuntimeError(why_not(name, module, acting, replaced.passed_by))
-        return output
-
-
-def _prefix(perturber: Perturber, name: str, block: int) -> Callable[..., Any]:
-    """A block's forward on the rows that differ so far."""
-
-    def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        layout = perturber.layout
-        if layout is None:
-            return original(*args, **kwargs)
-        active = layout.active(block)
-        if active == layout.total:
-            return perturber.run(name, original, active, args, kwargs)
-        hidden = _hidden_states(args, kwargs)
-        each = hidden.shape[0] // layout.total
-        args, kwargs = _take((args, kwargs), layout.total, each, slice(0, active))
-        return _expand(perturber.run(name, original, active, args, kwargs), active, each, layout.parents)
-
     return forward
 
 
-def _inner(perturber: Perturber, name: str) -> Callable[..., Any]:
-    """The forward of a layer inside a block, or of one outside of all blocks, where all rows are."""
-    block = perturber.block_of(name)
-
-    def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        layout = perturber.layout
-        if layout is None:
-            return original(*args, **kwargs)
-        return perturber.run(name, original, layout.active(block) if block >= 0 else layout.total, args, kwargs)
-
-    return forward
-
-
-def _groups(layout: Layout, name: str, first: int, last: int) -> list[tuple[int, int, Perturbation | None]]:
+def _groups(perturbed: tuple[Group, ...], first: int, last: int) -> list[Group]:
     """Row ranges from `first` to `last` in order, unperturbed neighbours merged."""
-    groups: list[tuple[int, int, Perturbation | None]] = []
+    groups: list[Group] = []
     edge = first
-    for segment in layout.segments:
-        if name in segment.perturbation.layers and first <= segment.start < last:
-            if segment.start > edge:
-                groups.append((edge, segment.start, None))
-            groups.append((segment.start, segment.stop, segment.perturbation))
-            edge = segment.stop
+    for start, stop, perturbation in perturbed:
+        if first <= start < last:
+            if start > edge:
+                groups.append((edge, start, None))
+            groups.append((start, stop, perturbation))
+            edge = stop
     return groups if edge == last else [*groups, (edge, last, None)]
-
-
-def _hidden_states(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
-    for value in (*args[:1], kwargs.get("hidden_states"), kwargs.get("x")):
-        if isinstance(value, torch.Tensor):
-            return value
-    raise GuidanceRuntimeError("a block was called without hidden states; its layers cannot be perturbed here")
 
 
 def _take(part: Any, rows: int, each: int, chosen: slice) -> Any:
@@ -268,15 +258,13 @@ def _take(part: Any, rows: int, each: int, chosen: slice) -> Any:
     return part
 
 
-def _expand(value: Any, active: int, each: int, parents: torch.Tensor) -> Any:
-    """Outputs of the first `active` rows, for all rows: those not computed get their parents' results."""
+def _expand(value: Any, active: int, each: int, late: Sequence[int]) -> Any:
+    """Outputs of the first `active` rows, for all rows: the `late` ones get the results of these parents."""
 
     def expand(tensor: torch.Tensor, name: str) -> torch.Tensor:
-        for entries in {each, 1}:
+        for entries in (each, 1):
             if tensor.ndim and tensor.shape[0] == active * entries:
-                late = parents[active:].to(tensor.device)
-                rows = tensor.unflatten(0, (active, entries))
-                return torch.cat([tensor, rows[late].flatten(0, 1)])
+                return torch.cat([tensor, *(tensor[row * entries : (row + 1) * entries] for row in late)])
         return tensor
 
     return map_tensors(value, expand)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ..guidance.errors import GuidanceRuntimeError
+
 SHARED_NAMES = ("img_ids", "txt_ids", "latent_ids", "rotary", "freqs", "shapes")
 """Parts of the names of arguments that count tokens where others count rows, unless they have a dimension for each."""
 
@@ -52,6 +54,18 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
     map_tensors(value, collect)
     return found
+
+
+def hidden_states(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """What a block or layer is called on.
+
+    Raises:
+        GuidanceRuntimeError: it is given none.
+    """
+    for value in (*args[:1], kwargs.get("hidden_states"), kwargs.get("x")):
+        if isinstance(value, torch.Tensor):
+            return value
+    raise GuidanceRuntimeError("a block was called without hidden states; its layers cannot be perturbed here")
 
 
 def take_rows(value: Any, rows: int, index: torch.Tensor | slice, name: str = "") -> Any:

@@ -47,31 +47,30 @@ def resolve_blocks(family: Family, layers: str | Sequence[str], plugin: str) -> 
 def skippable(family: Family) -> dict[str, nn.Module]:
     """The blocks that return what they take, in call order: the outer ones, in a UNet the transformer blocks inside."""
     if family.name != "unet":
-        return {name: block for name, block in family.blocks.items() if _passes_on(block)}
+        return {name: block for name, block in family.blocks.items() if passes_on(block)}
     return {
         f"{outer}.{name}": block
         for outer, part in family.blocks.items()
         for name, block in part.named_modules()
-        if ".transformer_blocks." in f".{name}" and name.rpartition(".")[2].isdigit() and _passes_on(block)
+        if ".transformer_blocks." in f".{name}" and name.rpartition(".")[2].isdigit() and passes_on(block)
     }
 
 
-def handed_on(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a block returns when it is left out."""
-    given = inspect.signature(type(block).forward).bind(block, *args, **kwargs).arguments
-    values = tuple(given.get(name) for name in _passes_on(block))
+def handed_on(passed_on: Sequence[tuple[str, int]], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a block returns when it is left out; `passed_on` is of `passes_on`."""
+    values = tuple(kwargs.get(name) if place >= len(args) else args[place] for name, place in passed_on)
     return values[0] if len(values) == 1 else values
 
 
-def _passes_on(block: nn.Module) -> tuple[str, ...]:
-    """The names of the arguments that a block returns; none if it returns anything else."""
+def passes_on(block: nn.Module) -> tuple[tuple[str, int], ...]:
+    """The names of the arguments that a block returns, each with its position; none if it returns anything else."""
     return _returned_arguments(type(block).forward)
 
 
 @functools.cache
-def _returned_arguments(forward: Callable[..., Any]) -> tuple[str, ...]:
-    names = returned_names(forward)
-    return tuple(names) if names and set(names) <= set(inspect.signature(forward).parameters) else ()
+def _returned_arguments(forward: Callable[..., Any]) -> tuple[tuple[str, int], ...]:
+    names, taken = returned_names(forward), list(inspect.signature(forward).parameters)[1:]
+    return tuple((name, taken.index(name)) for name in names) if names and set(names) <= set(taken) else ()
 
 
 def _auto(family: Family, blocks: Mapping[str, nn.Module]) -> list[str]:

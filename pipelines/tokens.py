@@ -10,7 +10,7 @@ matters, no projection is computed: it costs no evaluation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..guidance.errors import UnsupportedPipelineError
 from .families import Family
 from .interception import cache_hooks, outer_contexts_kept, tap_forward
 from .prediction import sample_argument
+from .processors import Replaced, stand_in
 from .rows import map_tensors, tensors_in
 
 
@@ -115,7 +116,11 @@ class Apart(TorchFunctionMode):
             if self.paused:
                 return original(*args, **kwargs)
             self._layer, self._called = name, False
-            output = original(*args, **kwargs)
+            attention = self.family.attentions[name]
+            # Its attention may be computed by other means than the common function: in slices, by another backend.
+            other = stand_in(attention)
+            with nullcontext() if other is None else Replaced(attention, other, self._attend):
+                output = original(*args, **kwargs)
             # Tokens have met in a way that is not seen here, so what is tainted later says nothing.
             self._leaked |= not self._called
             self._layer = ""
@@ -134,7 +139,9 @@ class Apart(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         given = {**dict(zip(("query", "key", "value"), args[:3], strict=False)), **kwargs}
-        query, key, value = given["query"], given["key"], given["value"]
+        return self._attend(func, given["query"], given["key"], given["value"])
+
+    def _attend(self, stock: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
         self._called = True
         tainted = query.isnan().any(dim=-1)
         if self._layer in self._wanted:

@@ -37,11 +37,10 @@ class Pair:
     weight: float
 
 
-class JointProcessor:
+class JointProcessor(AttnProcessor2_0):
     """In place of `AttnProcessor2_0`; the same as that one until it is called with `joined`.
 
     Args:
-        stock: what it stands for.
         own: the LoRAs of each entry in this attention; empty for an image.
         pairs: of a block's self-attention; none for its cross-attention.
 
@@ -49,8 +48,9 @@ class JointProcessor:
         crosses: whether it attends from one side to the other just now; a perturbation leaves that alone.
     """
 
-    def __init__(self, stock: AttnProcessor2_0, own: Sequence[Loras], pairs: Sequence[Pair]) -> None:
-        self.stock, self.own, self.pairs = stock, own, pairs
+    def __init__(self, own: Sequence[Loras], pairs: Sequence[Pair]) -> None:
+        super().__init__()
+        self.own, self.pairs = own, pairs
         self.crosses = False
 
     def __call__(
@@ -64,7 +64,7 @@ class JointProcessor:
     ) -> torch.Tensor:
         """`joined` `[rows]` says which rows' entries attend to each other; `None`: rows are single images."""
         if joined is None:
-            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         inputs = {"to_q": hidden_states, "to_k": seen, "to_v": seen}
         base = {name: attn.get_submodule(name)(states) for name, states in inputs.items()}

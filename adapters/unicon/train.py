@@ -77,7 +77,7 @@ class UniConTraining(Trained):
             pair = Pair(0, 1, added.x, added.y, added.post, 1.0)
             for part, pairs in (("attn1", (pair,)), ("attn2", ())):
                 attention = getattr(block, part)
-                attention.set_processor(JointProcessor(attention.processor, ({}, added.y_own.get(part, {})), pairs))
+                attention.set_processor(JointProcessor(({}, added.y_own.get(part, {})), pairs))
 
     def _loras(self, attention: Any, rank: int) -> dict[str, LowRank]:
         linears = {projection: attention.get_submodule(projection) for projection in PROJECTIONS}

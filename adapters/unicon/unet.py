@@ -83,7 +83,7 @@ class UNetJoint:
         for name, block in self._blocks.items():
             for part in ("attn1", "attn2"):
                 attention = getattr(block, part)
-                processor = JointProcessor(attention.processor, (), ())
+                processor = JointProcessor((), ())
                 self._processors[f"{name}.{part}"] = processor
                 self._run.replace(attention, "processor", processor)
         self._run.around_denoiser(self._around)

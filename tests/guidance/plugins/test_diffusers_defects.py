@@ -28,14 +28,14 @@ from diffusers.hooks import LayerSkipConfig
 from diffusers.hooks._common import _get_submodule_from_fqn
 from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode, _apply_layer_skip_hook
 from diffusers.hooks.smoothed_energy_guidance_utils import SmoothedEnergyGuidanceConfig, _gaussian_blur_2d
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, CustomDiffusionAttnProcessor
 from guided_runs import built, close, guided, stock, watched
 from torch.nn import functional as F
 from zoo import CASES, run
 
 import trimtab
 from trimtab.guidance.branch import AttentionTokens
-from trimtab.guidance.errors import GuidanceRuntimeError
+from trimtab.guidance.errors import UnsupportedPipelineError
 from trimtab.guidance.plugins.pag import IdentityAttention
 from trimtab.guidance.plugins.seg import SmoothedQueries
 from trimtab.pipelines.families import Family
@@ -211,16 +211,21 @@ def test_d6_text_tokens_keep_their_attention() -> None:
     assert not torch.allclose(ours[..., 6:, :], value[..., 6:, :], atol=1e-2)  # image tokens see the text as before
 
 
-def test_d6_where_it_cannot_act_it_says_so() -> None:
+def test_d6_it_acts_where_the_matrices_are_multiplied_by_hand_and_else_says_that_it_cannot() -> None:
     query, key = torch.randn(1, 2, 16, 8), torch.randn(1, 2, 22, 8)
     with AttentionScoreSkipFunctionMode():
         theirs = F.scaled_dot_product_attention(query, key, key)
     assert torch.equal(theirs, F.scaled_dot_product_attention(query, key, key))
 
     pipe = trimtab.guide(CASES["sd15"].build())
-    pipe.unet.set_attn_processor(AttnProcessor())  # which multiplies the matrices by itself
-    with pipe.guidance("pag"), pytest.raises(GuidanceRuntimeError, match="does not call scaled_dot_product_attention"):
-        run(pipe, CASES["sd15"])
+    with pipe.guidance("pag"):
+        expected = run(pipe, CASES["sd15"])
+    pipe.unet.set_attn_processor(AttnProcessor())
+    with pipe.guidance("pag"):
+        close(run(pipe, CASES["sd15"]), expected)
+    pipe.unet.set_attn_processor(CustomDiffusionAttnProcessor(train_kv=False, train_q_out=False))
+    with pytest.raises(UnsupportedPipelineError, match="calls neither scaled_dot_product_attention"):
+        pipe.add_guidance("pag")
 
 
 # -- D7: no usable defaults --------------------------------------------------------------------------------------------

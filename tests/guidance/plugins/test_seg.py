@@ -17,7 +17,7 @@ import trimtab
 from trimtab.guidance.branch import AttentionTokens
 from trimtab.guidance.errors import GuidanceRuntimeError
 from trimtab.guidance.plugins.seg import SmoothedQueries
-from trimtab.pipelines.grids import image_grid
+from trimtab.pipelines.grids import grid_of, image_grids
 
 ON = {"scale": 3.0}
 
@@ -109,8 +109,9 @@ def test_the_grid_is_the_picture(name: str, call: dict[str, Any], grid: tuple[in
 
 def test_positions_that_are_no_grid_tell_nothing() -> None:
     ids = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0]])
-    assert image_grid(3, None, (), {"img_ids": ids}) is None
-    assert image_grid(4, None, (), {"img_ids": torch.cartesian_prod(torch.arange(2), torch.arange(2))}) == (2, 2)
+    assert grid_of(3, image_grids(None, (), {"img_ids": ids})) is None
+    ids = torch.cartesian_prod(torch.arange(2), torch.arange(2))
+    assert grid_of(4, image_grids(None, (), {"img_ids": ids})) == (2, 2)
 
 
 # -- the method --------------------------------------------------------------------------------------------------------
