@@ -313,8 +313,16 @@ class Denoiser:
         layout = Layout(count, tuple(range(count)), segments, points, (branch,) * count)
         name = f"trimtab_{branch.condition if isinstance(branch.condition, str) else hash(branch)}"
         name += "".join(f"_{type(part).__name__}" for part in (branch.perturbation, branch.point) if part is not None)
-        with self.inner_context(name):
-            output = primary(self.perturber.call(original, layout, args, kwargs))
+        try:
+            with self.inner_context(name):
+                output = primary(self.perturber.call(original, layout, args, kwargs))
+        except (IndexError, ValueError) as error:
+            if isinstance(error, TrimtabError):
+                raise
+            raise UnsupportedPipelineError(
+                f"{type(self.family.module).__name__}: it cannot compute {branch} in a call of its own: {error}. If "
+                "the pipeline perturbs attention itself, switch that off: pag_scale=0."
+            ) from error
         index = torch.tensor(chosen)
         call.extra_watched.update({key: kept[index] for key, kept in self.perturber.watched.items()})
         return output[index] if len(chosen) < output.shape[0] else output

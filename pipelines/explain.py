@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
+from diffusers import SchedulerMixin
 from torch import nn
 
 from ..guidance.base import Guidance
@@ -23,7 +24,7 @@ from .clock import Clock, algebra_or_none, planned_clock
 from .components import check_condition, denoisers_of, schedulers_of
 from .families import Family
 from .hooks import SetupView, needs_level
-from .own_cfg import Seen, has_cfg, other_predictions
+from .own_cfg import Seen, copies_of_latents, has_cfg, other_predictions
 from .renoising import check_renoising
 
 
@@ -50,11 +51,13 @@ def make_plan(
     guidances = {name: guidances[name] for name in ordered(guidances)}
     check_renoising(schedulers_of(pipe), guidances)
     needing = [name for name, guidance in guidances.items() if needs_level(guidance)]
-    scheduler = copy.deepcopy(schedulers_of(pipe)[-1])
+    earlier = _earlier_stages(pipe, arguments)
+    scheduler = copy.deepcopy(getattr(pipe, "scheduler", None) if earlier else schedulers_of(pipe)[-1])
     algebra = algebra_or_none(scheduler, needing)
     clock = planned_clock(scheduler, algebra, steps)
     if (first := _first_timestep(pipe, scheduler, steps, arguments)) is not None:
         clock = Clock(scheduler, algebra, first)
+    clocks = [*(planned_clock(copy.deepcopy(s), algebra_or_none(s, needing), count) for s, count in earlier), clock]
     own = own_branches(has_cfg(pipe, arguments), other_predictions(pipe, arguments))
     own_calls = _calls_of(pipe, own)
     sequential = getattr(pipe, "guidance_rows", "auto") == "sequential"
@@ -71,7 +74,7 @@ def make_plan(
             guidance.setup(views[name])
         planned = []
         per_guidance: dict[str, list[int]] = {name: [] for name in guidances}
-        for step in clock.steps():
+        for step in [step for clock in clocks for step in clock.steps()]:
             acting = {name: guidance for name, guidance in guidances.items() if guidance.acts(step)}
             seen = {name: dataclasses.replace(step, state=views[name].state) for name in acting}
             extra = extra_of(wanted_branches(acting, seen), own)
@@ -93,9 +96,23 @@ def make_plan(
     return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows, measured)
 
 
+def _earlier_stages(pipe: Any, arguments: Mapping[str, Any]) -> list[tuple[Any, int]]:
+    """Schedulers that the call goes through before the last one, and how many steps each is asked for.
+
+    A combined pipeline names them alike: `prior_scheduler` and `prior_num_inference_steps`.
+    """
+    counts = {
+        name: arguments.get(f"{name.removesuffix('scheduler')}num_inference_steps")
+        for name, component in pipe.components.items()
+        if isinstance(component, SchedulerMixin) and name.endswith("_scheduler")
+    }
+    return [(pipe.components[name], count) for name, count in counts.items() if isinstance(count, int)]
+
+
 def _calls_of(pipe: Any, own: Sequence[Branch]) -> int:
     """Forward calls in which the pipeline computes its own branches of one step."""
-    return len(own) if any(hasattr(module, "cache_context") for module in denoisers_of(pipe)) else 1
+    apart = any(hasattr(module, "cache_context") for module in denoisers_of(pipe))
+    return len(own) if apart and not copies_of_latents(type(pipe)) else 1
 
 
 def _images_of(arguments: Mapping[str, Any]) -> int:

@@ -166,7 +166,7 @@ class Family:
             return int(official[2]) < len(members) and members[int(official[2])] == name
         wanted, parts = spec.split("."), name.split(".")
         return any(
-            all(_partmatches(pattern, part) for pattern, part in zip(wanted, parts[start:], strict=False))
+            all(_part_matches(pattern, part) for pattern, part in zip(wanted, parts[start:], strict=False))
             for start in range(len(parts) - len(wanted) + 1)
         )
 
@@ -188,7 +188,7 @@ def is_joint(attention: nn.Module) -> bool:
     return any(getattr(attention, projection, None) is not None for projection in ("add_k_proj", "txt_kv_proj"))
 
 
-def _partmatches(pattern: str, part: str) -> bool:
+def _part_matches(pattern: str, part: str) -> bool:
     aliases = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
     if pattern == "blocks":
         return part.endswith("blocks") or part == "layers"

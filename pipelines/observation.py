@@ -27,26 +27,32 @@ _SAMPLES = 1 << 15
 
 @dataclass(frozen=True)
 class View:
-    """The part of a denoiser row that reaches the scheduler: a slice along one dimension, another shape, or all."""
+    """The part of a denoiser row that reaches the scheduler: a slice along one dimension, another shape, or all.
+
+    A row of tokens `[tokens, channels]` may first be laid out as `unpacked` `[channels, frames, height, width]`.
+    """
 
     dim: int = 0
     start: int = 0
     length: int | None = None
     shape: tuple[int, ...] | None = None
+    unpacked: tuple[int, ...] | None = None
 
     def of(self, rows: torch.Tensor) -> torch.Tensor:
         """`rows` `[batch, ...]`, cut or reshaped."""
         if self.shape is not None:
             return rows.reshape(len(rows), *self.shape)
+        if self.unpacked is not None:
+            rows = rows.transpose(1, 2).reshape(len(rows), *self.unpacked)
         return rows if self.length is None else rows.narrow(self.dim, self.start, self.length)
 
     def transpose(self, part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """`part` put back into zeros of the shape of `like`: the transpose of `of`."""
         if self.length is None:
             return part.reshape(like.shape)
-        whole = torch.zeros_like(like)
+        whole = torch.zeros_like(like) if self.unpacked is None else part.new_zeros(len(part), *self.unpacked)
         whole.narrow(self.dim, self.start, self.length).copy_(part)
-        return whole
+        return whole if self.unpacked is None else whole.flatten(2).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,8 @@ def _views(groups: Sequence[torch.Tensor], target: torch.Tensor) -> list[View]:
         return []
     if [size for size in shape[1:] if size > 1] == [size for size in target.shape[1:] if size > 1]:
         return [View() if shape == target.shape else View(shape=tuple(target.shape[1:]))]
+    if len(shape) == 3 and target.ndim == 5 and shape[2] == target.shape[1]:
+        return _unpacked(shape, target.shape)
     if len(shape) != target.ndim:
         return []
     differing = [dim for dim in range(target.ndim) if shape[dim] != target.shape[dim]]
@@ -169,6 +177,16 @@ def _views(groups: Sequence[torch.Tensor], target: torch.Tensor) -> list[View]:
         return []
     dim, length = differing[0], target.shape[differing[0]]
     return [View(dim, 0, length), View(dim, shape[dim] - length, length)]
+
+
+def _unpacked(shape: Sequence[int], target: Sequence[int]) -> list[View]:
+    """Rows of tokens that become the frames of a video, of which the first or the last ones go on."""
+    channels, length, height, width = target[1:]
+    frames, rest = divmod(shape[1], height * width)
+    if rest or frames < length:
+        return []
+    unpacked = (channels, frames, height, width)
+    return [View(2, start, length, unpacked=unpacked) for start in dict.fromkeys((0, frames - length))]
 
 
 def _fit(

@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers import DiffusionPipeline
+
 _CFG_NAMES = ("guidance_scale", "max_guidance_scale", "true_cfg_scale")
 
 
@@ -24,6 +26,8 @@ def has_cfg(pipe: Any, arguments: Mapping[str, Any]) -> bool:
         return bool(tested)
     if (guider := getattr(pipe, "guider", None)) is not None:
         return int(guider.num_conditions) > 1
+    if stages := [part for part in vars(pipe).values() if isinstance(part, DiffusionPipeline)]:
+        return any(has_cfg(stage, arguments) for stage in stages)
     # A scale that is never compared with anything is given to the denoiser (distilled guidance), unless the call has a
     # further row in any case.
     return scale > 1 and (compares_scale(type(pipe)) or bool(copies_of_latents(type(pipe))))

@@ -13,6 +13,8 @@ from ..guidance.errors import UnsupportedPipelineError
 
 def is_prediction(output: Any) -> bool:
     """Whether a denoiser's call returned anything; one that only fills a cache does not."""
+    if dataclasses.is_dataclass(output):
+        output = getattr(output, dataclasses.fields(output)[0].name)
     return output is not None and not (isinstance(output, tuple) and output[:1] == (None,))
 
 

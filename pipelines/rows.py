@@ -85,15 +85,19 @@ def check_splittable(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) 
     def check(value: Any, name: str) -> None:
         if is_shared(name, value):
             return
+        if "cache" in name and value is not None:
+            raise AmbiguousRowsError(f"{name} is written by the rows of earlier calls")
         if isinstance(value, torch.Tensor):
-            if value.ndim and value.shape[0] not in (rows, 1):
+            # Text states of every layer `[layers, rows, tokens, channels]` may have as many layers as there are rows.
+            stacked = "encoder" in name and value.ndim > 3 and value.shape[:2] == (rows, rows)
+            if value.ndim and (stacked or value.shape[0] not in (rows, 1)):
                 raise AmbiguousRowsError(f"{name} has shape {tuple(value.shape)} in a call of {rows} rows")
         elif isinstance(value, Mapping):
             for key, item in value.items():
                 check(item, str(key))
         elif isinstance(value, (list, tuple)):
             # A list as long as there are rows may hold one entry a row, or tensors that have rows each.
-            if len(value) == rows or not all(isinstance(item, torch.Tensor) for item in value):
+            if len(value) == rows or not all(isinstance(item, (torch.Tensor, int, float)) for item in value):
                 raise AmbiguousRowsError(f"{name} is a list of {len(value)}")
             for item in value:
                 check(item, name)

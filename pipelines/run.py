@@ -301,7 +301,7 @@ class GuidedRun:
         step = dataclasses.replace(step, sample=whole[:batch])
         total, sample = self._edited(step, acting, observation, made, own)
         together = 1 + sum(guidance.companions(step) for guidance in acting.values())
-        self._count(calls, whole, together)
+        self._count(made, whole, together)
         for _ in range(self.hooks.repeats(acting, step) - 1):
             step, made = self._evaluated_again(scheduler, step, acting, observation, made, total)
             assert step.sample is not None

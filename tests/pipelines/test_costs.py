@@ -12,8 +12,10 @@ import torch
 from diffusers import FlowMatchHeunDiscreteScheduler, HeunDiscreteScheduler
 from recorder import Record, recorded
 from zoo import CASES, run
+from zoo.unets import kandinsky_combined
 
 import trimtab
+from trimtab.conformance.tiny import assemble
 
 Guidances = dict[str, dict[str, Any]]
 CFG: Guidances = {"cfg": {"scale": 3.0}}
@@ -52,7 +54,9 @@ def check(name: str, pipe: Any, record: Record, first_apart: int = 0, **override
     return counted
 
 
-ONE_CALL = ["sd15", "sdxl", "sd3", "sd35", "pixart", "dit", "sd_inpaint", "controlnet", "sd_img2img"]
+ONE_CALL = [
+    "sd15", "sdxl", "sd3", "sd35", "pixart", "dit", "sd_inpaint", "controlnet", "sd_img2img", "ltx_image2video",
+]  # fmt: skip
 TWO_CALLS = ["wan", "wan22", "flux_true_cfg", "qwenimage"]
 
 
@@ -63,6 +67,17 @@ def test_pag_costs_one_evaluation_a_step(name: str, rows: str) -> None:
     counted = check(name, pipe, record)
     case = CASES[name]
     assert set(counted) == {case.rows * case.calls + 1}
+
+
+def test_a_prior_and_its_decoder_are_both_planned() -> None:
+    pipe = assemble(kandinsky_combined)
+    record = recorded(pipe, "unet", "prior_prior")
+    trimtab.guide(pipe).add_guidance("pag", scale=3.0)
+    call = {"guidance_scale": 4.0, "height": 32, "width": 32, "num_inference_steps": 2, "prior_num_inference_steps": 3}
+    plan = pipe.explain_guidance(**call)
+    pipe("a red fox", **call, generator=torch.Generator().manual_seed(0), output_type="pt")
+    assert [step.evaluations for step in plan.steps] == [3] * 5
+    assert pipe.last_guided_run.evaluations == plan.evaluations == sum(forward.rows for forward in record.forwards)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from zoo import CASES, Case, run
 
 import trimtab
 
-NAMES = ["sd15", "sdxl", "sd3", "pixart", "dit", "ddpm", "flux", "wan", "qwenimage"]
+NAMES = ["sd15", "sdxl", "sd3", "pixart", "dit", "ddpm", "flux", "wan", "qwenimage", "ltx_image2video"]
 HOOKS = ["setup", "branches", "delta", "project", "guide_x0", "loss", "after_step", "teardown"]
 SHORT = {"num_inference_steps": 2}
 

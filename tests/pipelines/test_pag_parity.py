@@ -339,7 +339,10 @@ def test_the_perturbed_attention_is_the_reference_by_hand(name: str, layer: str)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", CASES)
+PERTURBED = [name for name in CASES if name not in ("anyflow_far", "sana_sprint")]  # attention of another kind
+
+
+@pytest.mark.parametrize("name", PERTURBED)
 def test_the_picture_does_not_depend_on_how_rows_are_computed(name: str) -> None:
     alone = ours(name, "sequential")
     assert not torch.allclose(alone, run(built(name), CASES[name]), atol=1e-4)

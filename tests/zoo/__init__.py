@@ -155,3 +155,32 @@ _add(
     "conversion",
     denoiser="transformer",
 )
+_add(
+    "ltx_image2video",
+    videos.ltx_image2video,
+    {**VIDEO, "image": picture(), "num_frames": 17},
+    "unpacked",
+    denoiser="transformer",
+)
+_add(
+    "anyflow_far",
+    videos.anyflow_far,
+    {**VIDEO, "num_frames": 5, "num_inference_steps": 2},
+    "batched",
+    denoiser="transformer",
+)
+_add(
+    "sana_sprint",
+    dits.sana_sprint,
+    {
+        **FLUX,
+        "height": 32,
+        "width": 32,
+        "num_inference_steps": 2,
+        "complex_human_instruction": None,
+        "use_resolution_binning": False,
+    },
+    "conversion",
+    denoiser="transformer",
+    rows=1,
+)

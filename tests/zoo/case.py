@@ -21,6 +21,7 @@ Kind = Literal[
     "sign_flipped",
     "conversion",
     "norm_rescaled",
+    "unpacked",
 ]
 
 
@@ -36,7 +37,7 @@ class Case:
             `batched` (one call, two rows a sample), `one_row`, `two_calls` (one row each), `three_rows`,
             `by_frame` (weights that vary by frame), `learned_variance` (dropped before the step),
             `variance_passed_on`, `joined` (more tokens or frames than the sample), `sign_flipped`,
-            `conversion` (depends on x_t) or `norm_rescaled`.
+            `conversion` (depends on x_t), `norm_rescaled` or `unpacked` (tokens become frames, some cut off).
         denoiser: name of the component whose output reaches `scheduler.step` first.
         rows: rows of one denoiser call of this run.
         calls: denoiser calls of one step of this run.

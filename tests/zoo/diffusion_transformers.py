@@ -1,4 +1,4 @@
-"""Tiny image pipelines with a transformer: Stable Diffusion 3 and 3.5, PixArt, DiT, Flux, Qwen-Image, Z-Image, PRX."""
+"""Tiny image pipelines with a transformer: Stable Diffusion 3, PixArt, DiT, Flux, Qwen-Image, Z-Image, PRX, Sana."""
 
 from __future__ import annotations
 
@@ -165,4 +165,44 @@ def prx_pixel() -> DiffusionPipeline:
         text_encoder=qwen_text(),
         tokenizer=byte_tokenizer(),
         prompt_max_tokens=24,
+    )
+
+
+def sana_sprint() -> DiffusionPipeline:
+    return diffusers.SanaSprintPipeline(
+        transformer=diffusers.SanaTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=3,
+            num_attention_heads=HEADS,
+            attention_head_dim=HEAD_DIM,
+            num_cross_attention_heads=HEADS,
+            cross_attention_head_dim=HEAD_DIM,
+            cross_attention_dim=HEADS * HEAD_DIM,
+            caption_channels=WIDTH,
+            sample_size=16,
+            qk_norm="rms_norm_across_heads",
+            guidance_embeds=True,
+        ),
+        vae=diffusers.AutoencoderDC(
+            in_channels=3,
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+        ),
+        text_encoder=qwen_text(),
+        tokenizer=byte_tokenizer(),
+        scheduler=diffusers.SCMScheduler(),
     )

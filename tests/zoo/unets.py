@@ -1,9 +1,10 @@
-"""Tiny image pipelines with a UNet: Stable Diffusion, its variants and XL, DDPM, IF, Stable Cascade."""
+"""Tiny image pipelines with a UNet: Stable Diffusion, its variants and XL, DDPM, IF, Stable Cascade, Kandinsky."""
 
 from __future__ import annotations
 
 import diffusers
 from diffusers import DiffusionPipeline
+from transformers import CLIPImageProcessor
 
 from trimtab.conformance.tiny import (
     BETAS,
@@ -14,12 +15,15 @@ from trimtab.conformance.tiny import (
     WIDTH,
     clip_text,
     clip_tokenizer,
+    ddim,
     sd_components,
     t5_encoder,
     t5_tokenizer,
     unet,
     vae,
 )
+
+from .text import clip_vision
 
 
 def sdxl() -> DiffusionPipeline:
@@ -142,4 +146,45 @@ def cascade_prior() -> DiffusionPipeline:
         tokenizer=clip_tokenizer(),
         scheduler=diffusers.DDPMWuerstchenScheduler(),
         resolution_multiple=2.0,
+    )
+
+
+def kandinsky_combined() -> DiffusionPipeline:
+    """A prior and a decoder, each with its own denoiser and scheduler."""
+    prior = diffusers.PriorTransformer(
+        num_attention_heads=2, attention_head_dim=8, embedding_dim=WIDTH, num_layers=3, num_embeddings=32
+    )
+    prior.clip_std.data.fill_(1.0)  # at the zeros of a fresh one all images would be the same
+    return diffusers.KandinskyV22CombinedPipeline(
+        unet=unet(
+            out_channels=8,
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            block_out_channels=(32, 32),
+            addition_embed_type="image",
+            encoder_hid_dim=WIDTH,
+            encoder_hid_dim_type="image_proj",
+            attention_head_dim=4,
+            resnet_time_scale_shift="scale_shift",
+        ),
+        scheduler=ddim(),
+        movq=diffusers.VQModel(
+            block_out_channels=(32, 32),
+            down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+            up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+            latent_channels=4,
+            num_vq_embeddings=12,
+            vq_embed_dim=4,
+            norm_num_groups=4,
+            norm_type="spatial",
+        ),
+        prior_prior=prior,
+        prior_image_encoder=clip_vision(),
+        prior_text_encoder=clip_text(projection=True),
+        prior_tokenizer=clip_tokenizer(),
+        prior_scheduler=diffusers.UnCLIPScheduler(
+            variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=10.0
+        ),
+        prior_image_processor=CLIPImageProcessor(crop_size=224, size=224),
     )

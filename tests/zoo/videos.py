@@ -1,4 +1,4 @@
-"""Tiny video pipelines: Wan, LTX, Stable Video Diffusion, AnimateDiff."""
+"""Tiny video pipelines: Wan, SkyReels, AnyFlow, LTX, Stable Video Diffusion, AnimateDiff."""
 
 from __future__ import annotations
 
@@ -13,36 +13,41 @@ from trimtab.conformance.tiny import BETAS, WIDTH, ddim, sd_components, t5_encod
 from .diffusion_transformers import HEAD_DIM, HEADS, flow
 from .text import clip_vision
 
+_WAN: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": HEADS,
+    "attention_head_dim": HEAD_DIM,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": WIDTH,
+    "freq_dim": 32,
+    "ffn_dim": WIDTH,
+    "num_layers": 3,
+    "cross_attn_norm": True,
+    "rope_max_seq_len": 32,
+}
+
 
 def _wan_transformer() -> diffusers.WanTransformer3DModel:
-    return diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM,
-        in_channels=4,
-        out_channels=4,
-        text_dim=WIDTH,
-        freq_dim=32,
-        ffn_dim=WIDTH,
-        num_layers=3,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
+    return diffusers.WanTransformer3DModel(**_WAN, qk_norm="rms_norm_across_heads")
+
+
+def _wan_vae() -> diffusers.AutoencoderKLWan:
+    return diffusers.AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
     )
 
 
 def _wan(**extra: Any) -> DiffusionPipeline:
     return diffusers.WanPipeline(
         transformer=_wan_transformer(),
-        vae=diffusers.AutoencoderKLWan(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-            latents_mean=[0.0] * 4,
-            latents_std=[1.0] * 4,
-        ),
+        vae=_wan_vae(),
         text_encoder=t5_encoder(umt5=True),
         tokenizer=t5_tokenizer(),
         scheduler=flow(),
@@ -56,6 +61,35 @@ def wan() -> DiffusionPipeline:
 
 def wan22() -> DiffusionPipeline:
     return _wan(transformer_2=_wan_transformer(), boundary_ratio=0.9)
+
+
+def skyreels_forcing() -> DiffusionPipeline:
+    """Every frame has its own noise level, and its own copy of the scheduler."""
+    return diffusers.SkyReelsV2DiffusionForcingPipeline(
+        transformer=diffusers.SkyReelsV2Transformer3DModel(**_WAN, qk_norm="rms_norm_across_heads"),
+        vae=_wan_vae(),
+        text_encoder=t5_encoder(umt5=True),
+        tokenizer=t5_tokenizer(),
+        scheduler=diffusers.UniPCMultistepScheduler(flow_shift=8.0, use_flow_sigmas=True),
+    )
+
+
+def anyflow_far() -> DiffusionPipeline:
+    """Chunk after chunk; between them the denoiser is called to fill its cache of keys and values."""
+    return diffusers.AnyFlowFARPipeline(
+        transformer=diffusers.AnyFlowFARTransformer3DModel(
+            **_WAN,
+            compressed_patch_size=(1, 4, 4),
+            full_chunk_limit=3,
+            gate_value=0.25,
+            deltatime_type="r",
+            chunk_partition=(1, 1),
+        ),
+        vae=_wan_vae(),
+        text_encoder=t5_encoder(umt5=True),
+        tokenizer=t5_tokenizer(),
+        scheduler=diffusers.FlowMapEulerDiscreteScheduler(num_train_timesteps=1000, shift=5.0),
+    )
 
 
 def _ltx_components() -> dict[str, Any]:
@@ -93,6 +127,10 @@ def _ltx_components() -> dict[str, Any]:
 
 def ltx() -> DiffusionPipeline:
     return diffusers.LTXPipeline(**_ltx_components())
+
+
+def ltx_image2video() -> DiffusionPipeline:
+    return diffusers.LTXImageToVideoPipeline(**_ltx_components())
 
 
 def ltx_condition() -> DiffusionPipeline:
