@@ -143,7 +143,8 @@ def test_maps_that_are_watched_come_out_of_the_graph() -> None:
 def test_layers_inside_one_another_act_in_one_graph() -> None:
     """A block is left out for some rows, an attention in it perturbed for others."""
     pipe: Any = trimtab.guide(CASES["sd3"].build())
-    pipe.add_guidance("pag", scale=3.0, layers="blocks.1").add_guidance("slg", scale=2.0, layers="blocks.1", **WHOLE)
+    pipe.add_guidance("pag", scale=3.0, layers="blocks.1")
+    pipe.add_guidance("slg", scale=2.0, layers="blocks.1", **WHOLE)
     eager = run(pipe, CASES["sd3"])
     graphs = Graphs()
     pipe.transformer.compile(backend=graphs, fullgraph=True)
