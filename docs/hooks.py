@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from mkdocs.structure.files import File, Files
 from trimtab.guidance import listing, registry
 
 IMAGES = Path(__file__).parent / "images"
+# What a plug-in's `needs` mean to a user.
+NEEDS = {
+    "attention": "a denoiser with self-attention that can be perturbed; any other is refused by name "
+    "([layers of each](../reach.md))",
+    "gradient": "gradients, so no call under `torch.inference_mode()`",
+    "level": "a scheduler whose noise levels are known; any other is refused by name",
+}
 WINDOW = ("start", "stop", "sigma_max", "sigma_min")
 PARAMETERS = "| parameter | type | default | allowed | |\n| --- | --- | --- | --- | --- |\n"
 
@@ -64,16 +72,25 @@ def page(one: dict[str, Any]) -> str:
     """The page of one plug-in: equation, paper, parameters with ranges, cost, what it needs, image."""
     lines = [f"# {one['name']}", "", one["doc"], ""]
     if (IMAGES / f"{one['name']}.png").is_file():
-        lines += [f"![{one['name']}](../images/{one['name']}.png)", ""]
+        lines += [f"![The same seeds without and with {one['name']}](../images/{one['name']}.png)", ""]
     own = [parameter for parameter in one["parameters"] if parameter["name"] not in WINDOW]
     window = [parameter for parameter in one["parameters"] if parameter["name"] in WINDOW]
     lines += ["## Parameters", "", PARAMETERS + "\n".join(map(row, own)), ""] if own else []
     lines += ["## Window", "", "Outside of it the guidance costs nothing.", ""]
-    lines += [PARAMETERS + "\n".join(map(row, window)), "", "## In short", ""]
-    lines += [f"* phases: {', '.join(one['phases'])}", f"* cost: {one['cost']}"]
-    lines += [f"* needs: {', '.join(one['needs'])}"] if one["needs"] else []
-    lines += [f"* slot: `{one['exclusive']}`, which one guidance may claim"] if one["exclusive"] else []
+    lines += [PARAMETERS + "\n".join(map(row, window)), "", "## Where it acts", ""]
+    lines += [f"* hooks: {', '.join(f'`{phase}`' for phase in one['phases'])} ([phases](../composing.md))"]
+    lines += (
+        [f"* only on: {', '.join(f'`{denoiser}`' for denoiser in denoisers)}"] if (denoisers := only_on(one)) else []
+    )
+    lines += [f"* needs {NEEDS[need]}" for need in one["needs"]]
+    lines += [f"* claims the slot `{one['exclusive']}`, which one guidance may hold"] if one["exclusive"] else []
     return "\n".join(lines)
+
+
+def only_on(one: dict[str, Any]) -> list[str]:
+    """The denoisers that learned weights attach to; none where the plug-in has no such weights."""
+    names = [point.name.split(".") for point in entry_points(group="trimtab.attachments")]
+    return [denoiser for plugin, denoiser in names if plugin == one["name"]]
 
 
 def row(parameter: dict[str, Any]) -> str:

@@ -32,6 +32,13 @@ def test_every_plug_in_has_a_page_with_all_its_parameters(site: Path, name: str)
     assert "Cost" in text and f'href="{name}/"' in (site / "plugins" / "index.html").read_text().replace("../", "")
 
 
+def test_a_page_says_where_its_plug_in_acts(site: Path) -> None:
+    assert (
+        "only on: <code>FluxTransformer2DModel</code>" in (site / "plugins" / "easycontrol" / "index.html").read_text()
+    )
+    assert "self-attention that can be perturbed" in (site / "plugins" / "seg" / "index.html").read_text()
+
+
 def test_equations_are_drawn_by_the_browser_itself(site: Path) -> None:
     page = (site / "plugins" / "pag" / "index.html").read_text()
     assert "<math" in page and "$$" not in page and "arithmatex" not in page
