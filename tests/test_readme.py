@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from trimtab import cli
 from trimtab.guidance import registry
 
 ROOT = Path(__file__).parents[1]
@@ -51,3 +53,24 @@ def test_blocks_run(page: Path) -> None:
 def test_the_plugin_of_the_tutorial_has_at_most_thirty_lines() -> None:
     first = blocks(ROOT / "docs" / "writing-a-plugin.md")[0]
     assert len(first[1].splitlines()) <= 30
+
+
+COMMANDS = [
+    (page.name, line.split("#")[0].strip())
+    for page in PAGES
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    for line in block.splitlines()
+    if re.match(r"(TRIMTAB_\w+=\S+ )?trimtab ", line)
+]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(COMMANDS)])
+def test_every_command_shown_is_one_that_the_program_takes(page: str, line: str) -> None:
+    """What it does is tested elsewhere; some of these load from the Hub, or name a file of the reader's."""
+    words = shlex.split(line)
+    arguments = words[words.index("trimtab") + 1 :]
+    assert cli.build_parser().parse_args(arguments).action
+
+
+def test_commands_are_shown() -> None:
+    assert len(COMMANDS) > 12
