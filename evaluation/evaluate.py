@@ -110,13 +110,17 @@ def evaluate(
         add("density", cover.density)
         add("coverage", cover.coverage)
     for name, values in _of_each(images, pairs, clip).items():
-        add(name, lambda rows, values=values: values[rows].double().mean().item())  # type: ignore[misc]
+        add(name, _mean_of(values))
     if not found:
         raise EvaluationError(
             "nothing to measure: give --reference FOLDER, --pairs FOLDER or --clip MODEL, or images of garments that "
             "trimtab generate --class-balanced N made."
         )
     return {"about": about, "measures": {name: asdict(interval) for name, interval in found.items()}}
+
+
+def _mean_of(values: torch.Tensor) -> Callable[[torch.Tensor], float]:
+    return lambda rows: values[rows].double().mean().item()
 
 
 def _of_each(images: Pictures, pairs: Pictures | None, clip: str | None) -> dict[str, torch.Tensor]:

@@ -70,9 +70,10 @@ def train_autoencoder(settings: AutoencoderSettings) -> Path:
         return {"psnr": psnr(autoencoder, held_out)}
 
     def export(autoencoder: torch.nn.Module) -> None:
+        assert isinstance(autoencoder, AutoencoderKL)
         scale = _unit_scale(autoencoder, to_unit(images[:: max(1, len(images) // 1000)]))
-        autoencoder.register_to_config(scaling_factor=scale)  # type: ignore[operator]
-        autoencoder.save_pretrained(folder)  # type: ignore[operator]
+        autoencoder.register_to_config(scaling_factor=scale)
+        autoencoder.save_pretrained(folder)
         (folder / "training.json").write_text(json.dumps(settings.to_store(), indent=2) + "\n")
 
     autoencoder = build_autoencoder(settings.width)

@@ -79,7 +79,8 @@ def train_pair(settings: PairSettings) -> Path:
         return {"held_out_match_of_100": float(torch.stack(hits).mean()) if hits else float("nan")}
 
     def export(model: nn.Module) -> None:
-        model.save_pretrained(folder)  # type: ignore[operator]
+        assert isinstance(model, CLIPModel)
+        model.save_pretrained(folder)
         size = {"height": SIZE, "width": SIZE}
         images = CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
         CLIPProcessor(images, tokenizer).save_pretrained(folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,12 +67,12 @@ def train_judge(settings: JudgeSettings) -> Path:
         raise ValueError(f"target={settings.target!r} is not known; allowed: {', '.join(LABELS)}.")
     torch.manual_seed(settings.seed)
     folder, labels = Path(settings.output) / "model", LABELS[settings.target]
-    splits: dict[Literal["train", "test"], TensorDataset] = {}
+    splits: dict[str, TensorDataset] = {}
     for split, held_out in (("train", False), ("test", True)):
         data = EmojiData(settings.data, held_out)
         inputs = Drawings(data, load_autoencoder(settings.autoencoder)).latents if settings.noisy else data.images
         answers = data.categories if settings.target == "category" else data.styles
-        splits[split] = TensorDataset(inputs, answers)  # type: ignore[index]
+        splits[split] = TensorDataset(inputs, answers)
     scheduler = build_scheduler()
 
     def shown(inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -97,7 +97,8 @@ def train_judge(settings: JudgeSettings) -> Path:
         return {"held_out_accuracy": right / len(splits["test"])}
 
     def export(model: nn.Module) -> None:
-        model.save_pretrained(folder)  # type: ignore[operator]
+        assert isinstance(model, ResNetForImageClassification)
+        model.save_pretrained(folder)
         if not settings.noisy:
             size = {"height": SIZE, "width": SIZE}
             ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
