@@ -365,7 +365,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TrimtabError, ValueError, OSError) as error:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise
-        print(f"trimtab: error: {' '.join(str(error).split())}", file=sys.stderr)
+        where = [f"({note})" for note in getattr(error, "__notes__", ())]
+        print(f"trimtab: error: {' '.join([*str(error).split(), *where])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("trimtab: interrupted", file=sys.stderr)

@@ -97,8 +97,8 @@ def row(parameter: dict[str, Any]) -> str:
     """One line of a table of parameters."""
     unit = f" {parameter['unit']}" if parameter["unit"] else ""
     cells = [
-        f"`{parameter['name']}`", f"`{parameter['type'].replace(' | ', ' or ')}`", f"`{default_of(parameter)}`",
-        f"{parameter['allowed']}{unit}", parameter["doc"],
+        f"`{parameter['name']}`", f"{parameter['type']}", f"`{default_of(parameter)}`",
+        parameter["allowed"].replace("any", "") + unit, parameter["doc"],
     ]  # fmt: skip
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from .errors import ParameterError
 
+Given = Image.Image | str | torch.Tensor | tuple[Image.Image | str | torch.Tensor, ...] | None
+"""What `as_images` takes, as the type of a parameter that need not be given; a recipe can hold it."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:

@@ -14,7 +14,7 @@ from .base import Guidance
 from .blocking import blocked_by
 from .contract import HOOKS
 from .errors import PluginError
-from .parameters import describe_range, fields_of, off_values
+from .parameters import describe_range, fields_of, in_words, off_values, types_of
 from .registry import describe
 
 _COST = re.compile(r"^Cost: *(.*?)(?:\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
@@ -51,7 +51,7 @@ def details(name: str) -> dict[str, Any]:
     parameters = [
         {
             "name": key,
-            "type": str(field.type),
+            "type": in_words(types_of(cls)[key]),
             "default": _plain(getattr(cls, key, field.default)),
             "allowed": describe_range(field),
             "unit": field.metadata["unit"],

@@ -88,6 +88,21 @@ def describe_range(field: dataclasses.Field[Any]) -> str:
     return "any"
 
 
+def in_words(hint: Any) -> str:
+    """A type in words: `float or None`, `one of 'a', 'b'`, `tuple of str`."""
+    kind, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is type(None):
+        return "None"
+    if kind in (typing.Union, types.UnionType):
+        return " or ".join(map(in_words, args))
+    if kind is typing.Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if not args:
+        return getattr(hint, "__name__", str(hint))
+    items = [in_words(arg) for arg in args if arg is not ...]
+    return f"{getattr(kind, '__name__', kind)} of " + ", ".join(f"({i})" if " or " in i else i for i in items)
+
+
 def unknown_parameter(plugin: str, name: str, owner: type) -> ParameterError:
     """The error for a parameter that the plug-in does not have."""
     known = sorted(fields_of(owner))
@@ -193,7 +208,7 @@ def _convert(value: Any, hint: Any) -> Any:
         return {_convert_item(key, key_hint): _convert_item(item, item_hint) for key, item in value.items()}
     elif kind is Any or (isinstance(kind, type) and kind is not Sequence and isinstance(value, kind)):
         return value
-    raise ValueError(f"is {_kind(value)}, not {_in_words(hint)}")
+    raise ValueError(f"is {_kind(value)}, not {in_words(hint)}")
 
 
 def _convert_item(value: Any, hint: Any) -> Any:
@@ -205,7 +220,7 @@ def _convert_item(value: Any, hint: Any) -> Any:
 
 def _convert_union(value: Any, hints: Sequence[Any]) -> Any:
     """Prefer the value's own type, so that `2` stays an integer where both `float` and `int` are allowed."""
-    exact = [hint for hint in hints if type(value) is (typing.get_origin(hint) or hint)]
+    exact = [hint for hint in hints if type(value) in _kinds_of(hint)]
     if not exact and isinstance(value, (list, tuple)):
         exact = [hint for hint in hints if (typing.get_origin(hint) or hint) in (list, tuple)]
     reasons = []
@@ -216,18 +231,16 @@ def _convert_union(value: Any, hints: Sequence[Any]) -> Any:
             reasons.append(why)
     if exact or isinstance(value, bool):
         raise reasons[0]
-    raise ValueError(f"is {_kind(value)}, not {' or '.join(map(_in_words, hints))}")
+    raise ValueError(f"is {_kind(value)}, not {' or '.join(map(in_words, hints))}")
+
+
+def _kinds_of(hint: Any) -> set[Any]:
+    """The types of the values that are just what the hint means."""
+    if typing.get_origin(hint) is typing.Literal:
+        return {type(choice) for choice in typing.get_args(hint)}
+    return {typing.get_origin(hint) or hint}
 
 
 def _kind(value: Any) -> str:
     name = type(value).__name__
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
-
-
-def _in_words(hint: Any) -> str:
-    if hint is type(None):
-        return "None"
-    args = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple and args[1:] == (...,):
-        return f"tuple of {_in_words(args[0])}"
-    return hint.__name__ if isinstance(hint, type) and not args else str(hint).replace("typing.", "")

@@ -133,7 +133,9 @@ def list_files(source: str | os.PathLike[str], suffix: str, **hub: Unpack[HubOpt
     if not is_repository(source):
         folder = Path(source)
         if not folder.is_dir():
-            raise SourceError(f"There is no folder {os.fspath(source)!r}, and no repository can have that name.")
+            raise SourceError(
+                f"There is no file or folder {os.fspath(source)!r}, and no repository can have that name."
+            )
         return _inside(folder, suffix)
     repository, revision = str(source), hub.get("revision")
     try:

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from ..guidance import recipe
 from ..guidance import source as sources
-from ..guidance.errors import UnsupportedPipelineError, UntrustedCodeError
+from ..guidance.errors import SourceError, UnsupportedPipelineError, UntrustedCodeError
 from ..guidance.recipe.values import check_depth
 from ..guidance.source import HubOptions
 from .embedded import MODEL_FOLDER, REPOSITORY, ClassConditionalPipeline, is_class_conditional
@@ -49,6 +49,8 @@ class GuidedPipeline:
         """
         if str(source) == REPOSITORY:
             source = MODEL_FOLDER
+        if not sources.is_repository(source) and not os.path.exists(source):
+            raise SourceError(f"There is no folder {os.fspath(source)!r}, and no repository can have that name.")
         check_trust(source, options)
         options.setdefault("use_safetensors", True)
         hub: HubOptions = {}

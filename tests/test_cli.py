@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -182,6 +183,47 @@ def test_like_warns_when_the_image_comes_out_differently(generate: Command, tmp_
     assert "warning: differs from" in generate.stderr and "torch 1.0 then" in generate.stderr
 
 
+@pytest.fixture
+def inpainting(generate: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An image whose recipe holds two others, made in a folder in which they no longer lie."""
+    (known,) = generate("--class", "cat", "--seeds", "9")
+    monkeypatch.chdir(generate.folder)
+    mask = Image.new("L", (16, 16), 0)
+    mask.paste(255, (8, 0, 16, 16))
+    mask.save("mask-of-mine.png")
+    (path,) = generate(
+        "--class", "1", "--guidance", f"steered:task=inpainting,image={known.name},mask=mask-of-mine.png"
+    )
+    known_pixels = np.asarray(pictures.load(known)[0])
+    assert (np.asarray(pictures.load(path)[0])[:, :8] == known_pixels[:, :8]).all()
+    known.unlink()
+    Path("mask-of-mine.png").unlink()
+    return path
+
+
+def test_like_repeats_an_image_that_others_guided_wherever_it_is_copied(
+    inpainting: Path, generate: Command, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(inpainting.parent, tmp_path / "elsewhere")) / inpainting.name
+    generate.folder = tmp_path / "again"
+    (again,) = generate("--like", copied, model=False)
+    assert pixels(again) == pixels(inpainting) and "bit for bit" in generate.stderr
+    assert sorted(path.name for path in again.parent.iterdir()) == sorted(path.name for path in copied.parent.iterdir())
+
+
+def test_like_refuses_an_image_whose_own_images_were_exchanged(
+    inpainting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mask,) = inpainting.parent.glob("mask-*.png")
+    Image.new("L", (16, 16), 255).save(mask)
+    assert cli.main(["generate", "--like", str(inpainting), "-o", str(tmp_path / "again")]) == 2
+    assert f"the file '{mask.name}' is not the one that was recorded" in capsys.readouterr().err
+    mask.unlink()
+    assert cli.main(["generate", "--like", str(inpainting), "-o", str(tmp_path / "again")]) == 2
+    assert f"There is no file '{mask.name}'" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
 # -- sheets ------------------------------------------------------------------------------------------------------------
 def test_a_comparison_has_a_row_for_none_each_and_all_and_a_column_a_seed(generate: Command) -> None:
     (path,) = generate("--class", "cat", "--seeds", "0-2", "--compare", *GUIDANCES)
@@ -322,7 +364,11 @@ def test_a_check_fails_for_a_broken_plugin_only(broken: str, capsys: pytest.Capt
         (["--class", "0", "--recipe", "absent.json"], r"absent\.json"),
         (["--like", "absent.png"], r"absent\.png: no such file"),
         (["--like", __file__], r"is not a PNG file"),
-        (["--class", "0", "--model", "./absent"], r"absent"),
+        (
+            ["--class", "0", "--guidance", "ppap:classifier=./absent,weights=a,target=1"],
+            r"'\./absent' .*\(guidance 'ppap'",
+        ),
+        (["--class", "0", "--model", "./absent"], r"There is no folder './absent', and no repository can have that"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2_and_makes_nothing(

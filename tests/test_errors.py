@@ -21,6 +21,7 @@ from trimtab import (
     ConflictError,
     Guidance,
     ParameterError,
+    SourceError,
     Step,
     TrimtabError,
     UnknownGuidanceError,
@@ -115,6 +116,23 @@ def test_an_unknown_plug_in(pipe: Any) -> None:
         pipe.add_guidance("pga")
     assert str(raised.value).startswith("There is no guidance 'pga'. Did you mean 'pag'? Installed: ")
     assert ", cfg, " in str(raised.value)
+    with pytest.raises(UnknownGuidanceError, match="Did you mean 'pag'"):
+        pipe.add_guidance("PAG")
+
+
+def test_a_plug_in_for_another_architecture() -> None:
+    pipe = trimtab.guide(CASES["ddpm"].build())
+    message = (
+        "joint cannot be attached to the denoiser of DDPMPipeline, UNet2DModel; it can be to: UNet2DConditionModel."
+    )
+    with refused(pipe, UnsupportedPipelineError, message):
+        pipe.add_guidance("joint", weights="absent", mode="joint")
+
+
+def test_a_classifier_that_is_not_there(pipe: Any) -> None:
+    pipe.add_guidance("classifier", classifier="./absent", target=1)
+    with pytest.raises(SourceError, match=r"classifier='\./absent' gives no transformers image classifier; needed: a "):
+        run(pipe, CASE)
 
 
 NEEDED = "needed: a plug-in's name such as 'pag', or an instance of a trimtab.Guidance subclass."

@@ -42,7 +42,9 @@ class PPAP(Classifier):
     weights_revision: str | None = parameter(None, "Branch, tag or commit of that repository.")
     sha256: str | None = parameter(None, "What the file must hash to.")
     kind: Literal["classification", "depth", "segmentation"] = parameter("classification", "What the network does.")
-    wanted: Any = parameter(None, "For 'depth' `[batch or 1, h, w]`, for 'segmentation' likewise of class indices.")
+    wanted: torch.Tensor | None = parameter(
+        None, "For 'depth' `[batch or 1, h, w]`, for 'segmentation' likewise of class indices."
+    )
 
     def validate(self) -> None:
         super().validate()
@@ -72,7 +74,8 @@ class PPAP(Classifier):
         if self.kind == "classification":
             return super().log_probability(step, image)
         found = self.logits(step, image)
-        wanted = torch.as_tensor(self.wanted, device=found.device)
+        assert self.wanted is not None
+        wanted = self.wanted.to(found.device)
         if self.kind == "depth":
             return -(found - wanted.float()).square().flatten(1).mean(1)
         classes = wanted.long().expand(len(found), -1, -1)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..base import Run, Step
-from ..errors import GuidanceRuntimeError, ParameterError, did_you_mean
+from ..errors import GuidanceRuntimeError, ParameterError, SourceError, did_you_mean
 from ..gradient import GradientGuidance, rms, signal_share
 from ..images import Preprocessing, of_processor
 from ..networks import borrow, device_of, soften, takes, tensor_of
@@ -91,7 +91,7 @@ class Classifier(GradientGuidance):
         if isinstance(self.classifier, str):
             if run.dry:
                 return
-            network, processor = _load(self.classifier, self.revision)
+            network, processor = _load(self.classifier, self.revision, self.label)
         else:
             assert self.classifier is not None
             network, processor = self.classifier, None
@@ -228,11 +228,17 @@ def _in_pairs(step: Step) -> bool:
     return len(set(steps)) < len(steps)
 
 
-def _load(source: str, revision: str | None) -> tuple[nn.Module, Any]:
+def _load(source: str, revision: str | None, label: str) -> tuple[nn.Module, Any]:
     """A transformers image classifier (safetensors only) and its processor, if it has one."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    network = AutoModelForImageClassification.from_pretrained(source, revision=revision, use_safetensors=True)
+    try:
+        network = AutoModelForImageClassification.from_pretrained(source, revision=revision, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"{label}: classifier={source!r} gives no transformers image classifier; needed: a folder or repository "
+            f"of one, with weights in safetensors format. {' '.join(str(error).split())}"
+        ) from error
     try:
         processor = AutoImageProcessor.from_pretrained(source, revision=revision)
     except (OSError, ValueError):

@@ -142,8 +142,9 @@ class Joint(Guidance):
     def setup(self, run: Run) -> None:
         run.state.partner = None
         if self.engaged:
+            attachment = run.attachment("joint")
             run.state.separate = Branch("cond", Separate(run.attention_layers("attn1")))
-            run.state.partner = run.attachment("joint").add(self)
+            run.state.partner = attachment.add(self)
 
     def branches(self, step: Step) -> Sequence[Branch]:
         return (COND, step.state.separate) if self.signal_scale > 0 and self.joins(step) else ()

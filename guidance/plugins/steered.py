@@ -11,7 +11,7 @@ from torch import nn
 from ..base import Run, Step
 from ..errors import GuidanceRuntimeError, ParameterError
 from ..gradient import GradientGuidance
-from ..images import as_images
+from ..images import Given, as_images
 from ..losses import Term
 from ..networks import borrow
 from ..operators import LinearOperator, inpainting, luminance, resampling
@@ -49,10 +49,10 @@ class Steered(GradientGuidance):
     name: ClassVar[str] = "steered"
 
     task: Task | None = parameter(None, "A measurement by name.")
-    image: Any = parameter(
+    image: Given = parameter(
         None, "The measurement: PIL image, path, or tensor in -1..1, or one for each; small, or grey, as the task says."
     )
-    mask: Any = parameter(None, "For inpainting: white (1) where the image is painted anew, as in Diffusers.")
+    mask: Given = parameter(None, "For inpainting: white (1) where the image is painted anew, as in Diffusers.")
     operator: LinearOperator | None = parameter(None, "Another measurement, whose result is `image`.")
     losses: tuple[Any, ...] = parameter((), "Functions of images in -1..1 that return `[batch]`, or Terms of these.")
     scale: float = parameter(

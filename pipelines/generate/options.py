@@ -15,7 +15,7 @@ from PIL import Image
 from ...guidance import registry
 from ...guidance.base import Guidance
 from ...guidance.errors import ParameterError
-from ...guidance.parameters import describe_range, fields_of, unknown_parameter
+from ...guidance.parameters import describe_range, fields_of, in_words, types_of, unknown_parameter
 
 _LARGEST_SEED = 2**63 - 1
 _MOST_SEEDS = 100_000
@@ -52,6 +52,8 @@ def guidance(text: str) -> Guidance:
         ParameterError: a parameter that the plug-in does not have, given twice, or a value that is not allowed.
     """
     name, _, rest = text.partition(":")
+    if "=" in name:
+        raise ParameterError(f"--guidance: {text!r} names no guidance; type NAME:PARAMETER=VALUE, such as pag:scale=3.")
     cls = registry.find(name.strip())
     parameters: dict[str, Any] = {}
     for part in re.split(r",(?=\s*\w+\s*=)", rest) if rest.strip() else ():
@@ -86,13 +88,22 @@ def guidances(texts: Iterable[str]) -> dict[str, Guidance]:
 
 
 def _value(plugin: str, cls: type[Guidance], name: str, text: str) -> Any:
-    kinds = _alternatives(typing.get_type_hints(cls)[name])
+    hint = types_of(cls)[name]
+    try:
+        return _typed(hint, text)
+    except ValueError:
+        allowed = "an image file" if Image.Image in _alternatives(hint) else describe_range(fields_of(cls)[name])
+        ending = "." if allowed == "any" else f"; allowed: {allowed}."
+        raise ParameterError(f"{plugin}: {name}={text!r} cannot be read as {in_words(hint)}{ending}") from None
+
+
+def _typed(hint: Any, text: str) -> Any:
+    """The text as a declared type; a `ValueError` if it is none of it."""
     # The strictest reading first, so that `int | str` takes 3 as a number and `str | list` takes a+b as a list.
-    for kind in sorted(kinds, key=lambda kind: _looseness(kind, text)):
+    for kind in sorted(_alternatives(hint), key=lambda kind: _looseness(kind, text)):
         with contextlib.suppress(ValueError):
             return _read(kind, text)
-    allowed = "an image file" if Image.Image in kinds else describe_range(fields_of(cls)[name])
-    raise ParameterError(f"{plugin}: {name}={text!r} cannot be read; allowed: {allowed}.")
+    raise ValueError(text)
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -128,7 +139,7 @@ def _read(kind: Any, text: str) -> Any:
         return text
     if _is_sequence(kind):
         item, *_ = (*typing.get_args(kind), str)
-        values = [_read(item, word.strip()) for word in text.split("+")]
+        values = [_typed(item, word.strip()) for word in text.split("+")]
         return tuple(values) if (typing.get_origin(kind) or kind) is tuple else values
     raise ValueError(text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from zoo import run as run_case
 
 import trimtab
 from trimtab import Guidance, Step, parameter
+from trimtab.guidance import recipe, registry
 from trimtab.guidance.losses import Term
 from trimtab.guidance.noise import Level, noise_algebra
 from trimtab.guidance.operators import LinearOperator, luminance, resampling
+from trimtab.guidance.parameters import same
 from trimtab.pipelines.graph import GraphMeter
 from trimtab.pipelines.latents import ImageSpace
 
@@ -163,6 +166,21 @@ def test_classifier_pag_cfg_and_steered_run_in_one_stack(name: str) -> None:
     done = pipe.last_guided_run
     assert (done.evaluations, done.forward_calls) == (plan.evaluations, plan.calls)
     assert plan.evaluations == 3 * 3
+
+
+@pytest.mark.parametrize(
+    ("image", "hole"),
+    [
+        (GREY, HOLE),
+        (Image.new("L", (8, 8), 90), Image.new("1", (8, 8), 1)),
+        ([Image.new("L", (8, 8), 90), "picture.png"], (HOLE[0], HOLE[0])),
+    ],
+)
+def test_what_was_measured_is_part_of_the_recipe(tmp_path: Path, image: Any, hole: Any) -> None:
+    written = registry.create("steered", task="inpainting", image=image, mask=hole)
+    recipe.save(tmp_path, {"steered": written})
+    read = recipe.read(tmp_path)["steered"].parameters
+    assert all(same(value, read[name]) for name, value in written.parameters.items())
 
 
 def test_switched_off_it_is_the_stock_run() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
+from PIL import Image
 
 from trimtab.guidance import registry
 from trimtab.guidance.base import Guidance
@@ -31,6 +33,8 @@ class Everything(Guidance):
     either: int | str = parameter(0, "A number or a word.")
     kind: Literal["a", "b"] = parameter("a", "One of two.", choices=("a", "b"))
     mapping: dict[str, int] = parameter({}, "No command line can say this.")
+    mask: Image.Image | None = parameter(None, "An image.")
+    pictures: Image.Image | str | tuple[Image.Image | str, ...] = parameter((), "One or several.")
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +84,17 @@ def test_a_value_is_read_as_its_parameter_declares(text: str, expected: dict[str
     assert {name: type(getattr(guidance, name)) for name in expected} == {k: type(v) for k, v in expected.items()}
 
 
+def test_an_image_is_given_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read at once, so that what was typed and what is recorded is the image, not where it lay."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("1", (3, 2), 1).save("a.png")
+    Image.new("RGB", (3, 2), (9, 8, 7)).save("b.png")
+    guidance = options.guidance("test.everything:mask=a.png,pictures=a.png+b.png+absent.png")
+    assert (guidance.mask.mode, guidance.mask.getpixel((0, 0))) == ("L", 255)
+    assert guidance.pictures[1].getpixel((0, 0)) == (9, 8, 7)
+    assert [type(one) for one in guidance.pictures] == [Image.Image, Image.Image, str]
+
+
 def test_a_bare_name_takes_the_defaults() -> None:
     assert options.guidance("test.everything") == Everything()
 
@@ -88,18 +103,26 @@ def test_a_bare_name_takes_the_defaults() -> None:
     ("text", "message"),
     [
         ("nmber=3", "no parameter 'nmber'.*'number'"),
-        ("number=much", "number='much' cannot be read; allowed: >= 0"),
+        ("number=much", "number='much' cannot be read as float; allowed: >= 0"),
         ("number=-1", "number=-1.0 is out of range"),
-        ("switch=2", "switch='2' cannot be read"),
+        ("switch=2", "switch='2' cannot be read as bool"),
         ("kind=c", "allowed: one of 'a', 'b'"),
         ("number", "type test.everything:parameter=value"),
         ("number=1,number=2", "number is given twice"),
-        ("mapping=a", "cannot be read"),
+        ("mapping=a", "cannot be read as dict of str, int"),
+        ("mask=absent.png", "mask='absent.png' cannot be read as Image or None; allowed: an image file"),
     ],
 )
 def test_a_mistake_names_the_parameter_and_what_is_allowed(text: str, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         options.guidance(f"test.everything:{text}")
+
+
+def test_a_parameter_without_its_guidance_says_what_to_type() -> None:
+    with pytest.raises(
+        ParameterError, match=r"'pag=3' names no guidance; type NAME:PARAMETER=VALUE, such as pag:scale=3"
+    ):
+        options.guidance("pag=3")
 
 
 def test_an_unknown_guidance_is_refused_by_the_registry() -> None:
