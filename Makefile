@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.stamp-installed
 TESTABLE := $(VENV)/.stamp-testable
+QUANTISED := $(VENV)/quantised
 
 .PHONY: demo docs models test lint types pytest wheel clean
 .DELETE_ON_ERROR:
@@ -32,8 +33,9 @@ lint: $(TESTABLE)
 types: $(TESTABLE)
 	MYPYPATH=$(VENV)/typing $(BIN)/mypy
 
-pytest: $(TESTABLE)
+pytest: $(TESTABLE) $(QUANTISED)
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/coexistence/test_quantised.py
 
 # Sized for a GPU. A run that was stopped continues where it was.
 EMOJI := runs/emoji.safetensors
@@ -73,6 +75,11 @@ $(TESTABLE): pyproject.toml constraints.txt | $(BIN)/python
 	mkdir -p $(VENV)/typing
 	ln -sfn "$(CURDIR)" $(VENV)/typing/trimtab
 	touch $(INSTALLED) $@
+
+# Beside the environment, because Diffusers imports torchao wherever it is installed, and that writes to the terminal.
+$(QUANTISED): pyproject.toml constraints.txt | $(TESTABLE)
+	$(PIP) install --constraint constraints.txt --no-deps --upgrade --target $@ torchao
+	touch $@
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

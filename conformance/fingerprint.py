@@ -78,6 +78,10 @@ def of_pipeline(pipe: Any, values: bool = True, identity: bool = True) -> dict[s
 def _tensor(value: torch.Tensor) -> str:
     if value.is_meta:
         return f"{type(value).__qualname__} {value.dtype} {tuple(value.shape)} meta"
+    flatten: Any = getattr(value, "__tensor_flatten__", None)
+    if flatten is not None:  # quantised weights are made of several tensors
+        inner = [_tensor(getattr(value, name)) for name in flatten()[0]]
+        return f"{type(value).__qualname__} {value.dtype} {tuple(value.shape)} of {inner}"
     data = value.detach().cpu().contiguous().view(-1).view(torch.uint8) if value.numel() else value.detach()
     digest = hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16]
     return f"{type(value).__qualname__} {value.dtype} {tuple(value.shape)} {value.requires_grad} {digest}"
