@@ -108,23 +108,15 @@ def build_parser() -> Parser:
     convert_parser.add_argument("file", type=Path, metavar="model.pth")
     convert_parser.set_defaults(action=convert)
 
-    evaluation = commands.add_parser("evaluate", help="measure a folder of images")
-    evaluation.add_argument("images", type=Path, metavar="FOLDER")
-    evaluation.add_argument(
-        "--reference", type=Path, metavar="FOLDER", help="images that they should be like, as a set"
+    evaluation = commands.add_parser(
+        "evaluate", help="measure a folder of images, or images that are made for it", allow_abbrev=False
     )
-    evaluation.add_argument(
-        "--features", default="judge", metavar="NAME", help="judge (default), efficientnet-lite0, ..."
-    )
-    evaluation.add_argument(
-        "--pairs", type=Path, metavar="FOLDER", help="images that each should be like, by file name"
-    )
-    evaluation.add_argument(
-        "--clip", metavar="MODEL", help="folder or repository of a CLIP, for images made of prompts"
-    )
-    evaluation.add_argument("--repetitions", type=_count, default=200, metavar="N", help="of the bootstrap")
+    evaluation.add_argument("images", nargs="?", type=Path, metavar="FOLDER", help="without it, images are made")
+    _add_batch_options(evaluation)
+    evaluation.add_argument("--frames", type=_count, metavar="N", help="make strips of N images between two seeds each")
+    _add_evaluation_options(evaluation)
     evaluation.add_argument("--json", action="store_true", help="for programs")
-    evaluation.set_defaults(action=evaluate)
+    evaluation.set_defaults(action=evaluate, prompt=None, like=None, compare=False)
 
     models = commands.add_parser("models", help="what models ship, and what makes the others")
     models.add_argument("--json", action="store_true", help="for programs")
@@ -168,6 +160,14 @@ def _add_options(parser: argparse.ArgumentParser, options: Sequence[tuple[str, t
 
 def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", help="for a model that takes text")
+    _add_batch_options(parser)
+    parser.add_argument("--compare", action="store_true", help="a sheet: none, each guidance alone, all together")
+    parser.add_argument(
+        "--like", type=Path, metavar="FILE.png", help="repeat this image; other options replace its own"
+    )
+
+
+def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class", action="append", dest="classes", metavar="NAME|INDEX", help="repeatable")
     parser.add_argument("--seeds", metavar="SEEDS", help="0-7 or 0,3,5; by default 0")
     _add_options(parser, REQUEST_OPTIONS)
@@ -175,14 +175,23 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", metavar="FILE", help="guidances from a recipe: a file, a folder or a Hub repository"
     )
-    parser.add_argument("--compare", action="store_true", help="a sheet: none, each guidance alone, all together")
-    parser.add_argument(
-        "--like", type=Path, metavar="FILE.png", help="repeat this image; other options replace its own"
-    )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a batch: a prompt a line, or a .jsonl file")
     parser.add_argument("--class-balanced", type=_count, metavar="N", help="a batch: N images over all classes in turn")
     parser.add_argument("--processes", type=_count, metavar="N", help="split the batch over N processes, resumable")
     parser.add_argument("-o", "--output", type=Path, default=Path("out"), metavar="FOLDER", help="by default out")
+
+
+def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reference", type=Path, metavar="FOLDER", help="images that they should be like, as a set")
+    parser.add_argument(
+        "--features", default="judge", metavar="NAME", help="judge (default), efficientnet-lite0, inception, a model"
+    )
+    parser.add_argument(
+        "--pairs", type=Path, metavar="FOLDER|FILE", help="images that each should be like, by file name, or one image"
+    )
+    parser.add_argument("--lpips", choices=("alex", "vgg", "squeeze"), help="LPIPS of the pairs; needs torchvision")
+    parser.add_argument("--clip", metavar="MODEL", help="folder or repository of a CLIP, for images made of prompts")
+    parser.add_argument("--repetitions", type=_count, default=200, metavar="N", help="of the bootstrap")
 
 
 def _count(text: str) -> int:
@@ -297,15 +306,19 @@ def new_plugin(args: argparse.Namespace) -> None:
     print(scaffold.write(args.name, args.output))
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """`trimtab evaluate`: measures of a folder of images, with intervals."""
-    from .evaluation import evaluate as evaluation
+def evaluate(args: argparse.Namespace) -> int:
+    """`trimtab evaluate`: measures of a folder of images, or of images made for it, with intervals."""
+    from .evaluation import command
+    from .evaluation.evaluate import table
+    from .pipelines.launch import first, launch, launched
 
-    reference, pairs = (None if path is None else evaluation.read_folder(path) for path in (args.reference, args.pairs))
-    result = evaluation.evaluate(
-        evaluation.read_folder(args.images), reference, args.features, pairs, args.clip, args.repetitions
-    )
-    print(json.dumps(result, indent=2) if args.json else evaluation.table(result))
+    run = command.evaluate(args, [name for name, _, _ in REQUEST_OPTIONS])
+    if args.processes is not None and not launched():
+        return launch(args.given, args.processes)
+    result = run()
+    if first():
+        print(json.dumps(result, indent=2) if args.json else table(result))
+    return 0
 
 
 def list_models(args: argparse.Namespace) -> None:
@@ -329,6 +342,8 @@ def calibrate(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """`trimtab train`: train, or continue, and print where the model is; under `accelerate launch` as well."""
+    from .pipelines.launch import first
+
     text, where = TRAININGS[args.what]
     module, function = where.split(":")
     run = getattr(importlib.import_module(f".{module}", __package__), function)
@@ -343,7 +358,7 @@ def train(args: argparse.Namespace) -> None:
         )
     given = {name: value for name, value in vars(parser.parse_args(args.options)).items() if value is not None}
     folder = run(settings_class(**given))
-    if int(os.environ.get("RANK", "0")) == 0:
+    if first():
         print(folder)
 
 

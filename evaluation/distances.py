@@ -8,6 +8,8 @@ from functools import cached_property
 
 import torch
 
+from .processes import shared
+
 
 class Gaussian:
     """The normal distribution fitted to features `[n, d]`; with n <= d its covariance is singular, which is allowed."""
@@ -150,6 +152,7 @@ def bootstrap(
         seed: of the draws, so that the interval is always the same.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(repetitions)]
+    draws = torch.randint(count, (repetitions, count), generator=generator)
+    drawn = shared(lambda repetition: statistic(draws[repetition]), repetitions, "bootstrap")
     low, high = torch.tensor(drawn, dtype=torch.double).quantile(torch.tensor([0.025, 0.975], dtype=torch.double))
     return Interval(statistic(torch.arange(count)), float(low), float(high))

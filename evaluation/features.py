@@ -16,12 +16,9 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..guidance.errors import TrimtabError
 from .networks import load_efficientnet, load_judge
-
-BATCH = 50
 
 
 class EvaluationError(TrimtabError, ValueError):
@@ -43,10 +40,9 @@ class FeatureNetwork:
     compute: Callable[[torch.Tensor], torch.Tensor]
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor, what: str) -> torch.Tensor:
-        """Features of all images, a batch at a time, with a progress bar that says `what`."""
-        batches = tqdm(images.split(BATCH), desc=f"{what}, {self.name}", leave=False)
-        return torch.cat([self.compute(batch).flatten(1).float().cpu() for batch in batches])
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Features `[n, d]` of a batch `[n, 3, height, width]` in bytes."""
+        return self.compute(images).flatten(1).float().cpu()
 
 
 def feature_network(name: str) -> FeatureNetwork:

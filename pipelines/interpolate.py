@@ -7,8 +7,8 @@ the deterministic path backwards (DDIM inversion, arXiv:2010.02502).
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from PIL import Image
 from ..guidance import recipe
 from ..guidance.errors import ParameterError, UnsupportedPipelineError
 from ..guidance.files import replacing
-from .generate import jobs
+from .generate import jobs, pictures
 from .generate.jobs import Job
 from .generate.samples import call_arguments
 
@@ -54,15 +54,20 @@ class Interpolation:
         """The standard deviation of the steps, see `istd`."""
         return istd(self.frames)
 
-    def save(self, folder: Path, stem: str, milliseconds: int = 120) -> tuple[Path, Path]:
-        """Write `stem.png`, all frames side by side, and `stem.gif`, there and back; returns both paths."""
+    def save(self, folder: Path, stem: str, milliseconds: int = 120, **settings: Any) -> tuple[Path, Path]:
+        """Write `stem.png`, all frames side by side, and `stem.gif`, there and back; returns both paths.
+
+        Args:
+            folder, stem: where.
+            milliseconds: of each frame of the animation.
+            **settings: what the strip's file says beside its number of frames.
+        """
         width, height = self.frames[0].size
         strip = Image.new("RGB", (width * len(self.frames), height))
         for index, frame in enumerate(self.frames):
             strip.paste(frame.convert("RGB"), (index * width, 0))
         paths = folder / f"{stem}.png", folder / f"{stem}.gif"
-        with replacing(paths[0]) as file:
-            strip.save(file, format="PNG")
+        pictures.save(strip, paths[0], {**settings, "frames": len(self.frames)})
         first, *others = [frame.convert("RGB") for frame in (*self.frames, *self.frames[-2:0:-1])]
         with replacing(paths[1]) as file:
             first.save(file, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
@@ -88,9 +93,13 @@ def istd(frames: Sequence[Image.Image]) -> float:
     """
     if len(frames) < 3:
         raise ParameterError(f"{len(frames)} frames; the evenness of steps needs 3 or more.")
-    pixels = [torch.from_numpy(np.asarray(frame.convert("RGB")).copy()).double() / 255 for frame in frames]
-    distances = torch.stack([(b - a).norm() for a, b in itertools.pairwise(pixels)])
-    return float(distances.std(correction=0))
+    return spread_of_steps(torch.stack([torch.from_numpy(np.array(frame.convert("RGB"))) for frame in frames]))
+
+
+def spread_of_steps(frames: torch.Tensor) -> float:
+    """The same of frames in bytes, `[frames, ...]`."""
+    steps = (frames.double() / 255).flatten(1).diff(dim=0).norm(dim=1)
+    return float(steps.std(correction=0))
 
 
 def interpolate(pipe: Any, ends: Sequence[End], count: int, **call: Any) -> Interpolation:
@@ -185,7 +194,12 @@ def _deterministic(pipe: Any, needed: bool) -> Iterator[None]:
 
 
 def make(
-    job: Job, folder: Path, count: int, prompt: str | None, images: Sequence[Path | None]
+    job: Job,
+    folder: Path,
+    count: int,
+    prompt: str | None = None,
+    images: Sequence[Path | None] = (None, None),
+    pipe: Any = None,
 ) -> tuple[Path, Path, float]:
     """What `trimtab interpolate` does: the paths of the strip and the animation, and their ISTD.
 
@@ -195,14 +209,16 @@ def make(
         count: images, both ends included.
         prompt: of the second end; `None` for that of the first.
         images: real images at either end.
+        pipe: the job's pipeline, where it is loaded already.
     """
-    pipe, _, (request, *_), files = jobs.prepare(job)
+    pipe, _, (request, *_), files = jobs.prepare(job, pipe=pipe)
     recipe.write_files(folder, files)
     seeds = [*job.seeds, job.seeds[-1] + 1][:2]
-    pictures = [None if path is None else Image.open(path).convert("RGB") for path in images]
+    real = [None if path is None else Image.open(path).convert("RGB") for path in images]
     prompts = request.prompt, request.prompt if prompt is None else prompt
-    ends = [End(*one) for one in zip(seeds, prompts, pictures, strict=True)]
+    ends = [End(*one) for one in zip(seeds, prompts, real, strict=True)]
     call = {name: value for name, value in call_arguments(pipe, request).items() if name != "prompt"}
     pipe.set_progress_bar_config(disable=True)
     made = interpolate(pipe, ends, count, **call)
-    return (*made.save(folder, f"interpolation-{request.file_stem(seeds)}"), made.istd)
+    settings = {**dataclasses.asdict(request), "seeds": seeds, "prompt_to": prompts[1]}
+    return (*made.save(folder, f"interpolation-{request.file_stem(seeds)}", **settings), made.istd)

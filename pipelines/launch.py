@@ -21,6 +21,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def first() -> bool:
+    """Whether this process is the one that speaks for all."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `trimtab` with these arguments in `processes` processes, each with its share of the cores; the exit code.
 

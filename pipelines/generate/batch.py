@@ -1,8 +1,8 @@
 """Many images, split over processes: `trimtab generate --prompts FILE` and `--class-balanced N`.
 
 Image i has the seed `first + i` and is made by process i mod P, alone in its batch. So it does not depend on the
-number of processes, and neither does its file's name. The processes never wait for each other: what is done stands in
-the manifest, and a batch that was stopped at any moment continues where it was.
+number of processes, and neither does its file's name. What is done stands in the manifest; only at the end do the
+processes wait for each other, and a batch that was stopped at any moment continues where it was.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,39 @@ def check(job: Job) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a batch has made.
+
+    Args:
+        requests: in order.
+        files: of the images that did not fail, in order.
+        rows: what the manifest says of each image.
+        manifest: where it says so.
+    """
+
+    requests: list[Request]
+    files: list[Path]
+    rows: list[dict[str, Any]]
+    manifest: Path
+
+    def check(self) -> None:
+        """Whether all images were made.
+
+        Raises:
+            RequestError: images failed; the message names the first.
+        """
+        failed = [row for row in self.rows if row["status"] == "failed"]
+        if failed:
+            raise RequestError(
+                f"{len(failed)} of {len(self.rows)} images failed, and {self.manifest} says why. The first: "
+                f"{failed[0]['subject']}, seed {failed[0]['seed']}: {failed[0]['error']} The same command tries them "
+                "again."
+            )
+
+
 def run_batch(job: Job, folder: Path, prompts: Path | None = None, count: int | None = None) -> Iterator[Path]:
     """Make this process's share of the images; the first process yields all files, in order, once they are there.
-
-    A file that exists is not made again. An image that fails is noted in the manifest and the batch goes on.
 
     Args:
         job: the settings of all images.
@@ -110,9 +140,24 @@ def run_batch(job: Job, folder: Path, prompts: Path | None = None, count: int | 
     Raises:
         RequestError: at the end, when images failed.
     """
+    made = make_batch(job, folder, prompts, count)
+    if PartialState().is_main_process:
+        yield from made.files
+        made.check()
+
+
+def make_batch(job: Job, folder: Path, prompts: Path | None = None, count: int | None = None, pipe: Any = None) -> Made:
+    """Make this process's share of the images, and wait for the others.
+
+    A file that exists is not made again. An image that fails is noted in the manifest and the batch goes on.
+
+    Args:
+        job, folder, prompts, count: see `run_batch`.
+        pipe: the job's pipeline, where it is loaded already; its guidances are replaced.
+    """
     check(job)
     state = PartialState(cpu=job.requests[0].device == "cpu")
-    pipe, _, requests, files = prepare(job, lambda pipe: expand(job, prompts, count, pipe))
+    pipe, _, requests, files = prepare(job, lambda pipe: expand(job, prompts, count, pipe), pipe)
     pipe.set_progress_bar_config(disable=True)
     paths = [folder / f"{request.file_stem()}.png" for request in requests]
     manifest = Manifest(folder)
@@ -127,20 +172,14 @@ def run_batch(job: Job, folder: Path, prompts: Path | None = None, count: int | 
                 manifest.append({"index": index, **_make(pipe, requests[index], paths[index])})
             if state.is_main_process:
                 _show(bar, len(manifest.rows()))
-        if not state.is_main_process:
-            return
         while len(rows := manifest.rows()) < len(requests):
             _show(bar, len(rows))
             time.sleep(POLL_SECONDS)
         _show(bar, len(rows))
-    manifest.keep({index: path.name for index, path in enumerate(paths)})
-    failed = [row for row in rows.values() if row["status"] == "failed"]
-    yield from (paths[index] for index, row in rows.items() if row["status"] == "done")
-    if failed:
-        raise RequestError(
-            f"{len(failed)} of {len(requests)} images failed, and {manifest.path} says why. The first: "
-            f"{failed[0]['subject']}, seed {failed[0]['seed']}: {failed[0]['error']} The same command tries them again."
-        )
+    if state.is_main_process:
+        manifest.keep({index: path.name for index, path in enumerate(paths)})
+    made = [paths[index] for index, row in rows.items() if row["status"] == "done"]
+    return Made(requests, made, list(rows.values()), manifest.path)
 
 
 def _make(pipe: Any, request: Request, path: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 from ...guidance import recipe
 from ...guidance.base import Guidance
 from ...guidance.errors import RecipeError
+from ...guidance.planner import Plan
+from ..explain import make_plan
 from . import options, pictures
 from .comparison import compare, variants
 from .request import Request, installed_versions
@@ -68,7 +70,7 @@ def read(args: Namespace, names: Sequence[str]) -> Job:
         seeds=options.seeds(args.seeds) if args.seeds else recorded.get("seeds", [base.seed]),
         guidances=guidances or (recipe.load(base.guidance, recipe.beside(args.like)) if recorded else None),
         compare=args.compare or "rows" in recorded,
-        repeats=args.like if unchanged else None,
+        repeats=args.like if unchanged and "frames" not in recorded else None,
     )
 
 
@@ -100,8 +102,14 @@ def explain(job: Job) -> None:
     pipe.explain_guidance(**call_arguments(pipe, requests[0]))
 
 
+def plan_of(pipe: Any, request: Request) -> Plan:
+    """What making one image of this request costs, with the guidances that are attached; nothing is generated."""
+    arguments = call_arguments(pipe, request)
+    return make_plan(pipe, pipe.guidances, arguments.pop("num_inference_steps", None), arguments)
+
+
 def prepare(
-    job: Job, expand: Callable[[Any], Sequence[Request]] | None = None
+    job: Job, expand: Callable[[Any], Sequence[Request]] | None = None, pipe: Any = None
 ) -> tuple[Any, dict[str, Guidance], list[Request], dict[str, bytes]]:
     """The loaded pipeline with its guidances attached; these; the requests as the model understands them; the files
     that the recipe in each image refers to.
@@ -109,8 +117,9 @@ def prepare(
     Args:
         job: what to prepare.
         expand: makes the requests, given the pipeline; by default they are the job's.
+        pipe: the job's pipeline, where it is loaded already.
     """
-    pipe = load_pipeline(job.requests[0])
+    pipe = load_pipeline(job.requests[0]) if pipe is None else pipe
     guidances = dict(pipe.guidances) if job.guidances is None else job.guidances
     attach(pipe, guidances)
     files: dict[str, bytes] = {}

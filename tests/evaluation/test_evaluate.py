@@ -13,13 +13,18 @@ from PIL import Image
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
+from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 from trimtab import cli
 from trimtab.evaluation.distances import Gaussian, KernelDistance, bootstrap, frechet_distance
-from trimtab.evaluation.evaluate import evaluate, read_folder
+from trimtab.evaluation.evaluate import Evaluation
 from trimtab.evaluation.features import EvaluationError, feature_network
+from trimtab.evaluation.folders import read, read_folder
 from trimtab.pipelines.embedded.data import CLASS_NAMES
+from trimtab.pipelines.emoji.clip import build_pair
+from trimtab.pipelines.emoji.text import clip_tokenizer
 from trimtab.pipelines.generate import pictures
+from trimtab.pipelines.interpolate import Interpolation, istd
 
 
 def write(folder: Path, count: int, seed: int, level: float = 128, settings: dict[str, Any] | None = None) -> Path:
@@ -95,13 +100,108 @@ def test_a_folder_is_measured_and_nobody_can_take_it_for_fid(
 def test_pairs_are_compared_by_file_name(tmp_path: Path) -> None:
     images, same = write(tmp_path / "images", 12, seed=0), write(tmp_path / "same", 12, seed=0)
     other = write(tmp_path / "other", 12, seed=5)
-    equal = evaluate(read_folder(images), pairs=read_folder(same), repetitions=5)["measures"]
-    differing = evaluate(read_folder(images), pairs=read_folder(other), repetitions=5)["measures"]
+    equal = Evaluation(pairs=same, repetitions=5)(read_folder(images))["measures"]
+    differing = Evaluation(pairs=other, repetitions=5)(read_folder(images))["measures"]
     assert equal["ssim"]["value"] == pytest.approx(1.0) and differing["ssim"]["value"] < 0.5
-    error = (read_folder(images).images.double() - read_folder(other).images.double()).square().mean(dim=(1, 2, 3))
+    ours, theirs = (read(read_folder(folder).files).images for folder in (images, other))
+    error = (ours.double() - theirs.double()).square().mean(dim=(1, 2, 3))
     assert differing["psnr"]["value"] == pytest.approx(
         float((20 * np.log10(255) - 10 * error.log10()).mean()), abs=1e-3
     )
+    features = feature_network("judge")
+    cosine = torch.cosine_similarity(features(ours), features(theirs))
+    assert differing["feature_distance"]["value"] == pytest.approx(float(1 - cosine.mean()), abs=1e-6)
+    assert equal["feature_distance"]["value"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_all_images_are_compared_with_one(tmp_path: Path) -> None:
+    images = write(tmp_path / "images", 3, seed=0)
+    files = read_folder(images).files
+    many = write(tmp_path / "many", 3, seed=0)
+    for path in many.iterdir():
+        path.write_bytes(files[1].read_bytes())
+    one, by_name = (Evaluation(pairs=pairs, repetitions=5)(read_folder(images)) for pairs in (files[1], many))
+    assert one["measures"] == by_name["measures"]
+    assert one["measures"]["psnr"]["high"] < 100.0  # which the equal one has
+
+
+# -- LPIPS -------------------------------------------------------------------------------------------------------------
+def test_lpips_without_torchvision_says_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = str(write(tmp_path, 3, seed=0))
+    assert cli.main(["evaluate", images, "--pairs", images, "--lpips", "alex"]) == 2
+    assert "pip install torchvision" in capsys.readouterr().err
+    assert cli.main(["evaluate", images, "--lpips", "alex"]) == 2
+    assert "--lpips: it compares images with those of --pairs" in capsys.readouterr().err
+
+
+def alexnet_features() -> nn.Sequential:
+    """The convolutions of AlexNet as torchvision numbers them, with random weights."""
+    torch.manual_seed(0)
+    sizes = ((3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384, 256, 3, 1, 1), (256, 256, 3, 1, 1))
+    layers: list[nn.Module] = []
+    for index, (inputs, outputs, side, stride, padding) in enumerate(sizes):
+        layers += [nn.Conv2d(inputs, outputs, side, stride, padding), nn.ReLU()]
+        layers += [nn.MaxPool2d(3, 2)] if index in (0, 1, 4) else []
+    return nn.Sequential(*layers)
+
+
+def test_lpips_is_that_of_torchmetrics_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchvision, whose part is the backbone's weights, is not here: random ones take their place."""
+    from torchmetrics.functional.image import lpips
+    from torchmetrics.image import lpip
+
+    monkeypatch.setattr(lpips, "_get_tv_model_features", lambda net, pretrained=False: alexnet_features())
+    monkeypatch.setattr(lpip, "_TORCHVISION_AVAILABLE", True)
+    images, pairs = (read_folder(write(tmp_path / str(seed), 4, seed)) for seed in (0, 1))
+    found = Evaluation(pairs=pairs.folder, lpips="alex", repetitions=5)(images)["measures"]["lpips"]["value"]
+    ours, theirs = (read(one.files).images.float() / 127.5 - 1 for one in (images, pairs))
+    expected = lpips.learned_perceptual_image_patch_similarity(ours, theirs, net_type="alex")
+    assert found == pytest.approx(float(expected), rel=1e-4) and found > 0
+
+
+# -- images and prompts ------------------------------------------------------------------------------------------------
+def test_the_clip_score_is_the_cosine_of_each_image_and_its_prompt(tmp_path: Path) -> None:
+    tokenizer = clip_tokenizer(["a red fox", "a blue boat"])
+    torch.manual_seed(0)
+    model = build_pair(tokenizer, 32).eval()
+    processor = CLIPProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}), tokenizer
+    )
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "clip")
+    prompts = ["a red fox", "a blue boat"]
+    images = tmp_path / "images"
+    for seed, prompt in enumerate(prompts):
+        write(tmp_path / prompt, 1, seed, settings={"prompt": prompt})
+        images.mkdir(exist_ok=True)
+        (tmp_path / prompt / "000.png").rename(images / f"{seed}.png")
+    found = Evaluation(clip=str(tmp_path / "clip"), repetitions=5)(read_folder(images))["measures"]["clip_score"]
+    cosines = []
+    for file, prompt in zip(read_folder(images).files, prompts, strict=True):
+        inputs = processor(text=[prompt], images=[Image.open(file).convert("RGB")], return_tensors="pt")
+        with torch.no_grad():
+            output = model(**inputs)
+        cosines.append(max(0.0, float(torch.cosine_similarity(output.image_embeds, output.text_embeds))))
+    assert found["value"] == pytest.approx(50 * sum(cosines), rel=1e-4)
+    silent = read_folder(write(tmp_path / "silent", 2, seed=0))
+    with pytest.raises(EvaluationError, match=r"000.png does not say its prompt \(2 of 2\)"):
+        Evaluation(clip=str(tmp_path / "clip"))(silent)
+
+
+# -- interpolations ----------------------------------------------------------------------------------------------------
+def test_strips_are_measured_by_their_istd(tmp_path: Path) -> None:
+    frames = [
+        [
+            Image.fromarray(np.random.default_rng(9 * s + i).integers(0, 255, (8, 8, 3), dtype=np.uint8))
+            for i in range(4)
+        ]
+        for s in range(3)
+    ]
+    for index, strip in enumerate(frames):
+        Interpolation(strip).save(tmp_path, f"strip-{index}")
+    found = Evaluation(repetitions=5)(read_folder(tmp_path))["measures"]
+    assert list(found) == ["istd"]
+    assert found["istd"]["value"] == pytest.approx(np.mean([istd(strip) for strip in frames]))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +210,10 @@ def test_pairs_are_compared_by_file_name(tmp_path: Path) -> None:
         ([], "nothing to measure: give --reference FOLDER"),
         (["--reference", "absent"], "absent holds no images"),
         (["--reference", "{images}", "--features", "{images}"], "neither judge, efficientnet-lite0 or inception"),
-        (["--clip", "nowhere"], "images that do not say their prompt"),
+        (["--clip", "{images}"], "is no folder or repository of a CLIP"),
+        (["--recipe", "cfg.json"], "--recipe: it says what to make; leave out this, or"),
+        (["--class", "Bag"], "--class: it says what to make"),
+        (["--guidance-scale", "3"], "--guidance-scale: it says what to make"),
     ],
 )
 def test_what_cannot_be_measured_says_what_to_give(
@@ -128,7 +231,7 @@ def test_what_cannot_be_measured_says_what_to_give(
 
 def test_the_judge_that_ships_knows_garments() -> None:
     network = feature_network("judge")
-    assert network(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), "zeros").shape == (3, 128)
+    assert network(torch.zeros(3, 3, 32, 32, dtype=torch.uint8)).shape == (3, 128)
 
 
 def test_inception_without_its_library_says_what_to_install() -> None:

@@ -1,0 +1,96 @@
+"""Images in files, read a batch at a time: a folder of thousands need not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..pipelines.generate import pictures
+from .features import EvaluationError
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images: their names, their bytes `[n, 3, height, width]`, and the settings inside each (or none)."""
+
+    names: tuple[str, ...]
+    images: torch.Tensor
+    settings: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Image files of one folder, all of one size `(width, height)`."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        return -(-len(self) // BATCH)
+
+    def batch(self, index: int) -> Batch:
+        """The images of one batch, in the order of the files."""
+        return read(self.files[index * BATCH : (index + 1) * BATCH])
+
+
+def read_folder(folder: Path) -> Pictures:
+    """All images of a folder, in the order of their names.
+
+    Raises:
+        EvaluationError: there is none, or they differ in size.
+    """
+    files = [file for file in folder.iterdir() if file.suffix.lower() in ENDINGS] if folder.is_dir() else []
+    if not files:
+        raise EvaluationError(f"{folder} holds no images ({', '.join(ENDINGS)}).")
+    return of_files(folder, files)
+
+
+def of_files(folder: Path, files: Sequence[Path]) -> Pictures:
+    """These images of a folder, in the order of their names, so that draws of a bootstrap are always the same.
+
+    Raises:
+        EvaluationError: they differ in size.
+    """
+    files, sizes = sorted(files), []
+    for file in tqdm(files, desc=f"look into {folder.name}", leave=False):
+        with Image.open(file) as opened:
+            sizes.append(opened.size)
+        if sizes[-1] != sizes[0]:
+            raise EvaluationError(f"{file}: {_by(sizes[-1])} pixels, {files[0].name} {_by(sizes[0])}.")
+    return Pictures(folder, tuple(files), sizes[0])
+
+
+def read(files: Sequence[Path]) -> Batch:
+    """These images, all of one size."""
+    images = []
+    for file in files:
+        with Image.open(file) as opened:
+            images.append(torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1))
+    return Batch(tuple(file.name for file in files), torch.stack(images), tuple(map(_settings, files)))
+
+
+def _settings(file: Path) -> Mapping[str, Any]:
+    try:
+        return pictures.load(file)[1]
+    except pictures.PictureError:
+        return {}
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

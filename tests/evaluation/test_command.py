@@ -1,0 +1,105 @@
+"""`trimtab evaluate` of images that it makes itself, and in several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from zoo import CASES
+from zoo.class_conditional import class_conditional
+
+import trimtab
+from trimtab import cli
+from trimtab.evaluation.folders import read_folder
+from trimtab.pipelines.embedded.data import CLASS_NAMES
+from trimtab.pipelines.interpolate import istd
+
+COUNT = 20
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """With another number of threads a sum may round differently, here as in the processes that are started."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    class_conditional(list(CLASS_NAMES), side=16, prediction_type="v_prediction").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("recipe")
+    pipe = trimtab.guide(class_conditional(["Cat"], side=16))
+    pipe.add_guidance("cfg", scale=2.0)
+    pipe.save_guidance(folder)
+    return str(folder)
+
+
+def making(model: str, recipe: str, folder: Path) -> list[str]:
+    options = ["--model", model, "--device", "cpu", "--steps", "2", "--class-balanced", str(COUNT)]
+    return [*options, "--recipe", recipe, "-o", str(folder)]
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert cli.main(["evaluate", *arguments, "--repetitions", "9", "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_recipe_is_measured_as_its_folder_is_and_in_processes_alike(
+    model: str, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference, alone, together = tmp_path / "reference", tmp_path / "alone", tmp_path / "together"
+    # More than one batch, so that both processes have something to read.
+    assert cli.main(["generate", *making(model, recipe, reference), "--class-balanced", "60"]) == 0
+    against = ["--reference", str(reference)]
+    straight = evaluated(capsys, *making(model, recipe, alone), *against)
+    assert straight["about"]["recipe"]["guidances"][0]["plugin"] == "cfg"
+    assert straight["about"]["evaluations"] == 4 and straight["about"]["count"] == COUNT
+    assert evaluated(capsys, str(alone), *against)["measures"] == straight["measures"]
+
+    command = ["evaluate", *making(model, recipe, together), *against, "--repetitions", "9", "--json"]
+    result = subprocess.run(
+        [sys.executable, "-m", "trimtab", *command, "--processes", "2"],
+        check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert json.loads(result.stdout)["measures"] == straight["measures"]
+    assert len(list(together.glob("*.png"))) == COUNT
+
+
+def test_only_what_was_asked_for_is_measured(
+    model: str, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other images in the folder are somebody else's."""
+    before = evaluated(capsys, *making(model, recipe, tmp_path))
+    for file in list(read_folder(tmp_path).files):
+        (tmp_path / f"copy-of-{file.name}").write_bytes(file.read_bytes())
+    assert evaluated(capsys, *making(model, recipe, tmp_path)) == before
+
+
+def test_interpolations_are_made_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    CASES["sd15"].build().save_pretrained(tmp_path / "sd")
+    file = tmp_path / "prompts.txt"
+    file.write_text("a fox\n")
+    options = ["--model", str(tmp_path / "sd"), "--steps", "2", "--seeds", "0-3", "--frames", "3"]
+    found = evaluated(capsys, *options, "--prompts", str(file), "-o", str(tmp_path / "out"))
+    assert list(found["measures"]) == ["istd"] and found["about"]["count"] == 2
+    opened = [Image.open(path) for path in (tmp_path / "out").glob("*.png")]
+    strips = [[strip.crop((32 * i, 0, 32 * i + 32, 32)) for i in range(3)] for strip in opened]
+    assert found["measures"]["istd"]["value"] == pytest.approx(sum(map(istd, strips)) / 2)
