@@ -6,6 +6,7 @@ noisy images; each is trained where its file is missing.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,35 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from trimtab.adapters.ppap.train import noised
+from trimtab.adapters.ppap.noise import noised
 from trimtab.pipelines.embedded.data import CLASS_NAMES, load
 
 
 class Guide(nn.Module):
-    """Two residual stages and a mean over the image: no pooling, no hidden linear layer, unlike the judge."""
+    """A pyramid of three residual stages and a mean over the image: no pooling, no hidden layer, unlike the judge.
 
-    def __init__(self, width: int = 32) -> None:
+    467,000 parameters; its forward pass and that of its gradient cost a tenth of an evaluation of the embedded model.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (24, 64, 128)) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.halve = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs))
+            for inputs, outputs in pairwise((1, *widths))
+        )
         self.blocks = nn.ModuleList(nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width),
-        ) for _ in range(2))  # fmt: skip
-        self.between = nn.Sequential(nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU())
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
+        ) for width in widths)  # fmt: skip
         self.activation = nn.ReLU()
-        self.head = nn.Linear(width, len(CLASS_NAMES))
+        self.head = nn.Linear(widths[-1], len(CLASS_NAMES))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images `[n, 1, 32, 32]` to class logits `[n, 10]`."""
-        h = self.stem(images)
-        h = self.between(self.activation(h + self.blocks[0](h)))
-        h = self.activation(h + self.blocks[1](h))
+        h = images
+        for halve, block in zip(self.halve, self.blocks, strict=True):
+            h = self.activation(halve(h))
+            h = self.activation(h + block(h))
         return self.head(h.mean((2, 3)))
 
 

@@ -1,66 +1,104 @@
-"""`python -m benchmarks.steering`: inpainting of held-out images by the embedded model, unconditionally.
+"""`python -m benchmarks.steering`: held-out images restored by the embedded model, unconditionally.
 
-The right half of real test images is painted anew from the left half. Compared: no guidance, plain replacement (the
-known pixels at their noise level after each step), DPS, and `steered`, with and without recurrence. PSNR and SSIM are
-taken on the painted half; the class is judged by a network that never guides.
+Inpainting (the right half from the left half) and super-resolution (32x32 from 8x8) of real test images. Compared: no
+guidance, plain replacement (what was measured, at its noise level, put in after each step), DPS, and `steered`: as a
+projection, with three evaluations a step, with an ancestral sampler, and together with the gradient of the residual.
+Weights of gradients are those of the best PSNR on some training images. PSNR and SSIM are taken where something was
+missing; the class is judged by a network that never guides.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 import trimtab
 from trimtab import Guidance, Step
 from trimtab.evaluation.networks import JUDGE_FILE, load_judge
+from trimtab.guidance.losses import Term
+from trimtab.guidance.operators import LinearOperator, inpainting, resampling
 from trimtab.pipelines.embedded.data import load
 
+from .rows import Row, Rows, interval
+
 KNOWN = torch.arange(32)[None, None, None, :].expand(1, 1, 32, 32) < 16
+WEIGHTS = (2.0, 4.0, 8.0, 16.0)
+"""Of a gradient, from which the training images choose."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A measurement, how `steered` is told of it, and the columns of the image that are judged."""
+
+    operator: LinearOperator
+    parameters: Mapping[str, Any]
+    judged: slice
+
+    def residual(self, measured: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`|y - A x|` of each image, as a loss."""
+        return lambda x: (self.operator.forward(x) - measured).flatten(1).norm(dim=1)
+
+
+TASKS = {
+    "inpainting": Task(
+        inpainting(KNOWN), {"task": "inpainting", "mask": 1 - KNOWN.float()}, slice(16, None)
+    ),
+    "super-resolution": Task(resampling((32, 32), (8, 8)), {"task": "super_resolution"}, slice(None)),
+}  # fmt: skip
 
 
 class Replacement(Guidance):
-    """Plain replacement: after each step the known pixels are put in at that noise level."""
+    """Plain replacement: after each step the measurement is put in at that noise level."""
 
     needs = frozenset({"level"})
 
-    def __init__(self, image: torch.Tensor, seed: int) -> None:
+    def __init__(self, operator: LinearOperator, measured: torch.Tensor, seed: int) -> None:
         super().__init__()
-        object.__setattr__(self, "image", image)
+        object.__setattr__(self, "operator", operator)
+        object.__setattr__(self, "measured", measured)
         object.__setattr__(self, "generator", torch.Generator().manual_seed(seed))
 
     def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
-        level = step.next_level
-        noise = torch.randn(sample.shape, generator=self.generator)
-        return torch.where(KNOWN, level.alpha * self.image + level.sigma * noise, sample)
+        noise = self.operator.forward(torch.randn(sample.shape, generator=self.generator))
+        return self.operator.project(sample, step.next_level.alpha * self.measured + step.next_level.sigma * noise)
 
 
-def _residual(image: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    return ((image - wanted) * KNOWN).flatten(1).norm(dim=1)
+Attach = Callable[[Any, Task, torch.Tensor, int, float], None]
+"""Attaches a method: to a pipeline, for a task, what was measured, the first image's index, the gradient's weight."""
 
 
-METHODS: dict[str, Callable[[Any, torch.Tensor, int], Any]] = {
-    "no guidance": lambda pipe, image, seed: None,
-    "replacement": lambda pipe, image, seed: pipe.add_guidance(Replacement(image, seed), name="replacement"),
-    "DPS": lambda pipe, image, seed: pipe.add_guidance(
-        "tfg", preset="dps", energy=lambda x: _residual(x, image), rho=1.0
+def _steered(pipe: Any, task: Task, measured: torch.Tensor, **parameters: Any) -> None:
+    pipe.add_guidance("steered", image=measured, **task.parameters, **parameters)
+
+
+METHODS: Mapping[str, Attach] = {
+    "no guidance": lambda pipe, task, y, first, weight: None,
+    "plain replacement": lambda pipe, task, y, first, weight: pipe.add_guidance(
+        Replacement(task.operator, y, first), name="replacement"
     ),
-    "steered": lambda pipe, image, seed: pipe.add_guidance(
-        "steered", task="inpainting", image=image, mask=1 - KNOWN.float()
+    "DPS": lambda pipe, task, y, first, weight: pipe.add_guidance(
+        "tfg", preset="dps", energy=task.residual(y), rho=weight
     ),
-    "steered, 3 evaluations a step": lambda pipe, image, seed: pipe.add_guidance(
-        "steered", task="inpainting", image=image, mask=1 - KNOWN.float(), recurrence=3
+    "steered": lambda pipe, task, y, first, weight: _steered(pipe, task, y),
+    "steered, ancestral sampler": lambda pipe, task, y, first, weight: _steered(pipe, task, y),
+    "steered, recurrence=3": lambda pipe, task, y, first, weight: _steered(pipe, task, y, recurrence=3),
+    "steered, and the residual as a loss": lambda pipe, task, y, first, weight: _steered(
+        pipe, task, y, losses=(Term(task.residual(y), weight),)
     ),
 }
+WEIGHED = ("DPS", "steered, and the residual as a loss")
+"""The methods that have a weight."""
 
 
 def psnr(images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -84,74 +122,146 @@ def ssim(images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return ((2 * a * b + c1) * (2 * joint + c2) / ((a**2 + b**2 + c1) * (spread_a + spread_b + c2))).flatten(1).mean(1)
 
 
-def measure(count: int, steps: int, batch: int, data: str | None, judge_file: Path) -> dict[str, dict[str, float]]:
-    """Each method's means over `count` test images, and standard errors."""
-    images, labels = load("t10k", data)
-    judge, about = load_judge(judge_file, data)
-    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
-    pipe.set_progress_bar_config(disable=True)
-    rows: dict[str, dict[str, float]] = {}
-    for name, attach in METHODS.items():
-        found: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": [], "accuracy": [], "known": []}
-        started = time.perf_counter()
-        for first in tqdm(range(0, count, batch), desc=name):
-            chosen = slice(first, min(first + batch, count))
-            wanted, label = images[chosen], labels[chosen]
+@dataclass(frozen=True)
+class Restoration:
+    """Restores images by one method at a time.
+
+    Args:
+        steps: of denoising.
+        batch: images at once.
+        autocast: denoise in bfloat16.
+    """
+
+    steps: int
+    batch: int
+    autocast: bool
+
+    def __call__(self, task: Task, method: str, wanted: torch.Tensor, seed: int, weight: float) -> torch.Tensor:
+        """Images like `wanted` `[n, 1, 32, 32]` from their measurements; the i-th begins from the noise of seed + i."""
+        pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+        pipe.set_progress_bar_config(disable=True)
+        if "ancestral" in method:
+            pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+        made = []
+        for first in tqdm(range(0, len(wanted), self.batch), desc=method):
+            chosen = wanted[first : first + self.batch]
+            indices = range(seed + first, seed + first + len(chosen))
             pipe.clear_guidance()
-            attach(pipe, wanted, first)
-            generators = [torch.Generator().manual_seed(index) for index in range(first, first + len(wanted))]
-            made = pipe([None] * len(wanted), num_inference_steps=steps, generator=generators, output_type="pt").images
-            clipped = made.clamp(-1, 1)
-            found["psnr"].append(psnr(clipped[..., 16:], wanted[..., 16:]))
-            found["ssim"].append(ssim(clipped[..., 16:], wanted[..., 16:]))
-            found["known"].append((clipped - wanted)[..., :16].abs().flatten(1).amax(1))
-            with torch.inference_mode():
-                found["accuracy"].append((judge(clipped).argmax(1) == label).float())
-        row = {key: torch.cat(values) for key, values in found.items()}
-        rows[name] = {key: value.mean().item() for key, value in row.items()}
-        rows[name] |= {f"{key}_error": (value.std() / len(value) ** 0.5).item() for key, value in row.items()}
-        rows[name]["seconds"] = (time.perf_counter() - started) / count
+            METHODS[method](pipe, task, task.operator.forward(chosen), indices[0], weight)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                made.append(pipe(
+                    [None] * len(chosen), num_inference_steps=self.steps, output_type="pt",
+                    generator=[torch.Generator().manual_seed(index) for index in indices],
+                ).images.float())  # fmt: skip
+        return torch.cat(made)
+
+    def best_weight(self, task: Task, method: str, wanted: torch.Tensor, seed: int) -> float:
+        """The weight with the highest PSNR."""
+        found = {weight: self(task, method, wanted, seed, weight).clamp(-1, 1) for weight in WEIGHTS}
+        return max(found, key=lambda w: psnr(found[w][..., task.judged], wanted[..., task.judged]).mean().item())
+
+
+def measure(rows: Rows, args: argparse.Namespace) -> None:
+    """Fill the rows that are missing."""
+    images, labels = (tensor[: args.count] for tensor in load("t10k", args.data))
+    tuning = load("train", args.data)[0][-args.tuning :]
+    judge, about = load_judge(args.judge, args.data)
     with torch.inference_mode():
-        real = (judge(images[:count]).argmax(1) == labels[:count]).float().mean().item()
-    rows["the real images"] = {"accuracy": real, "judge_test_accuracy": about["test_accuracy"]}
-    return rows
+        rows["real images"] = {**_mean("accuracy", judge(images).argmax(1) == labels), "judge": about}
+    restore = Restoration(args.steps, args.batch, args.autocast)
+    for name, task in TASKS.items():
+        measured = task.operator.forward(images)
+        for method in METHODS:
+            if (key := f"{name}: {method}") in rows:
+                continue
+            weight = restore.best_weight(task, method, tuning, args.count) if method in WEIGHED else 0.0
+            started = time.process_time()
+            made = restore(task, method, images, 0, weight)
+            seconds = (time.process_time() - started) / args.count
+            clipped = made.clamp(-1, 1)
+            pairs = clipped[..., task.judged], images[..., task.judged]
+            with torch.inference_mode():
+                right = judge(clipped).argmax(1) == labels
+            rows[key] = {
+                **_mean("psnr", psnr(*pairs)), **_mean("ssim", ssim(*pairs)), **_mean("accuracy", right),
+                "residual": (task.operator.forward(made) - measured).abs().max().item(),
+                "seconds": seconds, "weight": weight,
+            }  # fmt: skip
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The page's table."""
-    lines = ["| | PSNR, dB | SSIM | accuracy of the class | largest error of a known pixel | seconds an image |",
+def _mean(name: str, values: torch.Tensor) -> dict[str, list[float]]:
+    """The mean of a measure and its standard error."""
+    values = values.double()
+    return {name: [values.mean().item(), (values.std() / len(values) ** 0.5).item()]}
+
+
+def table(rows: Mapping[str, Row], task: str) -> str:
+    """The lines of one task."""
+    lines = ["| | PSNR, dB | SSIM | accuracy of the class | largest error of the measurement | core seconds an image |",
              "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-    for name, row in rows.items():
-        cells = [
-            f"{row[key]:.{digits}f} ± {row[f'{key}_error']:.{digits}f}" if f"{key}_error" in row else
-            (f"{row[key]:.{digits}f}" if key in row else "")
-            for key, digits in (("psnr", 2), ("ssim", 3), ("accuracy", 3))
-        ]  # fmt: skip
-        cells += [f"{row['known']:.1e}", f"{row['seconds']:.2f}"] if "known" in row else ["", ""]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for key, row in rows.items():
+        if not key.startswith(f"{task}: "):
+            continue
+        weight = f" (weight {row['weight']:g})" if row["weight"] else ""
+        cells = [interval(*row[name], digits) for name, digits in (("psnr", 2), ("ssim", 3), ("accuracy", 3))]
+        cells += [f"{row['residual']:.1g}", f"{row['seconds']:.2f}"]
+        lines.append(f"| {key.removeprefix(f'{task}: ')}{weight} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+PAGE = """# Steering measured
+
+Made by
+
+    {command}
+
+{count} real test images, which the model has not seen; {steps} denoising steps{autocast}; values with their 95%
+intervals. The judge has {real} of the real images right. Weights of gradients: those of {weights} with the best
+PSNR on {tuning} training images.
+
+## The right half from the left half
+
+PSNR and SSIM of the right half.
+
+{inpainting}
+
+## 32x32 from 8x8
+
+{super_resolution}
+
+"""
+
+
+def page(rows: Rows, command: str, args: argparse.Namespace) -> str:
+    """The page's measured part."""
+    return PAGE.format(
+        command=command, count=args.count, steps=args.steps, tuning=args.tuning,
+        autocast=", in bfloat16" if args.autocast else "",
+        real=f"{rows['real images']['accuracy'][0]:.1%}",
+        weights=", ".join(f"{weight:g}" for weight in WEIGHTS),
+        inpainting=table(rows, "inpainting"), super_resolution=table(rows, "super-resolution"),
+    )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steering", description=__doc__)
     parser.add_argument("--count", type=int, default=500, help="test images")
+    parser.add_argument("--tuning", type=int, default=40, help="training images that choose the weights")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps")
     parser.add_argument("--batch", type=int, default=50, help="images at once")
+    parser.add_argument("--autocast", action="store_true", help="denoise in bfloat16")
     parser.add_argument("--data", help="folder of the four IDX files")
     parser.add_argument("--judge", type=Path, default=JUDGE_FILE, help="weights of the judge; trained where missing")
     parser.add_argument("--output", type=Path, default=Path("runs/steering"), help="writes OUTPUT.json and OUTPUT.md")
     given = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(given)
-    rows = measure(args.count, args.steps, args.batch, args.data, args.judge)
-    command = shlex.join(["python", "-m", "benchmarks.steering", *given])
-    page = (
-        f"# Inpainting by the embedded model\n\nMade by `{command}`: {args.count} held-out images.\n\n{table(rows)}\n"
-    )
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n")
-    args.output.with_suffix(".md").write_text(page)
-    print(page)
+    settings = {name: getattr(args, name) for name in ("count", "tuning", "steps", "batch", "autocast")}
+    rows = Rows(args.output.with_suffix(".json"), settings)
+    measure(rows, args)
+    text = page(rows, shlex.join(["python", "-m", "benchmarks.steering", *given]), args)
+    args.output.with_suffix(".md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

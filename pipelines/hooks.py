@@ -184,10 +184,10 @@ class Hooks:
         return repeats_of(acting, {name: self.view(name, step) for name in acting})
 
     def after_step(self, acting: Mapping[str, Guidance], step: Step, following: torch.Tensor) -> torch.Tensor:
-        """Phase 6: the next sample, edited by each in turn."""
+        """Phase 6: the next sample, edited by each in turn, in its own precision also under autocast."""
         for name, guidance in acting.items():
             if guidance.overrides("after_step"):
-                with annotated(name, "after_step", step):
+                with annotated(name, "after_step", step), torch.autocast(following.device.type, enabled=False):
                     edited = guidance.after_step(self.view(name, step), following)
                     _check_shape(edited, following)
                 following = edited.to(following.dtype)

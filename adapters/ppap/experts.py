@@ -1,4 +1,4 @@
-"""Experts by noise range: one frozen network, and for each range of timesteps a LoRA of its own.
+"""Experts by noise range: one frozen network, and for each range of timesteps a LoRA and norms of its own.
 
     expert(t) = floor(N t / T),      t in [n T / N, (n + 1) T / N) for expert n
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ class Experts(nn.Module):
         rank, alpha: of each LoRA, whose update is `alpha / rank B A`.
         layers: names of the convolutions and linear layers that get one; by default all but the last.
         timesteps: T, of the pipeline's training.
+
+    Scale and shift of every norm are an expert's own as well, as in the published code: they are few, and noise changes
+    what norms see most.
     """
 
     def __init__(
@@ -52,7 +56,10 @@ class Experts(nn.Module):
         self.layers = tuple(layers if layers is not None else adaptable(network))
         self.base_size = sum(parameter.numel() for parameter in network.parameters())
         self.network = copy.deepcopy(network).requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(self.layers))
+        for name, norm in [(name, m) for name, m in self.network.named_modules() if _is_norm(m)]:
+            self.network.set_submodule(name, Norms(norm, count))
+        exactly = "|".join(map(re.escape, self.layers))
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are what is wanted
             for index in range(count):
@@ -85,22 +92,23 @@ class Experts(nn.Module):
         return torch.stack([rows[row] for row in range(len(images))])
 
     def _by(self, index: int, images: torch.Tensor) -> torch.Tensor:
-        for layer in self._adapted():
-            layer.set_adapter(name_of(index), inference_mode=not self._trains(index))
+        trains = self._trains(index)
+        for module in self.network.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.set_adapter(name_of(index), inference_mode=not trains)
+            elif isinstance(module, Norms):
+                module.active = name_of(index)
         return tensor_of(self.network(images))
-
-    def _adapted(self) -> list[BaseTunerLayer]:
-        return [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
 
     # -- weights ---------------------------------------------------------------------------------------------------
     def parameters_of(self, index: int) -> dict[str, nn.Parameter]:
-        """The LoRA of one expert, by a name that does not depend on the expert."""
+        """LoRA and norms of one expert, by a name that does not depend on the expert."""
         part = f".{name_of(index)}."
         named = self.network.named_parameters()
         return {name.replace(part, "."): parameter for name, parameter in named if part in name}
 
     def train_only(self, index: int) -> None:
-        """Let one expert's LoRA be trained, and nothing else."""
+        """Let one expert be trained, and nothing else."""
         self.requires_grad_(False)
         for parameter in self.parameters_of(index).values():
             parameter.requires_grad_(True)
@@ -136,6 +144,20 @@ class Experts(nn.Module):
         return save_weights(path, tensors, {**(about or {}), KIND: json.dumps(made)})
 
 
+class Norms(nn.Module):
+    """A norm with a scale and a shift of its own for each expert."""
+
+    def __init__(self, norm: nn.Module, count: int) -> None:
+        super().__init__()
+        for index in range(count):
+            self.add_module(name_of(index), copy.deepcopy(norm))
+        self.active = name_of(0)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = self.get_submodule(self.active)(states)
+        return normed
+
+
 def load_experts(network: nn.Module, weights: Weights) -> Experts:
     """The network with the experts of a file.
 
@@ -164,6 +186,12 @@ def load_experts(network: nn.Module, weights: Weights) -> Experts:
 def name_of(index: int) -> str:
     """The adapter name of an expert."""
     return f"expert_{index}"
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm whose scale and shift can be trained."""
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    return isinstance(module, kinds) and module.weight is not None
 
 
 def adaptable(network: nn.Module) -> list[str]:

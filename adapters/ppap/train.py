@@ -32,9 +32,13 @@ from ...guidance.images import Preprocessing, of_processor
 from ...guidance.networks import tensor_of
 from ...training import TrainingSettings, option, train
 from ..weights import load_weights, save_weights
+from .agreement import agreement
 from .experts import Experts
+from .noise import noised
 
 TEMPERATURE = 0.25
+SEEN = 500
+"""Images on which the report compares the experts with the teacher."""
 MODELS = {
     "classification": "AutoModelForImageClassification",
     "depth": "AutoModelForDepthEstimation",
@@ -116,7 +120,9 @@ def train_experts(
     if not PartialState().is_main_process:
         return file
     experts.save(file, {"trainable_share": share, "command": settings.command("ppap")})
-    report = {**settings.to_store(), "trainable_share": experts.trainable_share, "base_parameters": experts.base_size}
+    rows = agreement(experts, teacher, images[:SEEN], pipe.scheduler, preprocessing, settings.kind)
+    report = {**settings.to_store(), "trainable_share": experts.trainable_share, "base_parameters": experts.base_size,
+              "agreement": rows}  # fmt: skip
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     each = f"{experts.trainable_share / settings.experts:.2%}"
     print(f"{settings.experts} experts of {each} hold {share} of the network's {experts.base_size:,} parameters")
@@ -163,16 +169,6 @@ def distance(found: torch.Tensor, wanted: torch.Tensor, kind: str) -> torch.Tens
     target = (wanted / TEMPERATURE).log_softmax(1)
     each = F.kl_div(found.log_softmax(1), target, log_target=True, reduction="none").sum(1)
     return each.mean()
-
-
-def noised(scheduler: Any, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """`x_t` at unit variance: on the variance-preserving path, or on the straight one brought to that variance."""
-    powers = getattr(scheduler, "alphas_cumprod", None)
-    if powers is not None:
-        power = powers.to(x0)[t].view(-1, *[1] * (x0.ndim - 1))
-        return power.sqrt() * x0 + (1 - power).sqrt() * noise
-    sigma = (t.to(x0) / scheduler.config.num_train_timesteps).view(-1, *[1] * (x0.ndim - 1))
-    return ((1 - sigma) * x0 + sigma * noise) / torch.hypot(1 - sigma, sigma)
 
 
 def generated(pipe: Any, settings: PPAPSettings) -> torch.Tensor:

@@ -15,7 +15,8 @@ from zoo.class_conditional import class_conditional
 import trimtab
 from trimtab.adapters.ppap.experts import Experts, load_experts
 from trimtab.adapters.ppap.guidance import PPAP
-from trimtab.adapters.ppap.train import PPAPSettings, distance, noised, train_experts
+from trimtab.adapters.ppap.noise import noised
+from trimtab.adapters.ppap.train import PPAPSettings, distance, train_experts
 from trimtab.adapters.weights import load_weights
 from trimtab.guidance.errors import WeightsError
 from trimtab.guidance.images import Preprocessing
@@ -90,6 +91,39 @@ def test_each_image_is_seen_by_the_expert_of_its_own_timestep() -> None:
     torch.testing.assert_close(both, torch.stack([low[0], high[1], low[2], high[3]]))
 
 
+class Normed(nn.Module):
+    """With a batch norm, and names of which one ends like another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.a = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+            self.b_a = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Flatten())
+            self.head = nn.Linear(8 * 16, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.b_a(self.a(images)))
+
+
+def test_norms_are_an_experts_own_and_layers_are_those_that_are_named(tmp_path: Path) -> None:
+    network = Normed().eval()
+    experts = Experts(network, 2, rank=1)
+    assert experts.layers == ("a.0",)  # not b_a.0, which has groups, though its name ends alike
+    named = experts.parameters_of(1)
+    assert sorted(named) == ["a.0.lora_A.weight", "a.0.lora_B.weight", "a.1.bias",
+                             "a.1.weight"]  # fmt: skip
+    assert experts.trainable_share == pytest.approx(2 * (9 + 8 + 16) / sum(p.numel() for p in network.parameters()))
+    assert torch.equal(experts(images(), torch.tensor([900])), network(images()))
+    named["a.1.bias"].data += 1
+    assert torch.equal(experts(images(), torch.tensor([10])), network(images()))
+    changed = experts(images(), torch.tensor([900]))
+    assert not torch.equal(changed, network(images()))
+    again = load_experts(network, load_weights(experts.save(tmp_path / "experts.safetensors")))
+    assert torch.equal(again(images(), torch.tensor([900])), changed)
+    assert isinstance(network.a[1], nn.BatchNorm2d)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_experts(pipe(), Teacher(), Preprocessing(), settings(tmp_path_factory.mktemp("ppap")))
@@ -131,6 +165,9 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(trained: Path, tmp_path: 
 def test_students_come_to_see_in_noise_what_the_teacher_sees_without(tmp_path: Path) -> None:
     guided, network = pipe(), Teacher()
     file = train_experts(guided, network, Preprocessing(), settings(tmp_path, steps=60, experts=1, images=64))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [row["timesteps"] for row in report["agreement"]] == [[100 * i, 100 * i + 100] for i in range(10)]
+    assert sum(row["experts"] - row["untaught"] for row in report["agreement"]) > 0
     experts = load_experts(network, load_weights(file))
     generator = torch.Generator().manual_seed(5)
     x0 = guided([None] * 32, num_inference_steps=2, generator=generator, output_type="pt").images.clamp(-1, 1)
