@@ -31,10 +31,12 @@ class Clock:
     Attributes:
         input_scale: output over input of `scale_model_input` in this step, if it was called.
         unscaled: what it was given, `[rows, ...]`.
+        scheduler: which one; a copy that the pipeline lets go of must not give its place to another.
     """
 
     def __init__(self, scheduler: Any, algebra: NoiseAlgebra | None, timestep: float | None = None) -> None:
         self.algebra = algebra
+        self.scheduler = scheduler
         self.timesteps = [float(t) for t in scheduler.timesteps]
         begin = getattr(scheduler, "begin_index", None)
         if begin is None and timestep in self.timesteps:
@@ -65,11 +67,11 @@ class Clock:
 
     def steps(self) -> list[Step]:
         """One step for each `scheduler.step` call of the run, from its beginning."""
-        return [self._step(position) for position in range(self.begin, len(self.timesteps))]
+        # A trailing timestep only marks where the last step ends.
+        return [self._step(position) for position in range(self.begin, len(self._noise_steps))]
 
     def _step(self, position: int) -> Step:
         first, last = self._noise_steps[self.begin], self._noise_steps[-1]
-        # A trailing timestep may stand for no call of its own.
         index = self._noise_steps[min(position, len(self._noise_steps) - 1)] - first
         before = position - self._noise_steps[: position + 1].index(first + index)
         return Step(

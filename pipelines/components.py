@@ -28,6 +28,11 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
     return list(found.values())
 
 
+def stages_of(pipe: Any) -> list[DiffusionPipeline]:
+    """The pipelines that a combined one calls in turn; itself if it is none."""
+    return [part for part in vars(pipe).values() if isinstance(part, DiffusionPipeline)] or [pipe]
+
+
 def schedulers_of(pipe: Any) -> list[Any]:
     """The schedulers, each once."""
     schedulers = [component for component in pipe.components.values() if isinstance(component, SchedulerMixin)]

@@ -33,10 +33,12 @@ class Call:
         handed_back: the same as the pipeline received them.
         extra: raw predictions of the branches that rode along, or of calls made like this one.
         at: where those were evaluated that were not at x_t.
+        beside: what else the denoiser returned, such as the sound of a video.
         watched: what points kept of attention in the pipeline's own rows, by point and layer `[rows, ...]`.
         extra_watched: likewise in the rows of an extra branch, the point's parent.
         graph, leaf: output and input with their gradient graph, where a loss needs one.
         context: name of the `cache_context` in which it was made.
+        counted: evaluations in it that the run has counted.
     """
 
     module: nn.Module
@@ -49,11 +51,13 @@ class Call:
     handed_back: torch.Tensor
     extra: dict[Branch, torch.Tensor] = field(default_factory=dict)
     at: dict[Branch, torch.Tensor] = field(default_factory=dict)
+    beside: tuple[torch.Tensor, ...] = ()
     watched: dict[tuple[Point, str], torch.Tensor] = field(default_factory=dict)
     extra_watched: dict[tuple[Point, str], torch.Tensor] = field(default_factory=dict)
     graph: torch.Tensor | None = None
     leaf: torch.Tensor | None = None
     context: str | None = None
+    counted: int = 0
 
     def where(self, role: str) -> list[int]:
         """Indices of the rows with this role."""
@@ -190,7 +194,7 @@ class Denoiser:
             told = call.roles
             counts = {role: told.count(role) for role in set(told)} if told is not None else {}
             partial = any(count % batch for count in counts.values()) or counts.get("cond", 0) > batch
-            contradicted = trusted and told != roles and max(map(abs, weights)) > TOLERANCE
+            contradicted = trusted and told != roles and max(w.abs().max() for w in weights) > TOLERANCE
             if told is None or partial or contradicted:
                 call.extra = {}
                 call.roles = roles

@@ -57,7 +57,9 @@ def make_plan(
     clock = planned_clock(scheduler, algebra, steps)
     if (first := _first_timestep(pipe, scheduler, steps, arguments)) is not None:
         clock = Clock(scheduler, algebra, first)
-    clocks = [*(planned_clock(copy.deepcopy(s), algebra_or_none(s, needing), count) for s, count in earlier), clock]
+    clocks = [*(planned_clock(s, algebra_or_none(s, needing), count) for s, count, _ in earlier), clock]
+    prefixes = [prefix for *_, prefix in earlier]
+    stages = [_families_of(pipe, prefix, prefixes) for prefix in (*prefixes, "")]
     own = own_branches(has_cfg(pipe, arguments), other_predictions(pipe, arguments))
     own_calls = _calls_of(pipe, own)
     sequential = getattr(pipe, "guidance_rows", "auto") == "sequential"
@@ -74,12 +76,14 @@ def make_plan(
             guidance.setup(views[name])
         planned = []
         per_guidance: dict[str, list[int]] = {name: [] for name in guidances}
-        for step in [step for clock in clocks for step in clock.steps()]:
+        for step, stage in [
+            (step, stage) for clock, stage in zip(clocks, stages, strict=True) for step in clock.steps()
+        ]:
             acting = {name: guidance for name, guidance in guidances.items() if guidance.acts(step)}
             seen = {name: dataclasses.replace(step, state=views[name].state) for name in acting}
-            extra = extra_of(wanted_branches(acting, seen), own)
+            extra = _acting_on(stage, extra_of(wanted_branches(acting, seen), own))
             for name, guidance in acting.items():
-                asked = extra_of(wanted_branches({name: guidance}, seen), own)
+                asked = _acting_on(stage, extra_of(wanted_branches({name: guidance}, seen), own))
                 for branch in asked:
                     check_condition(pipe, branch, name)
                 per_guidance[name].append(len(asked))
@@ -96,17 +100,36 @@ def make_plan(
     return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows, measured)
 
 
-def _earlier_stages(pipe: Any, arguments: Mapping[str, Any]) -> list[tuple[Any, int]]:
-    """Schedulers that the call goes through before the last one, and how many steps each is asked for.
+def _earlier_stages(pipe: Any, arguments: Mapping[str, Any]) -> list[tuple[Any, int, str]]:
+    """Copies of the schedulers that the call goes through before the last one, their steps, and their prefixes.
 
-    A combined pipeline names them alike: `prior_scheduler` and `prior_num_inference_steps`.
+    A combined pipeline names them alike: `prior_scheduler`, `prior_num_inference_steps`, and `prior_prior`.
     """
     counts = {
         name: arguments.get(f"{name.removesuffix('scheduler')}num_inference_steps")
         for name, component in pipe.components.items()
         if isinstance(component, SchedulerMixin) and name.endswith("_scheduler")
     }
-    return [(pipe.components[name], count) for name, count in counts.items() if isinstance(count, int)]
+    return [
+        (copy.deepcopy(pipe.components[name]), count, name.removesuffix("scheduler"))
+        for name, count in counts.items()
+        if isinstance(count, int)
+    ]
+
+
+def _families_of(pipe: Any, prefix: str, others: Sequence[str]) -> list[Family]:
+    """The denoisers of one stage, which are named as its scheduler is; those of the last stage have no prefix."""
+    found = {id(module): Family(module) for module in denoisers_of(pipe)}
+    return [
+        found[id(component)]
+        for name, component in pipe.components.items()
+        if id(component) in found and (name.startswith(prefix) if prefix else not name.startswith(tuple(others)))
+    ]
+
+
+def _acting_on(families: Sequence[Family], branches: Sequence[Branch]) -> tuple[Branch, ...]:
+    """Those that differ from their condition's prediction on one of these denoisers."""
+    return tuple(branch for branch in branches if any(family.is_moved_by(branch) for family in families))
 
 
 def _calls_of(pipe: Any, own: Sequence[Branch]) -> int:

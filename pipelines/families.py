@@ -14,6 +14,7 @@ from functools import cached_property
 
 from torch import nn
 
+from ..guidance.branch import Branch
 from ..guidance.errors import ParameterError, did_you_mean
 
 _UNET_GROUPS = ("down_blocks", "mid_block", "up_blocks")
@@ -23,7 +24,8 @@ _BLOCK_LISTS = (
 )  # fmt: skip
 _QUERY = re.compile(r"(^|_)(q|qkv|query)(_|$)")
 """Names of the projections that make queries: `to_q`, `to_qkv`, `to_query`, `img_qkv_proj`, ..."""
-_CROSSING = re.compile(r"(attn2|cross_?att(n|ention))$")
+_CROSSING = re.compile(r"(attn2|cross_?att(n|ention)|_to_\w+_attn)$")
+"""Names of attentions onto other tokens than their own: `attn2`, `cross_attention`, `audio_to_video_attn`, ..."""
 _OFFICIAL = re.compile(r"([dmu])(\d+)")
 
 
@@ -81,7 +83,12 @@ class Family:
 
     @cached_property
     def attentions(self) -> dict[str, nn.Module]:
-        """The self-attentions (joint ones included) by full name, in call order."""
+        """The self-attentions (joint ones included) by full name, in call order.
+
+        None where the prediction is read from one token alone, as in a prior of image embeddings: it has no map.
+        """
+        if getattr(self.module, "prd_embedding", None) is not None:
+            return {}
         return {
             f"{block_name}.{name}": module
             for block_name, block in self.blocks.items()
@@ -119,6 +126,18 @@ class Family:
             getattr(module, "is_cross_attention", False) or _CROSSING.search(name)
             for name, module in self.module.named_modules()
         )
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.module.named_modules())
+
+    def own(self, layers: Sequence[str]) -> list[str]:
+        """Those of `layers` that this denoiser has; the others are of a pipeline's other denoiser."""
+        return [name for name in layers if name in self._names]
+
+    def is_moved_by(self, branch: Branch) -> bool:
+        """Whether a branch differs here from its condition's prediction: not if no perturbed layer is this one's."""
+        return branch.perturbation is None or branch.denoiser is not None or bool(self.own(branch.perturbation.layers))
 
     def is_joined(self, name: str) -> bool:
         """Whether the attention `name` projects tokens of a condition beside the image tokens."""

@@ -109,7 +109,7 @@ def through_denoiser(
         assert call.graph is not None and call.leaf is not None
         groups = call.graph.detach().split(observation.batch)
         upstream = torch.cat(
-            [observation.view.transpose(next(weights) * on_prediction.to(group.dtype), group) for group in groups]
+            [observation.view.transpose((next(weights) * on_prediction).to(group.dtype), group) for group in groups]
         )
         inward = torch.autograd.grad(call.graph, call.leaf, upstream, retain_graph=keep)[0].float()
         for rows, given in zip(

@@ -6,7 +6,9 @@ A pipeline combines the rows of its denoiser calls, cuts channels or tokens off,
 
 The weights are fitted by least squares at `scheduler.step`, which tells, without knowing the pipeline, which row is the
 condition (largest weight), which the unconditional one (negative weight), which calls are no part of the step (weight
-zero), the slice (`view`) and the sign of a delta (the sum of the weights).
+zero), the slice (`view`) and the sign of a delta (the sum of the weights). Where one weight a row does not explain it,
+each channel, frame or token has its own: Stable Video Diffusion's scale grows with the frames, and Lumina guides three
+channels only.
 """
 
 from __future__ import annotations
@@ -16,20 +18,20 @@ from dataclasses import dataclass
 
 import torch
 
-from ..guidance.errors import GuidanceRuntimeError
+from .fitting import fit, fit_by_place
 
 TOLERANCE = 1e-3
 """Relative residual under which the fitted combination is taken as the pipeline's own, in float32."""
 UNRELATED = 0.5
 """Relative residual above which the denoiser's output cannot be what the scheduler was given."""
-_SAMPLES = 1 << 15
 
 
 @dataclass(frozen=True)
 class View:
     """The part of a denoiser row that reaches the scheduler: a slice along one dimension, another shape, or all.
 
-    A row of tokens `[tokens, channels]` may first be laid out as `unpacked` `[channels, frames, height, width]`.
+    A row of tokens `[tokens, channels]` may first be laid out as `unpacked` `[channels, frames, height, width]`; what
+    was cut may then take another `shape`, as a single frame does.
     """
 
     dim: int = 0
@@ -40,18 +42,19 @@ class View:
 
     def of(self, rows: torch.Tensor) -> torch.Tensor:
         """`rows` `[batch, ...]`, cut or reshaped."""
-        if self.shape is not None:
-            return rows.reshape(len(rows), *self.shape)
         if self.unpacked is not None:
             rows = rows.transpose(1, 2).reshape(len(rows), *self.unpacked)
-        return rows if self.length is None else rows.narrow(self.dim, self.start, self.length)
+        if self.length is not None:
+            rows = rows.narrow(self.dim, self.start, self.length)
+        return rows if self.shape is None else rows.reshape(len(rows), *self.shape)
 
     def transpose(self, part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """`part` put back into zeros of the shape of `like`: the transpose of `of`."""
         if self.length is None:
             return part.reshape(like.shape)
         whole = torch.zeros_like(like) if self.unpacked is None else part.new_zeros(len(part), *self.unpacked)
-        whole.narrow(self.dim, self.start, self.length).copy_(part)
+        cut = whole.narrow(self.dim, self.start, self.length)
+        cut.copy_(part.reshape(cut.shape))
         return whole if self.unpacked is None else whole.flatten(2).transpose(1, 2)
 
 
@@ -60,7 +63,8 @@ class Observation:
     """How one step's `model_output` came about.
 
     Args:
-        weights: one per row group, in the order of the calls.
+        weights: one per row group, in the order of the calls: a number, or one for each place along a dimension of
+            what the scheduler was given `[1, ..., size, ..., 1]`.
         on_sample: the weight of x_t itself, 0 unless the pipeline converts the prediction.
         view: what is cut from each row.
         batch: images in the batch.
@@ -70,7 +74,7 @@ class Observation:
         tolerance: residual that rounding in the model's precision may leave.
     """
 
-    weights: tuple[float, ...]
+    weights: tuple[torch.Tensor, ...]
     on_sample: float
     view: View
     batch: int
@@ -93,7 +97,7 @@ class Observation:
     @property
     def gain(self) -> float:
         """What a delta on every row arrives as: 1, -1 where the sign is flipped, another number where it is scaled."""
-        total = sum(self.weights)
+        total = sum(self._means)
         if not self.exact or self.rescaled:
             return 1.0 if total >= 0 else -1.0
         nearest = round(total)
@@ -104,13 +108,15 @@ class Observation:
         """Whether the pipeline seems to rescale its combination afterwards, so that the weights depend on the data."""
         if len(self.weights) < 2 or abs(self.on_sample) > TOLERANCE:
             return False
-        return not self.exact or abs(abs(sum(self.weights)) - 1) > 1e-2
+        total = torch.stack(self.weights).sum(0)
+        rounding = min(max(1e-4, 10 * self.residual), 1e-2)
+        return not self.exact or bool((total.mean().sign() * total - 1).abs().max() > rounding)
 
     @property
     def roles(self) -> tuple[str, ...]:
         """`"cond"`, `"uncond"`, or `"other"` for each row group, from the weights."""
-        sign = -1.0 if sum(self.weights) < 0 else 1.0
-        weights = [sign * weight for weight in self.weights]
+        sign = -1.0 if sum(self._means) < 0 else 1.0
+        weights = [sign * weight for weight in self._means]
         best = max(range(len(weights)), key=weights.__getitem__)
         lowest = min(range(len(weights)), key=weights.__getitem__)
         roles = ["other"] * len(weights)
@@ -118,6 +124,10 @@ class Observation:
             roles[lowest] = "uncond"
         roles[best] = "cond"
         return tuple(roles)
+
+    @property
+    def _means(self) -> list[float]:
+        return [weight.mean().item() for weight in self.weights]
 
 
 def observe(outputs: Sequence[torch.Tensor], model_output: torch.Tensor, sample: torch.Tensor) -> Observation | None:
@@ -142,12 +152,14 @@ def observe(outputs: Sequence[torch.Tensor], model_output: torch.Tensor, sample:
         tolerance = max(TOLERANCE, 16 * torch.finfo(groups[0].dtype).eps)
         for view in _views(groups, target):
             columns = [view.of(group) for group in groups]
-            fitted = _fit(columns, target, None)
+            fitted = fit(columns, target, None)
             if fitted[1] > tolerance and state.shape == target.shape:
-                converted = _fit(columns, target, state)
+                converted = fit(columns, target, state)
                 fitted = converted if converted[1] <= tolerance else fitted
             weights, residual, certain = fitted
-            on_rows, on_sample = tuple(weights[: len(groups)]), sum(weights[len(groups) :])
+            if residual > tolerance and (by_place := fit_by_place(columns, target, tolerance)) is not None:
+                weights, residual = by_place
+            on_rows, on_sample = tuple(weights[: len(groups)]), sum(map(float, weights[len(groups) :]))
             found = Observation(on_rows, on_sample, view, batch, copies, residual, certain, tolerance)
             if best is None or found.residual < best.residual:
                 best = found
@@ -170,6 +182,10 @@ def _views(groups: Sequence[torch.Tensor], target: torch.Tensor) -> list[View]:
         return [View() if shape == target.shape else View(shape=tuple(target.shape[1:]))]
     if len(shape) == 3 and target.ndim == 5 and shape[2] == target.shape[1]:
         return _unpacked(shape, target.shape)
+    if len(shape) == target.ndim + 1:
+        one = tuple(target.shape[1:])
+        frames = [dim for dim in range(1, len(shape)) if (*shape[1:dim], *shape[dim + 1 :]) == one]
+        return [View(dim, start, 1, shape=one) for dim in frames for start in range(shape[dim])]
     if len(shape) != target.ndim:
         return []
     differing = [dim for dim in range(target.ndim) if shape[dim] != target.shape[dim]]
@@ -187,21 +203,3 @@ def _unpacked(shape: Sequence[int], target: Sequence[int]) -> list[View]:
         return []
     unpacked = (channels, frames, height, width)
     return [View(2, start, length, unpacked=unpacked) for start in dict.fromkeys((0, frames - length))]
-
-
-def _fit(
-    columns: Sequence[torch.Tensor], target: torch.Tensor, state: torch.Tensor | None
-) -> tuple[list[float], float, bool]:
-    """Least-squares weights of the columns (and of x_t), the relative residual, and whether they are determined."""
-    if not torch.isfinite(target).all():
-        raise GuidanceRuntimeError("The pipeline's own prediction is not finite, so nothing can be added to it.")
-    stride = max(1, target.numel() // _SAMPLES)
-    chosen = [*columns] if state is None else [*columns, state]
-    matrix = torch.stack([column.detach().reshape(-1)[::stride] for column in chosen], dim=1).double().cpu()
-    vector = target.detach().reshape(-1)[::stride].double().cpu()
-    norms = matrix.norm(dim=0).clamp_min(1e-30)
-    solution = torch.linalg.lstsq(matrix / norms, vector[:, None], rcond=1e-7, driver="gelsd").solution[:, 0] / norms
-    scale = vector.norm().clamp_min(1e-30)
-    residual = ((matrix @ solution - vector).norm() / scale).item()
-    difference = (matrix[:, :1] - matrix[:, 1:]).norm(dim=0).min().item() if matrix.shape[1] > 1 else float("inf")
-    return solution.tolist(), residual, difference > 1e-4 * norms.max().item()

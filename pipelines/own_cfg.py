@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import DiffusionPipeline
+from .components import stages_of
 
 _CFG_NAMES = ("guidance_scale", "max_guidance_scale", "true_cfg_scale")
 
@@ -26,7 +26,7 @@ def has_cfg(pipe: Any, arguments: Mapping[str, Any]) -> bool:
         return bool(tested)
     if (guider := getattr(pipe, "guider", None)) is not None:
         return int(guider.num_conditions) > 1
-    if stages := [part for part in vars(pipe).values() if isinstance(part, DiffusionPipeline)]:
+    if (stages := stages_of(pipe)) != [pipe]:
         return any(has_cfg(stage, arguments) for stage in stages)
     # A scale that is never compared with anything is given to the denoiser (distilled guidance), unless the call has a
     # further row in any case.

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -91,21 +90,9 @@ class Perturber:
         self._taps: list[tuple[nn.Module, Callable[..., Any]]] = []
         self._installed = ExitStack()
 
-    @cached_property
-    def _modules(self) -> frozenset[str]:
-        return frozenset(name for name, _ in self.family.module.named_modules())
-
-    def own(self, layers: Sequence[str]) -> list[str]:
-        """Those of `layers` that this denoiser has; the others are of a pipeline's other denoiser."""
-        return [name for name in layers if name in self._modules]
-
-    def acts_on(self, branch: Branch) -> bool:
-        """Whether a branch differs here from its condition's prediction: not if no perturbed layer is this one's."""
-        return branch.perturbation is None or branch.denoiser is not None or bool(self.own(branch.perturbation.layers))
-
     def joins_at(self, perturbation: Perturbation) -> int:
         """Index of the outer block that holds the first perturbed layer; -1 if that may come before all blocks."""
-        return min(self.block_of(name) for name in self.own(perturbation.layers))
+        return min(self.block_of(name) for name in self.family.own(perturbation.layers))
 
     def block_of(self, name: str) -> int:
         """Index of the outer block that is or holds a layer; -1 if none does."""
@@ -115,8 +102,8 @@ class Perturber:
     def call(self, original: Callable[..., Any], layout: Layout, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call the denoiser with these rows."""
         self.watched = {}
-        perturbed = [name for segment in layout.segments for name in self.own(segment.perturbation.layers)]
-        names = perturbed + [name for point in layout.points for name in self.own(point.layers)]
+        perturbed = [name for segment in layout.segments for name in self.family.own(segment.perturbation.layers)]
+        names = perturbed + [name for point in layout.points for name in self.family.own(point.layers)]
         places = self._locate(names, original, layout.total, args, kwargs)
         kept: dict[tuple[Point, str], list[torch.Tensor]] = {}
         self._taps = self._made(layout, dict.fromkeys(names), places, kept, args, kwargs)

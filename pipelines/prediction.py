@@ -37,6 +37,14 @@ def primary(output: Any) -> torch.Tensor:
     raise UnsupportedPipelineError(f"a denoiser returned a {type(output).__name__}, in which no prediction was found")
 
 
+def beside_primary(output: Any) -> tuple[torch.Tensor, ...]:
+    """The other tensors `[rows, ...]` that a denoiser returned."""
+    if dataclasses.is_dataclass(output):
+        output = tuple(getattr(output, item.name) for item in dataclasses.fields(output))
+    others = output[1:] if isinstance(output, tuple) else ()
+    return tuple(other for other in others if isinstance(other, torch.Tensor))
+
+
 def with_primary(output: Any, prediction: torch.Tensor) -> Any:
     """`output` with its prediction replaced."""
     if isinstance(output, torch.Tensor):

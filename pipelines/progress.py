@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from .components import stages_of
 from .interception import set_attribute
 
 PATIENCE = 1.0
@@ -24,14 +25,16 @@ def settings_of(pipe: Any) -> dict[str, Any]:
 
 def name_guidances(stack: ExitStack, pipe: Any, names: Iterable[str]) -> None:
     """Have the pipeline's own progress bar say who guides, unless its user gave it another name."""
-    if hasattr(pipe, "set_progress_bar_config"):
-        settings = settings_of(pipe)
-        set_attribute(stack, pipe, "_progress_bar_config", {"desc": f"guided by {', '.join(names)}", **settings})
+    shown = {"desc": f"guided by {', '.join(names)}"}
+    for stage in stages_of(pipe):
+        if hasattr(stage, "set_progress_bar_config"):
+            set_attribute(stack, stage, "_progress_bar_config", {**shown, **settings_of(stage)})
 
 
 def prepared(pipe: Any, names: Iterable[str]) -> Iterator[str]:
     """The names one after the other; a line says which one it is where one takes long."""
-    hidden = not hasattr(pipe, "set_progress_bar_config") or settings_of(pipe).get("disable", False)
+    stage = stages_of(pipe)[0]
+    hidden = not hasattr(stage, "set_progress_bar_config") or settings_of(stage).get("disable", False)
     for name in names:
         with tqdm(desc=f"prepare {name}", bar_format="{desc}", delay=math.inf, leave=False, disable=hidden) as line:
             shown = threading.Timer(PATIENCE, line.display)

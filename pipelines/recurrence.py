@@ -76,5 +76,5 @@ def with_sample(call: Call, batch: int, sample: torch.Tensor, replacement: torch
     old, new = (torch.cat([tensor] * groups) for tensor in (sample, replacement))
     args, kwargs = with_sample_at(call.args, call.kwargs, range(len(call.output)), old, new)
     return dataclasses.replace(
-        call, args=args, kwargs=kwargs, extra={}, at={}, watched={}, extra_watched={}, graph=None, leaf=None
+        call, args=args, kwargs=kwargs, extra={}, at={}, watched={}, extra_watched={}, graph=None, leaf=None, counted=0
     )

@@ -109,8 +109,9 @@ class RowDelta:
         g = self.handed_with
         if observation.rescaled or g is None or len(observation.weights) != 2 or not observation.certain:
             return own
-        arrived = min(observation.weights) * observation.gain / (1.0 - g)
-        if abs(arrived - 1.0) < 10 * TOLERANCE:
+        uncond = observation.weights[1 - observation.roles.index("cond")]
+        arrived = uncond * observation.gain / (1.0 - g)
+        if bool((arrived - 1.0).abs().max() < 10 * TOLERANCE):
             return own
         delta = self._hooks.delta(acting, step, available)
         return own if delta is None else own + (1.0 - arrived) * delta

@@ -90,7 +90,8 @@ def check_splittable(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) 
         if isinstance(value, torch.Tensor):
             # Text states of every layer `[layers, rows, tokens, channels]` may have as many layers as there are rows.
             stacked = "encoder" in name and value.ndim > 3 and value.shape[:2] == (rows, rows)
-            if value.ndim and (stacked or value.shape[0] not in (rows, 1)):
+            positions = any(part in name for part in SHARED_NAMES) and not stacked
+            if value.ndim and (stacked or value.shape[0] not in (rows, 1)) and not positions:
                 raise AmbiguousRowsError(f"{name} has shape {tuple(value.shape)} in a call of {rows} rows")
         elif isinstance(value, Mapping):
             for key, item in value.items():

@@ -34,10 +34,10 @@ from .graph import GraphMeter, call_with_graph, checkpoint_blocks, freeze
 from .hooks import Hooks, needs_level
 from .interception import tap_call, tap_scheduler
 from .latents import ImageSpace
-from .observation import Observation, own_channels
+from .observation import UNRELATED, Observation, observe, own_channels
 from .others import OtherDenoisers
 from .own_cfg import has_cfg
-from .prediction import input_rows, is_prediction, primary, with_primary
+from .prediction import beside_primary, input_rows, is_prediction, primary, with_primary
 from .progress import name_guidances
 from .recurrence import check_repeatable, noised_back, with_sample
 from .renoising import check_renoising, renoise
@@ -81,6 +81,7 @@ class GuidedRun:
         self.around: list[AroundDenoiser] = []
         self.attachments: dict[str, Any] = {}
         self._calls: list[Call] = []
+        self._served: dict[int, Any] = {}
         self._inside = False
         self._paired: dict[int, Any] = {}
         self._schedulers = schedulers_of(pipe)
@@ -133,12 +134,15 @@ class GuidedRun:
     ) -> None:
         self.stack.close()
         self._calls.clear()
+        self._served.clear()
         self.space.forget()
 
     # -- the denoiser's call ---------------------------------------------------------------------------------------
     def _on_call(self, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         if self._inside:
             return self._counted(original)(*args, **kwargs)
+        if self._served:
+            self._calls, self._served = [], {}
         denoiser = self.denoisers[id(module)]
         rows = input_rows(args, kwargs)
         ordinal = len([call for call in self._calls if call.module is module])
@@ -173,6 +177,7 @@ class GuidedRun:
         output = self._forward_output(call, denoiser, acting, step, branches)
         if is_prediction(output):
             call.output = call.handed_back = primary(output)
+            call.beside = beside_primary(output)
         return output
 
     def _forward_output(
@@ -200,7 +205,7 @@ class GuidedRun:
         if step is None or roles is None or "cond" not in roles or self.rows == "sequential" or not denoiser.can_join():
             return []
         own = {OWN[role] for role in roles if role in OWN} | set(self.own)
-        asked = [branch for branch in self.hooks.wanted(acting, step) if denoiser.perturber.acts_on(branch)]
+        asked = [branch for branch in self.hooks.wanted(acting, step) if denoiser.family.is_moved_by(branch)]
         extra = [branch for branch in asked if branch not in own and not branch.apart]
         rows = len(roles) + roles.count("cond") * len(extra)
         return extra if self.max_rows is None or rows <= self.max_rows else []
@@ -264,17 +269,19 @@ class GuidedRun:
         clock.locate(given["timestep"])
         step = clock.step()
         acting = self.hooks.acting(step)
-        calls, self._calls = self._calls, []
         sample = given["sample"]
-        if acting and calls:
-            given["model_output"], given["sample"] = self._guided(scheduler, clock, step, acting, calls, given)
-        elif acting:
+        if self._served and self._is_beside(given["model_output"], sample):
+            return original(*bound.args, **bound.kwargs)
+        if acting and (not self._calls or id(scheduler) in self._served):
             raise UnsupportedPipelineError(
                 f"{type(self.pipe).__name__}: scheduler.step was called without a denoiser call before it, so there is "
-                "no prediction to guide. Pipelines with a scheduler for each frame are not supported."
+                "no prediction to guide."
             )
+        if acting:
+            given["model_output"], given["sample"] = self._guided(scheduler, clock, step, acting, self._calls, given)
         else:
-            self._count(calls, sample)
+            self._count(self._calls, sample)
+        self._served[id(scheduler)] = scheduler
         self._row_delta.handed_with = None
         self.space.forget()
         self.meter.start()
@@ -286,6 +293,12 @@ class GuidedRun:
             return result
         step = dataclasses.replace(step, sample=sample)
         return with_primary(result, self.hooks.after_step(acting, step, primary(result)))
+
+    def _is_beside(self, model_output: torch.Tensor, sample: torch.Tensor) -> bool:
+        """Whether a further scheduler is given what the denoiser returned beside its prediction."""
+        columns = list(zip(*(call.beside for call in self._calls), strict=False))
+        seen = [observe(outputs, model_output, sample) for outputs in columns]
+        return any(found is not None and found.residual <= UNRELATED for found in seen)
 
     def _guided(
         self, scheduler: Any, clock: Clock, step: Step, acting: Mapping[str, Guidance], calls: list[Call],
@@ -407,7 +420,7 @@ class GuidedRun:
         points = self.hooks.points(acting, step)
         for branch in extra_of(self.hooks.wanted(acting, step), tuple(available)):
             denoiser, original = self.denoisers[id(cond_call.module)], cond_call.original
-            if not denoiser.perturber.acts_on(branch) and branch.point is None:
+            if not denoiser.family.is_moved_by(branch) and branch.point is None:
                 available[branch] = available[Branch(branch.condition)]
                 continue
             if branch.denoiser is not None:
@@ -432,4 +445,6 @@ class GuidedRun:
             # Some pipelines hand the scheduler several copies of the sample.
             images = call.roles.count(call.roles[0]) if call.roles else min(rows, sample.shape[0])
             own = rows // (observed.batch if observed is not None else images)
-            self.evaluations += (own + len(call.extra)) * together
+            evaluations = (own + len(call.extra)) * together
+            self.evaluations += max(evaluations - call.counted, 0)
+            call.counted = max(evaluations, call.counted)

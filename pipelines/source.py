@@ -19,4 +19,10 @@ def returned_names(function: Any) -> list[str]:
         return []
     value = max(returns, key=lambda node: node.lineno).value
     elements = value.elts if isinstance(value, ast.Tuple) else [value]
-    return [element.id if isinstance(element, ast.Name) else "" for element in elements]
+    return [_name(element) for element in elements]
+
+
+def _name(node: ast.AST | None) -> str:
+    """Of `name`, and of `name if it_is_wanted else None`."""
+    chosen = node.body if isinstance(node, ast.IfExp) else node
+    return chosen.id if isinstance(chosen, ast.Name) else ""

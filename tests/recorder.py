@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 
 @dataclass
@@ -30,6 +30,7 @@ class SchedulerStep:
     model_output: torch.Tensor
     timestep: Any
     sample: torch.Tensor
+    scheduler: Any
     forwards: list[Forward] = field(default_factory=list)
 
 
@@ -69,24 +70,34 @@ def recorded(pipe: DiffusionPipeline, *denoisers: str, steps: int | None = None)
         def forward(*args: Any, original: Any = module.forward, **kwargs: Any) -> Any:
             bound = inspect.signature(original).bind(*args, **kwargs)
             output = original(*args, **kwargs)
+            if output is None or (isinstance(output, tuple) and output[0] is None):
+                return output  # it only fills a cache
             kept = {key: value.detach().clone() if isinstance(value, torch.Tensor) else value
                     for key, value in bound.arguments.items()}  # fmt: skip
             pending.append(Forward(kept, rows_of(output).detach().clone()))
             return output
 
         module.forward = functools.wraps(module.forward)(forward)
-    stock = type(pipe.scheduler)
+    for component in pipe.components.values():
+        if isinstance(component, SchedulerMixin):
+            _record_steps(component, record, pending, steps)
+    return record
+
+
+def _record_steps(scheduler: Any, record: Record, pending: list[Forward], steps: int | None) -> None:
+    stock = type(scheduler)
 
     @functools.wraps(stock.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(stock.step).bind(self, *args, **kwargs).arguments
         record.steps.append(
-            SchedulerStep(given["model_output"].clone(), given["timestep"], given["sample"].clone(), pending.copy())
+            SchedulerStep(
+                given["model_output"].clone(), given["timestep"], given["sample"].clone(), self, pending.copy()
+            )
         )
         pending.clear()
         if len(record.steps) == steps:
             raise Enough
         return stock.step(self, *args, **kwargs)
 
-    pipe.scheduler.__class__ = type(stock.__name__, (stock,), {"step": step, "__module__": stock.__module__})
-    return record
+    scheduler.__class__ = type(stock.__name__, (stock,), {"step": step, "__module__": stock.__module__})

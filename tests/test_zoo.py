@@ -1,15 +1,25 @@
-"""Every case of the zoo builds, runs, and does so the same way twice; its row and call counts are as declared."""
+"""Every kind of pipeline: what the zoo declares of it, and what guidance promises on it."""
 
 from __future__ import annotations
 
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from zoo import CASES, pag_twin, run
+from fingerprint import of_pipeline
+from recorder import Enough, Record, SchedulerStep, recorded
+from zoo import CASES, Case, pag_twin, run
+
+import trimtab
+from trimtab.guidance.noise import split_variance
+from trimtab.pipelines.families import Family
+
+REACH = Path(__file__).parents[1] / "docs" / "reach.md"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -21,35 +31,14 @@ def test_runs_are_finite_and_bit_equal(name: str) -> None:
     assert torch.equal(first, second)
 
 
-def denoiser_rows(name: str) -> list[list[int]]:
-    """Rows of each denoiser call, one list per scheduler step."""
-    case = CASES[name]
-    pipe = case.build()
-    pending: list[int] = []
-    steps: list[list[int]] = []
-
-    def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        sample = args[0] if args else kwargs[next(iter(kwargs))]
-        pending.append(len(sample))
-
-    getattr(pipe, case.denoiser).register_forward_hook(record, with_kwargs=True)
-    original = pipe.scheduler.step
-
-    @wraps(original)  # pipelines read the signature of `step`
-    def step(*args: Any, **kwargs: Any) -> Any:
-        steps.append(pending.copy())
-        pending.clear()
-        return original(*args, **kwargs)
-
-    pipe.scheduler.step = step
-    run(pipe, case)
-    return steps
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_each_step_makes_the_declared_calls_with_the_declared_rows(name: str) -> None:
     case = CASES[name]
-    assert denoiser_rows(name)[0] == [case.rows] * case.calls
+    pipe = case.build()
+    record = recorded(pipe, case.denoiser, steps=1)
+    with suppress(Enough):
+        run(pipe, case)
+    assert [forward.rows for forward in record.steps[0].forwards] == [case.rows] * case.calls
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "sd35", "pixart"])
@@ -82,3 +71,125 @@ def test_a_saved_case_loads_and_runs_the_same(name: str, tmp_path: Path) -> None
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     # Loaded weights may be laid out differently in memory, which changes the rounding.
     torch.testing.assert_close(run(loaded, case), run(pipe, case), atol=1e-4, rtol=0)
+
+
+# -- what guidance promises on every kind ------------------------------------------------------------------------------
+DENOISERS = ("unet", "transformer", "transformer_2", "prior", "prior_prior")
+
+
+@dataclass
+class Kind:
+    """A guidable pipeline after a stock run: what that gave and gave its schedulers, and what every object was like."""
+
+    case: Case
+    pipe: Any
+    record: Record
+    output: torch.Tensor
+    steps: list[SchedulerStep]
+    frame: dict[str, str]
+
+    def run(self) -> tuple[torch.Tensor, list[SchedulerStep]]:
+        self.record.steps.clear()
+        return run(self.pipe, self.case), self.record.steps.copy()
+
+    def check_as_stock(self) -> None:
+        """Every object is as after the stock run, and the pipeline's output, bit for bit."""
+        self.pipe.clear_guidance()
+        assert of_pipeline(self.pipe, values=False) == self.frame
+        assert torch.equal(self.run()[0], self.output)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
+    case = CASES[request.param]
+    pipe = case.build()
+    record = recorded(pipe, *(name for name in DENOISERS if pipe.components.get(name) is not None))
+    output = run(pipe, case)
+    trimtab.guide(pipe)
+    yield Kind(case, pipe, record, output, record.steps.copy(), of_pipeline(pipe, values=False))
+
+
+def adding(record: Record, at: int) -> trimtab.Guidance:
+    """Adds a tenth of the same normal tensor where the schedulers have been stepped `at` times before."""
+
+    @dataclass
+    class Known(trimtab.Guidance):
+        def delta(self, step: trimtab.Step, predictions: trimtab.Predictions) -> torch.Tensor | None:
+            assert step.own is not None
+            return known(step.own) if len(record.steps) == at else None
+
+    return Known()
+
+
+def known(like: torch.Tensor) -> torch.Tensor:
+    noise = torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(7))
+    return 0.1 * noise.to(like).expand_as(like)
+
+
+def with_delta(kind: Kind, step: SchedulerStep) -> torch.Tensor:
+    """What the scheduler should be given: the delta added, before the pipeline's own rescale where it has one."""
+    own = split_variance(step.model_output, step.sample)[0]
+    if kind.case.kind != "norm_rescaled":
+        return own + known(own)
+    cond, uncond = (forward.output for forward in step.forwards)
+    total = uncond + kind.case.call["true_cfg_scale"] * (cond - uncond) + known(own)
+    return total * cond.norm(dim=-1, keepdim=True) / total.norm(dim=-1, keepdim=True)
+
+
+def test_with_nothing_attached_it_is_the_stock_pipeline(kind: Kind) -> None:
+    output, steps = kind.run()
+    assert torch.equal(output, kind.output)
+    assert len(steps) == len(kind.steps)
+    for ours, theirs in zip(steps, kind.steps, strict=True):
+        assert torch.equal(ours.model_output, theirs.model_output) and torch.equal(ours.sample, theirs.sample)
+
+
+def test_a_known_delta_arrives_as_itself_at_every_step(kind: Kind) -> None:
+    both = 2 if kind.case.kind == "sound_beside" else 1  # the sound takes every second step, and no delta
+    for at in range(0, len(kind.steps), both):
+        with kind.pipe.guidance(adding(kind.record, at)):
+            _, steps = kind.run()
+        for ours, theirs in zip(steps[:at], kind.steps[:at], strict=True):
+            assert torch.equal(ours.model_output, theirs.model_output)
+        expected, stock = with_delta(kind, kind.steps[at]), kind.steps[at]
+        arrived = split_variance(steps[at].model_output, stock.sample)[0]
+        torch.testing.assert_close(arrived, expected, rtol=0, atol=2e-6 * max(expected.abs().max().item(), 1.0))
+        for beside, theirs in zip(steps[at + 1 : at + both], kind.steps[at + 1 : at + both], strict=True):
+            assert torch.equal(beside.model_output, theirs.model_output)
+    kind.check_as_stock()
+
+
+NO_MAPS = {"sana_sprint": "SanaLinearAttnProcessor2_0 calls neither", "anyflow_far": "attend to further keys"}
+"""Kinds that have no attention map among image tokens, and what is said of them."""
+WHOLE_CALLS = ("animatediff", "z_image")
+"""Kinds whose arguments do not split into rows: each branch is a call with all rows, of which the wanted are taken."""
+
+
+def test_pag_acts_and_costs_what_it_declares(kind: Kind) -> None:
+    if kind.case.name in NO_MAPS:
+        refused = pytest.raises(trimtab.TrimtabError, match=NO_MAPS[kind.case.name])
+        with refused, kind.pipe.guidance("pag", scale=3.0):
+            kind.run()
+        return kind.check_as_stock()
+    with kind.pipe.guidance("pag", scale=3.0):
+        plan = kind.pipe.explain_guidance(**kind.case.call)
+        output, steps = kind.run()
+    assert torch.isfinite(output).all() and not torch.equal(output, kind.output)
+    assert all(torch.isfinite(step.model_output).all() for step in steps)
+    first = 2 if kind.case.name == "kandinsky_combined" else 0  # a prior of embeddings has no map to perturb
+    moved = steps[first].model_output - kind.steps[first].model_output
+    assert moved.abs().max() > 1e-5 * kind.steps[first].model_output.abs().max()
+    counted, own = (sum(f.rows for step in each for f in step.forwards) for each in (steps, kind.steps))
+    if kind.case.name in WHOLE_CALLS:
+        counted -= (kind.case.rows - 1) * len(steps)
+    assert counted == plan.evaluations == kind.pipe.last_guided_run.evaluations > own == plan.own_evaluations
+    kind.check_as_stock()
+
+
+def test_its_auto_layers_are_those_of_the_documentation(kind: Kind) -> None:
+    family = Family(next(getattr(kind.pipe, n) for n in DENOISERS if kind.pipe.components.get(n) is not None))
+    layers = ", ".join(f"`{name}`" for name in family.auto)
+    names = f"{kind.case.name} | {type(kind.pipe).__name__} | {type(family.module).__name__}"
+    row = f"| {names} | {family.name} | {layers} |"
+    assert family.auto
+    assert row in REACH.read_text().splitlines(), f"docs/reach.md lacks: {row}"

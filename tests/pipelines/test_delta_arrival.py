@@ -12,9 +12,11 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from recorder import Enough, Record, SchedulerStep, recorded
-from zoo import CASES, run
+from zoo import CASES, T5, Case, run
+from zoo.diffusion_transformers import lumina2
 
 import trimtab
+from trimtab.conformance.tiny import assemble
 from trimtab.guidance.base import Guidance, Step
 from trimtab.guidance.branch import Predictions
 from trimtab.guidance.noise import noise_algebra, split_variance
@@ -187,23 +189,23 @@ def test_a_rescale_that_the_pipeline_turns_off_changes_nothing() -> None:
 
 
 # -- clean estimates ---------------------------------------------------------------------------------------------------
-def clean(pipe: Any, step: SchedulerStep) -> torch.Tensor:
-    algebra = noise_algebra(pipe.scheduler)
+def clean(step: SchedulerStep) -> torch.Tensor:
+    algebra = noise_algebra(step.scheduler)
     level = algebra.level(torch.as_tensor(step.timestep).flatten()[0], index=0)
     return algebra.x0(step.model_output, step.sample, level)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_edited_clean_estimate_arrives(name: str) -> None:
-    plain, steered, pipe = first_steps(name, ShiftedClean())
-    before, after = clean(pipe, plain), clean(pipe, steered)
+    plain, steered, _ = first_steps(name, ShiftedClean())
+    before, after = clean(plain), clean(steered)
     close(after - before, 0.1 * fixed(before), 1e-5, size=max(1.0, before.abs().max().item()))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_loss_on_the_clean_estimate_moves_it_against_its_gradient(name: str) -> None:
-    plain, steered, pipe = first_steps(name, LinearLoss())
-    before, after = clean(pipe, plain), clean(pipe, steered)
+    plain, steered, _ = first_steps(name, LinearLoss())
+    before, after = clean(plain), clean(steered)
     close(after - before, -0.1 * fixed(before), 1e-5, size=max(1.0, before.abs().max().item()))
 
 
@@ -276,5 +278,28 @@ def test_a_loss_is_differentiated_through_the_denoiser(name: str) -> None:
     close(prediction.detach(), plain.model_output[: len(sample)], 1e-5)
     gradient = torch.autograd.grad(squared(x0).sum(), x_t)[0][: len(sample)]
 
-    moved = clean(pipe, steered)[: len(sample)] - clean(pipe, plain)[: len(sample)]
+    moved = clean(steered)[: len(sample)] - clean(plain)[: len(sample)]
     close(moved, -gradient, 1e-4)
+
+
+LARGER = {**T5, "height": 64, "width": 64}
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_a_pipeline_that_may_rescale_and_flips_the_sign(normalised: bool) -> None:
+    """Lumina 2: whether it rescales is seen at the first scheduler step only; both ways are right before that."""
+    case = Case("lumina2", lambda: assemble(lumina2), LARGER, "sign_flipped", denoiser="transformer", rows=1, calls=2)
+    pipe = case.build()
+    record = recorded(pipe, "transformer")
+    trimtab.guide(pipe)
+    call = {"cfg_normalization": normalised}
+    run(pipe, case, **call)
+    plain = record.steps.copy()
+    record.steps.clear()
+    with pipe.guidance(KnownDelta()):
+        run(pipe, case, **call)
+    cond, uncond = (forward.output for forward in plain[0].forwards)
+    total = uncond + 5.0 * (cond - uncond) - 0.1 * fixed(cond)
+    if normalised:
+        total = total * cond.norm(dim=-1, keepdim=True) / total.norm(dim=-1, keepdim=True)
+    close(record.steps[0].model_output, -total, 2e-6)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from zoo import CASES, pag_twin, run
-from zoo.case import Case
-from zoo.videos import skyreels_forcing
 
 import trimtab
-from trimtab.conformance.tiny import assemble
 from trimtab.guidance.errors import GuidanceRuntimeError, UnsupportedPipelineError
 
 
@@ -22,16 +19,6 @@ def test_a_layer_that_takes_rows_apart_itself_is_refused(name: str) -> None:
     assert not torch.equal(run(pipe, CASES[name], pag_scale=0.0), plain)
     with pytest.raises(UnsupportedPipelineError, match="pag_scale=0"):
         run(pipe, CASES[name], pag_scale=3.0)  # which leaves Diffusers' own processors behind, as in a stock pipeline
-
-
-def test_a_scheduler_for_each_frame_is_refused() -> None:
-    call = {**CASES["wan"].call, "num_inference_steps": 2}
-    case = Case("skyreels_forcing", lambda: assemble(skyreels_forcing), call, "two_calls")
-    pipe = trimtab.guide(case.build())
-    plain = run(pipe, case)
-    with pipe.guidance("pag"), pytest.raises(UnsupportedPipelineError, match="SkyReelsV2DiffusionForcingPipeline"):
-        run(pipe, case)
-    assert torch.equal(run(pipe, case), plain)
 
 
 def test_attention_that_is_no_dot_product_is_refused() -> None:

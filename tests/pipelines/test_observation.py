@@ -33,3 +33,51 @@ def test_tokens_that_make_no_frames_are_not_found() -> None:
 def test_a_view_of_all_changes_nothing() -> None:
     rows = torch.randn(2, 3, 4)
     assert View().of(rows) is rows and torch.equal(View().transpose(rows, rows), rows)
+
+
+def test_a_weight_for_each_channel_is_found_where_one_for_all_does_not_do() -> None:
+    """Lumina's combination: three channels at g = 4, the last one the conditional row's, the sign flipped."""
+    noise = torch.Generator().manual_seed(0)
+    cond, uncond = torch.randn(2, 2, 4, 8, 8, generator=noise)
+    g = torch.tensor([4.0, 4.0, 4.0, 1.0]).reshape(1, 4, 1, 1)
+    given = -(uncond + g * (cond - uncond))
+
+    found = observe([torch.cat([cond, uncond])], given, torch.randn(given.shape, generator=noise))
+
+    assert found is not None and found.exact and not found.rescaled
+    assert found.gain == -1.0 and found.roles == ("cond", "uncond")
+    for weight, expected in zip(found.weights, (-g, g - 1), strict=True):
+        torch.testing.assert_close(weight, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.combine([torch.cat([cond, uncond])], given), given)
+
+
+def test_a_rescale_of_each_token_is_not_taken_for_weights_of_its_own() -> None:
+    """Qwen-Image's norm: each token has weights, but their sums differ."""
+    noise = torch.Generator().manual_seed(0)
+    cond, uncond = torch.randn(2, 1, 16, 16, generator=noise)
+    total = uncond + 3.0 * (cond - uncond)
+    given = total * cond.norm(dim=-1, keepdim=True) / total.norm(dim=-1, keepdim=True)
+    found = observe([cond, uncond], given, torch.randn(given.shape, generator=noise))
+    assert found is not None and found.rescaled and found.gain == 1.0 and found.roles == ("cond", "uncond")
+
+
+def test_no_channel_escapes_the_fit() -> None:
+    """A stride through large predictions that divided the number of channels would see a part of them only."""
+    noise = torch.Generator().manual_seed(0)
+    cond, uncond = torch.randn(2, 1, 4096, 64, generator=noise)
+    given = uncond + 3.0 * (cond - uncond)
+    given[..., 1::2] *= 0.5
+    found = observe([cond, uncond], given, torch.randn(given.shape, generator=noise))
+    assert found is not None and found.rescaled
+
+
+@pytest.mark.parametrize("frame", [0, 2])
+def test_the_frame_that_a_scheduler_is_given_is_found(frame: int) -> None:
+    noise = torch.Generator().manual_seed(0)
+    cond, uncond = torch.randn(2, 1, 4, 3, 6, 6, generator=noise)
+    given = (uncond + 3.0 * (cond - uncond))[:, :, frame]
+    found = observe([cond, uncond], given, torch.randn(given.shape, generator=noise))
+    assert found is not None and found.exact and found.gain == 1.0
+    assert torch.equal(found.view.of(cond), cond[:, :, frame])
+    back = found.view.transpose(given, cond)
+    assert torch.equal(back[:, :, frame], given) and back.count_nonzero() == given.count_nonzero()

@@ -137,6 +137,48 @@ _add(
     "batched",
     denoiser="prior",
 )
+_add(
+    "kandinsky_combined",
+    unets.kandinsky_combined,
+    {**LATENT, "prompt": "a red fox", "height": 32, "width": 32, "prior_num_inference_steps": 2, "output_type": "pt"},
+    "batched",
+    denoiser="prior_prior",
+)
+_add("ip_adapter", unets.ip_adapter, {**TEXT, "ip_adapter_image": picture()}, "batched")
+_add(
+    "lumina",
+    dits.lumina,
+    {**TEXT, "height": 64, "width": 64, "clean_caption": False},
+    "by_channel",
+    denoiser="transformer",
+)
+_add(
+    "skyreels_forcing",
+    videos.skyreels_forcing,
+    {**VIDEO, "num_frames": 9, "num_inference_steps": 2},
+    "frame_schedulers",
+    denoiser="transformer",
+    rows=1,
+    calls=2,
+)
+_add(
+    "ltx2",
+    videos.ltx2,
+    {
+        **VIDEO,
+        "num_frames": 5,
+        "audio_guidance_scale": 3.0,
+        "stg_scale": 0.0,
+        "modality_scale": 1.0,
+        "guidance_rescale": 0.0,
+        "audio_stg_scale": 0.0,
+        "audio_modality_scale": 1.0,
+        "audio_guidance_rescale": 0.0,
+        "use_cross_timestep": False,
+    },
+    "sound_beside",
+    denoiser="transformer",
+)
 _add("animatediff", videos.animatediff, {**TEXT, "num_frames": 2}, "batched")
 _add("z_image", dits.z_image, T5, "sign_flipped", denoiser="transformer")
 _add(

@@ -15,6 +15,7 @@ Kind = Literal[
     "two_calls",
     "three_rows",
     "by_frame",
+    "by_channel",
     "learned_variance",
     "variance_passed_on",
     "joined",
@@ -22,6 +23,8 @@ Kind = Literal[
     "conversion",
     "norm_rescaled",
     "unpacked",
+    "frame_schedulers",
+    "sound_beside",
 ]
 
 
@@ -35,9 +38,12 @@ class Case:
         call: keyword arguments of a run of two or three steps.
         kind: how the pipeline combines what its denoiser returns:
             `batched` (one call, two rows a sample), `one_row`, `two_calls` (one row each), `three_rows`,
-            `by_frame` (weights that vary by frame), `learned_variance` (dropped before the step),
+            `by_frame` (weights that vary by frame), `by_channel` (CFG on some channels only),
+            `learned_variance` (dropped before the step),
             `variance_passed_on`, `joined` (more tokens or frames than the sample), `sign_flipped`,
-            `conversion` (depends on x_t), `norm_rescaled` or `unpacked` (tokens become frames, some cut off).
+            `conversion` (depends on x_t), `norm_rescaled`, `unpacked` (tokens become frames, some cut off),
+            `frame_schedulers` (each frame is stepped by a scheduler copy of its own) or `sound_beside` (a second
+            output, stepped by a copy of the scheduler).
         denoiser: name of the component whose output reaches `scheduler.step` first.
         rows: rows of one denoiser call of this run.
         calls: denoiser calls of one step of this run.

@@ -143,6 +143,50 @@ def z_image() -> DiffusionPipeline:
     )
 
 
+def lumina() -> DiffusionPipeline:
+    """Classifier-free guidance on three of the four channels; the last one is the conditional row's."""
+    transformer = diffusers.LuminaNextDiT2DModel(
+        sample_size=8,
+        hidden_size=HEADS * HEAD_DIM,
+        num_layers=3,
+        num_attention_heads=HEADS,
+        num_kv_heads=HEADS,
+        multiple_of=16,
+        cross_attention_dim=WIDTH,
+    )
+    for block in transformer.layers:  # zeros in a fresh one, so that the text would hardly count
+        block.gate.data.fill_(1.0)
+    return diffusers.LuminaPipeline(
+        transformer=transformer,
+        vae=vae(),
+        text_encoder=qwen_text(),
+        tokenizer=byte_tokenizer(),
+        scheduler=flow(),
+    )
+
+
+def lumina2() -> DiffusionPipeline:
+    return diffusers.Lumina2Pipeline(
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            hidden_size=HEADS * HEAD_DIM,
+            num_layers=3,
+            num_refiner_layers=1,
+            num_attention_heads=HEADS,
+            num_kv_heads=HEADS,
+            multiple_of=16,
+            axes_dim_rope=(4, 6, 6),
+            axes_lens=(256, 32, 32),
+            cap_feat_dim=WIDTH,
+        ),
+        vae=vae(shift_factor=0.0),
+        text_encoder=qwen_text(),
+        tokenizer=byte_tokenizer(),
+        scheduler=flow(),
+    )
+
+
 def prx_pixel() -> DiffusionPipeline:
     transformer = diffusers.PRXTransformer2DModel(
         patch_size=4,

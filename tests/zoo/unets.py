@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import diffusers
+import torch
 from diffusers import DiffusionPipeline
 from transformers import CLIPImageProcessor
 
@@ -81,6 +82,30 @@ def sd_inpaint() -> DiffusionPipeline:
 
 def instruct_pix2pix() -> DiffusionPipeline:
     return diffusers.StableDiffusionInstructPix2PixPipeline(**sd_components(in_channels=8))
+
+
+def ip_adapter() -> DiffusionPipeline:
+    """A picture as a further prompt, by keys and values of its own in each cross-attention."""
+    pipe = diffusers.StableDiffusionPipeline(
+        **{**sd_components(), "image_encoder": clip_vision(), "feature_extractor": CLIPImageProcessor(crop_size=224)}
+    )
+    tokens = pipe.unet.config.cross_attention_dim
+    crossing = [n for n, a in pipe.unet.attn_processors.items() if "attn2" in n]
+    weights: dict[str, torch.Tensor] = {}
+    for place, name in enumerate(pipe.unet.attn_processors):
+        if name in crossing:
+            width = pipe.unet.get_submodule(name.removesuffix(".processor")).inner_dim
+            weights[f"{place}.to_k_ip.weight"] = torch.randn(width, tokens) / tokens**0.5
+            weights[f"{place}.to_v_ip.weight"] = torch.randn(width, tokens) / tokens**0.5
+    projection = {
+        "proj.weight": torch.randn(4 * tokens, WIDTH) / WIDTH**0.5,
+        "proj.bias": torch.zeros(4 * tokens),
+        "norm.weight": torch.ones(tokens),
+        "norm.bias": torch.zeros(tokens),
+    }
+    pipe.load_ip_adapter({"image_proj": projection, "ip_adapter": weights}, subfolder="", weight_name="")
+    pipe.set_ip_adapter_scale(0.8)
+    return pipe
 
 
 def controlnet() -> DiffusionPipeline:

@@ -1,4 +1,4 @@
-"""Tiny video pipelines: Wan, SkyReels, AnyFlow, LTX, Stable Video Diffusion, AnimateDiff."""
+"""Tiny video pipelines: Wan, SkyReels, AnyFlow, LTX, LTX-2, Stable Video Diffusion, AnimateDiff."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Any
 
 import diffusers
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from transformers import CLIPImageProcessor
 
 from trimtab.conformance.tiny import BETAS, WIDTH, ddim, sd_components, t5_encoder, t5_tokenizer
 
 from .diffusion_transformers import HEAD_DIM, HEADS, flow
-from .text import clip_vision
+from .text import byte_tokenizer, clip_vision, qwen_text
 
 _WAN: dict[str, Any] = {
     "patch_size": (1, 2, 2),
@@ -70,7 +71,9 @@ def skyreels_forcing() -> DiffusionPipeline:
         vae=_wan_vae(),
         text_encoder=t5_encoder(umt5=True),
         tokenizer=t5_tokenizer(),
-        scheduler=diffusers.UniPCMultistepScheduler(flow_shift=8.0, use_flow_sigmas=True),
+        scheduler=diffusers.UniPCMultistepScheduler(
+            flow_shift=8.0, use_flow_sigmas=True, prediction_type="flow_prediction"
+        ),
     )
 
 
@@ -135,6 +138,92 @@ def ltx_image2video() -> DiffusionPipeline:
 
 def ltx_condition() -> DiffusionPipeline:
     return diffusers.LTXConditionPipeline(**_ltx_components())
+
+
+def ltx2() -> DiffusionPipeline:
+    """A video with its sound: one denoiser returns both, and each is stepped by a scheduler of its own."""
+    mel_bins, channels = 8, 2
+    return diffusers.LTX2Pipeline(
+        transformer=diffusers.LTX2VideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=HEADS,
+            attention_head_dim=HEAD_DIM,
+            cross_attention_dim=HEADS * HEAD_DIM,
+            audio_in_channels=4,
+            audio_out_channels=4,
+            audio_num_attention_heads=HEADS,
+            audio_attention_head_dim=8,
+            audio_cross_attention_dim=HEADS * 8,
+            num_layers=3,
+            caption_channels=WIDTH,
+            rope_double_precision=False,
+            rope_type="split",
+        ),
+        vae=diffusers.AutoencoderKLLTX2Video(
+            latent_channels=4,
+            block_out_channels=(8,),
+            decoder_block_out_channels=(8,),
+            layers_per_block=(1,),
+            decoder_layers_per_block=(1, 1),
+            spatio_temporal_scaling=(True,),
+            decoder_spatio_temporal_scaling=(True,),
+            decoder_inject_noise=(False, False),
+            downsample_type=("spatial",),
+            upsample_residual=(False,),
+            upsample_factor=(1,),
+            timestep_conditioning=False,
+            patch_size=1,
+            patch_size_t=1,
+            encoder_causal=True,
+            decoder_causal=False,
+        ),
+        audio_vae=diffusers.AutoencoderKLLTX2Audio(
+            base_channels=4,
+            output_channels=channels,
+            ch_mult=(1,),
+            num_res_blocks=1,
+            attn_resolutions=None,
+            in_channels=channels,
+            resolution=32,
+            latent_channels=channels,
+            norm_type="pixel",
+            causality_axis="height",
+            mid_block_add_attention=False,
+            sample_rate=16000,
+            mel_hop_length=160,
+            is_causal=True,
+            mel_bins=mel_bins,
+        ),
+        text_encoder=qwen_text(),
+        tokenizer=byte_tokenizer(),
+        connectors=LTX2TextConnectors(
+            caption_channels=WIDTH,
+            text_proj_in_factor=3,
+            video_connector_num_attention_heads=HEADS,
+            video_connector_attention_head_dim=WIDTH // HEADS,
+            video_connector_num_layers=1,
+            video_connector_num_learnable_registers=None,
+            audio_connector_num_attention_heads=HEADS,
+            audio_connector_attention_head_dim=WIDTH // HEADS,
+            audio_connector_num_layers=1,
+            audio_connector_num_learnable_registers=None,
+            connector_rope_base_seq_len=32,
+            rope_double_precision=False,
+            rope_type="split",
+        ),
+        vocoder=LTX2Vocoder(
+            in_channels=channels * mel_bins,
+            hidden_channels=8,
+            out_channels=2,
+            upsample_kernel_sizes=[4, 4],
+            upsample_factors=[2, 2],
+            resnet_kernel_sizes=[3],
+            resnet_dilations=[[1, 3, 5]],
+            output_sampling_rate=16000,
+        ),
+        scheduler=flow(),
+    )
 
 
 def svd() -> DiffusionPipeline:
