@@ -21,6 +21,17 @@ NEEDS = {
     "gradient": "gradients, so no call under `torch.inference_mode()`",
     "level": "a scheduler whose noise levels are known; any other is refused by name",
 }
+WEIGHTS = "No picture: it needs [learned weights](../learned-controls.md), and none come with this package."
+# Why there is no picture, of those that the embedded model, which all pictures are made with, cannot show.
+NO_PICTURE = {
+    "autoguidance": "No picture: it needs a weaker version of the model, and the embedded model comes without one.",
+    "easycontrol": WEIGHTS,
+    "joint": WEIGHTS,
+    "perp_neg": "No picture: it needs prompts, and the embedded model takes a class.",
+    "ppap": "No picture: it needs trained experts, and none come with this package.",
+    "slg": "No picture: it leaves out transformer blocks, and the embedded model has none.",
+    "smooth": WEIGHTS,
+}
 WINDOW = ("start", "stop", "sigma_max", "sigma_min")
 PARAMETERS = "| parameter | type | default | allowed | |\n| --- | --- | --- | --- | --- |\n"
 
@@ -71,8 +82,7 @@ def index(found: list[dict[str, Any]]) -> str:
 def page(one: dict[str, Any]) -> str:
     """The page of one plug-in: equation, paper, parameters with ranges, cost, what it needs, image."""
     lines = [f"# {one['name']}", "", one["doc"], ""]
-    if (IMAGES / f"{one['name']}.png").is_file():
-        lines += [f"![The same seeds without and with {one['name']}](../images/{one['name']}.png)", ""]
+    lines += [*picture(one["name"]), ""]
     own = [parameter for parameter in one["parameters"] if parameter["name"] not in WINDOW]
     window = [parameter for parameter in one["parameters"] if parameter["name"] in WINDOW]
     lines += ["## Parameters", "", PARAMETERS + "\n".join(map(row, own)), ""] if own else []
@@ -87,6 +97,14 @@ def page(one: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def picture(name: str) -> list[str]:
+    """The picture of a plug-in, or why there is none."""
+    if name in NO_PICTURE:
+        return [f"*{NO_PICTURE[name]}*"]
+    shown = f"![The same seeds without and with {name}](../images/{name}.png)"
+    return [shown, "", "*Made with the embedded model, by `python -m benchmarks.pictures`.*"]
+
+
 def only_on(one: dict[str, Any]) -> list[str]:
     """The denoisers that learned weights attach to; none where the plug-in has no such weights."""
     names = [point.name.split(".") for point in entry_points(group="trimtab.attachments")]
@@ -97,7 +115,7 @@ def row(parameter: dict[str, Any]) -> str:
     """One line of a table of parameters."""
     unit = f" {parameter['unit']}" if parameter["unit"] else ""
     cells = [
-        f"`{parameter['name']}`", f"{parameter['type']}", f"`{default_of(parameter)}`",
+        f"`{parameter['name']}`", parameter["type"], f"`{default_of(parameter)}`",
         parameter["allowed"].replace("any", "") + unit, parameter["doc"],
     ]  # fmt: skip
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

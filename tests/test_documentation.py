@@ -32,6 +32,15 @@ def test_every_plug_in_has_a_page_with_all_its_parameters(site: Path, name: str)
     assert "Cost" in text and f'href="{name}/"' in (site / "plugins" / "index.html").read_text().replace("../", "")
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_page_shows_its_plug_in_or_says_why_it_cannot(site: Path, name: str) -> None:
+    text = (site / "plugins" / name / "index.html").read_text()
+    shown, excused = f'src="../../images/{name}.png"' in text, "No picture: " in text
+    assert shown != excused
+    if shown:
+        assert (site / "images" / f"{name}.png").stat().st_size < 60_000
+
+
 def test_a_page_says_where_its_plug_in_acts(site: Path) -> None:
     assert (
         "only on: <code>FluxTransformer2DModel</code>" in (site / "plugins" / "easycontrol" / "index.html").read_text()
