@@ -178,6 +178,12 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a batch: a prompt a line, or a .jsonl file")
     parser.add_argument("--class-balanced", type=_count, metavar="N", help="a batch: N images over all classes in turn")
     parser.add_argument("--processes", type=_count, metavar="N", help="split the batch over N processes, resumable")
+    parser.add_argument(
+        "--branch-parallel",
+        type=_count,
+        metavar="N",
+        help="of these processes, N at a time share the branches of an image",
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("out"), metavar="FOLDER", help="by default out")
 
 
@@ -207,12 +213,14 @@ def generate(args: argparse.Namespace) -> int:
     from .pipelines.launch import launch, launched
 
     job = jobs.read(args, [name for name, _, _ in REQUEST_OPTIONS])
-    in_batch = args.processes is not None or args.prompts is not None or args.class_balanced is not None
+    in_batch = any(
+        given is not None for given in (args.processes, args.prompts, args.class_balanced, args.branch_parallel)
+    )
     if args.processes is not None and not launched():
         batch.check(job)
         return launch(args.given, args.processes)
     if in_batch or launched():
-        made = batch.run_batch(job, args.output, args.prompts, args.class_balanced)
+        made = batch.run_batch(job, args.output, args.prompts, args.class_balanced, args.branch_parallel or 1)
     else:
         made = jobs.run(job, args.output)
     for path in made:

@@ -102,6 +102,7 @@ class Plan:
         steps: one for each call of the scheduler.
         rows: one for each guidance.
         graph_bytes: what the gradient graph of one step kept in the pipeline's last guided run; `None` before one.
+        notes: further lines, such as what several processes save.
     """
 
     pipeline: str
@@ -109,6 +110,7 @@ class Plan:
     steps: tuple[PlannedStep, ...]
     rows: tuple[Row, ...]
     graph_bytes: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def evaluations(self) -> int:
@@ -154,8 +156,7 @@ class Plan:
             f"  evaluations an image: {each} a step, {self.evaluations} in total, of which {self.own_evaluations} are "
             f"the pipeline's own; {self.calls} forward calls of the denoiser"
         )
-        lines += self._gradient_lines()
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._gradient_lines(), *(f"  {note}" for note in self.notes)])
 
     def _gradient_lines(self) -> list[str]:
         repeated = [step.repeats for step in self.steps if step.repeats > 1]

@@ -17,6 +17,7 @@ from .conditions import Conditions
 from .families import Family
 from .interception import cache_hooks, outer_contexts_kept, set_attribute
 from .observation import TOLERANCE, UNRELATED, Observation, observe
+from .parallel.branches import BranchParallel
 from .perturbation import Layout, Perturber, Segment
 from .prediction import primary, sample_argument, with_sample_at
 from .rows import AmbiguousRowsError, check_splittable, join_rows, take_rows
@@ -132,6 +133,7 @@ class Denoiser:
         self._cached: dict[str, dict[int, Any]] = {}
         self._named = False
         self._joinable = True
+        self.can_share = True
         self._enter_context = getattr(module, "cache_context", None)
         if self._enter_context is not None:
             set_attribute(stack, module, "cache_context", self._named_context)
@@ -218,16 +220,18 @@ class Denoiser:
         return output
 
     def call_joined(
-        self, call: Call, branches: Sequence[Branch], share_prefix: bool = True, points: tuple[Point, ...] = ()
-    ) -> Any:
+        self, call: Call, branches: Sequence[Branch], share_prefix: bool = True, points: tuple[Point, ...] = (),
+        parallel: BranchParallel | None = None,
+    ) -> Any:  # fmt: skip
         """The pipeline's call with further rows; returns its own part of the output, the rest goes to `call`.
 
-        With `share_prefix`, perturbed rows are computed only from their first perturbed block on.
+        With `share_prefix`, perturbed rows are computed only from their first perturbed block on; with `parallel`, each
+        process computes a share of the rows.
 
         Raises:
             AmbiguousRowsError: an argument does not split into rows without doubt, or a branch has no parent here.
         """
-        args, kwargs, roles = call.args, call.kwargs, call.roles or []
+        args, kwargs, roles = call.args, call.kwargs, call.roles or [""] * (call.rows or 1)
         rows = len(roles)
         check_splittable(args, kwargs, rows)
         perturbed = [branch for branch in branches if branch.perturbation is not None]
@@ -262,7 +266,10 @@ class Denoiser:
         own_rows = branches_of(roles)
         layout = Layout(len(parents), tuple(parents), tuple(segments), points, (*own_rows, *joined))
         try:
-            output = self.perturber.call(call.original, layout, all_args, all_kwargs)
+            if parallel is None:
+                output = self.perturber.call(call.original, layout, all_args, all_kwargs)
+            else:
+                output = self._shared(parallel, call.original, layout, all_args, all_kwargs)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, (TrimtabError, torch.OutOfMemoryError)):
                 raise
@@ -278,6 +285,17 @@ class Denoiser:
             if point.parent in spans:
                 call.extra_watched[point, layer] = kept[spans[point.parent]]
         return take_rows(output, len(parents), slice(0, rows))
+
+    def _shared(
+        self, parallel: BranchParallel, original: Callable[..., Any], layout: Layout, args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:  # fmt: skip
+        """A call that several processes share; where it cannot be, it is not tried again."""
+        try:
+            return parallel.call(self.perturber, original, layout, args, kwargs)
+        except AmbiguousRowsError:
+            self.can_share = False
+            raise
 
     def call_alone(
         self, call: Call, branch: Branch, original: Callable[..., Any], points: tuple[Point, ...] = (),

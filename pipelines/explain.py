@@ -24,7 +24,10 @@ from .clock import Clock, algebra_or_none, planned_clock
 from .components import check_condition, denoisers_of, schedulers_of
 from .families import Family
 from .hooks import SetupView, needs_level
+from .interception import cache_hooks
 from .own_cfg import Seen, copies_of_latents, has_cfg, other_predictions
+from .parallel import cost
+from .perturbation import Perturber
 from .renoising import check_renoising
 
 
@@ -74,7 +77,9 @@ def make_plan(
             guidance.validate()
             stack.callback(guidance.teardown, views[name])
             guidance.setup(views[name])
-        planned = []
+        planned, costs = [], []
+        parallel, perturber = getattr(pipe, "branch_parallel", None), Perturber(families[-1])
+        lone = bool(run.around) or any(cache_hooks(family.module) for family in families)
         per_guidance: dict[str, list[int]] = {name: [] for name in guidances}
         for step, stage in [
             (step, stage) for clock, stage in zip(clocks, stages, strict=True) for step in clock.steps()
@@ -95,9 +100,18 @@ def make_plan(
             repeats = repeats_of(acting, seen)
             companions = sum(guidance.companions(seen[name]) for name, guidance in acting.items())
             planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls, repeats, gradient, companions))
+            if parallel is not None:
+                joined = [branch for branch in joining if branch not in apart]
+                each = [[*own, *joined]] if own_calls == 1 else [[own[0], *joined], *([other] for other in own[1:])]
+                separate = [branch for branch in extra if branch not in joined]
+                whole = gradient or any(branch.point is not None and branch.point.layers for branch in extra)
+                processes = 1 if lone else parallel.size
+                prefix = getattr(pipe, "guidance_rows", "auto") == "auto"
+                costs.append(cost.step_cost(perturber, processes, each, separate, images, repeats, whole, prefix))
         rows = tuple(row_of(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
     measured = getattr(pipe.__dict__.get("last_guided_run"), "graph_bytes", 0) or None
-    return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows, measured)
+    notes = cost.notes(parallel, costs, sum(step.gradient for step in planned)) if parallel is not None else ()
+    return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows, measured, notes)
 
 
 def _earlier_stages(pipe: Any, arguments: Mapping[str, Any]) -> list[tuple[Any, int, str]]:

@@ -10,7 +10,7 @@ import functools
 import inspect
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..guidance.trace import Trace
 from .attaching import Guidable
 from .components import check_guidable
 from .explain import make_plan
+from .parallel.branches import BranchParallel
 from .run import GuidedRun
 from .tracing import TracedRun, is_traced
 
@@ -50,10 +51,15 @@ class GuidedMixin(Guidable):
         return make_plan(self, guidances, num_inference_steps, call)
 
     def _guided_call(self, stock_call: Any, *args: Any, **kwargs: Any) -> Any:
-        attached = self._guidances()
+        attached, parallel = self._guidances(), self.branch_parallel
         if not attached:
             self.__dict__.pop("_trimtab_loaded", None)  # denoisers that only a guidance used
+        if not attached and parallel is None:
             return stock_call(self, *args, **kwargs)
+        with nullcontext() if parallel is None else parallel.run():
+            return self._guided_run(stock_call, attached, args, kwargs)
+
+    def _guided_run(self, stock_call: Any, attached: Mapping[str, Guidance], args: Any, kwargs: Any) -> Any:
         if self.guidance_rows not in ROWS:
             raise ParameterError(f"guidance_rows={self.guidance_rows!r}; allowed: {', '.join(map(repr, ROWS))}.")
         most = self.guidance_max_rows
@@ -62,13 +68,56 @@ class GuidedMixin(Guidable):
         bound = inspect.signature(stock_call).bind(self, *args, **kwargs)
         bound.apply_defaults()
         kind = TracedRun if is_traced(self) else GuidedRun
-        run = kind(self, attached, bound.arguments, self.guidance_rows, most, self.guidance_checkpointing)
+        run = kind(
+            self, attached, bound.arguments, self.guidance_rows, most, self.guidance_checkpointing, self.branch_parallel
+        )
         with run:
             result = stock_call(self, *args, **kwargs)
         self.__dict__["last_guided_run"] = SimpleNamespace(
             evaluations=run.evaluations, forward_calls=run.forward_calls, graph_bytes=run.meter.bytes
         )
         return result
+
+    @property
+    def branch_parallel(self) -> BranchParallel | None:
+        """The processes that share the branches of each step; `None` where this one computes all."""
+        return self.__dict__.get("_trimtab_parallel")
+
+    def enable_branch_parallel(self, processes: int | None = None, timeout: float = 600.0) -> BranchParallel:
+        """Let several processes share the branches of each step: the rows of its denoiser calls, or whole calls.
+
+        All processes call this, and then the pipeline, with the same arguments and the same seed; each gets the whole
+        result, equal to that of one process to rounding. Start them with `torchrun` or `accelerate launch`.
+
+            mesh = pipe.enable_branch_parallel(processes=2)  # of four: two groups of two
+            for number in range(mesh.index, len(prompts), mesh.groups):
+                image = pipe(prompts[number], generator=torch.Generator().manual_seed(number)).images[0]
+                if mesh.rank == 0:
+                    image.save(f"{number}.png")
+
+        Computed whole in every process: steps whose gradient goes through the denoiser, calls whose attention a
+        guidance watches (`sag`) or that it surrounds (`easycontrol`, `joint`), and denoisers with a step cache.
+
+        Args:
+            processes: that share one image; a divisor of all there are, which is the default.
+            timeout: seconds after which a process that does not answer counts as gone. One that has ended is noticed
+                at once.
+
+        Returns:
+            The group of this process: `rank` of `size` in it, and `index` of `groups`.
+
+        Raises:
+            ParameterError: `processes` is no divisor, or there is only this process.
+        """
+        self.disable_branch_parallel()
+        self.__dict__["_trimtab_parallel"] = parallel = BranchParallel(processes, timeout)
+        return parallel
+
+    def disable_branch_parallel(self) -> None:
+        """Compute all branches in this process from now on."""
+        parallel = self.__dict__.pop("_trimtab_parallel", None)
+        if parallel is not None:
+            parallel.leave()
 
     @contextmanager
     def trace_guidance(self) -> Iterator[list[Trace]]:
@@ -103,7 +152,9 @@ class GuidedMixin(Guidable):
             self.save_guidance(save_directory)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _bare_guided, (stock_class(type(self)),), {**self.__dict__, "_trimtab_guidances": {**self._guidances()}}
+        # A copy belongs to no group of processes.
+        state = {name: value for name, value in self.__dict__.items() if name != "_trimtab_parallel"}
+        return _bare_guided, (stock_class(type(self)),), {**state, "_trimtab_guidances": {**self._guidances()}}
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..guidance.base import AroundDenoiser, Guidance, Step
-from ..guidance.branch import Branch
+from ..guidance.branch import Branch, Point
 from ..guidance.errors import ConflictError, UnsupportedPipelineError
 from ..guidance.order import ordered
 from ..guidance.planner import extra_of, own_branches
@@ -37,6 +37,7 @@ from .latents import ImageSpace
 from .observation import UNRELATED, Observation, observe, own_channels
 from .others import OtherDenoisers
 from .own_cfg import has_cfg
+from .parallel.branches import BranchParallel
 from .prediction import beside_primary, input_rows, is_prediction, primary, with_primary
 from .progress import name_guidances
 from .recurrence import check_repeatable, noised_back, with_sample
@@ -58,6 +59,7 @@ class GuidedRun:
             from its beginning, and `"sequential"` makes each a call of its own.
         max_rows: most rows in one call; `None` for no limit.
         checkpointing: whether gradient graphs keep only the inputs of blocks.
+        parallel: processes that share the branches of each step.
     """
 
     def __init__(
@@ -68,10 +70,11 @@ class GuidedRun:
         rows: str = "auto",
         max_rows: int | None = None,
         checkpointing: bool = False,
+        parallel: BranchParallel | None = None,
     ) -> None:
         self.pipe, self.arguments, self.rows, self.max_rows = pipe, arguments, rows, max_rows
         self.guidances = {name: guidances[name] for name in ordered(guidances)}
-        self.checkpointing = checkpointing
+        self.checkpointing, self.parallel = checkpointing, parallel
         self.stack = ExitStack()
         self.meter = GraphMeter()
         self.space = ImageSpace(pipe, arguments, self.meter)
@@ -187,9 +190,12 @@ class GuidedRun:
         if step is not None and any(needs_graph(g, self.hooks.view(name, step)) for name, g in acting.items()):
             return call_with_graph(call, self.meter)
         points = self.hooks.points(acting, step) if step is not None else ()
-        if branches and call.roles is not None:
+        # What is put around a call, and what watches it, sees all rows.
+        alone = self.around or points or call.rows is None or not (denoiser.can_join() and denoiser.can_share)
+        parallel = None if alone else self.parallel
+        if (branches and call.roles is not None) or parallel is not None:
             try:
-                return denoiser.call_joined(call, branches, self.rows == "auto", points)
+                return denoiser.call_joined(call, branches, self.rows == "auto", points, parallel)
             except AmbiguousRowsError:
                 call.extra, call.watched = {}, {}
             except torch.OutOfMemoryError:
@@ -418,26 +424,49 @@ class GuidedRun:
             available.update({branch: convert(rows, call.at.get(branch)) for branch, rows in call.extra.items()})
         cond_call = next(call for call in calls if call.where("cond"))
         points = self.hooks.points(acting, step)
-        for branch in extra_of(self.hooks.wanted(acting, step), tuple(available)):
-            denoiser, original = self.denoisers[id(cond_call.module)], cond_call.original
-            if not denoiser.family.is_moved_by(branch) and branch.point is None:
-                available[branch] = available[Branch(branch.condition)]
-                continue
+        own = self.denoisers[id(cond_call.module)]
+
+        def compute(branch: Branch) -> torch.Tensor:
+            denoiser, original = own, cond_call.original
             if branch.denoiser is not None:
                 denoiser, original = self.others.of(branch.denoiser)
                 original = self._counted(original)
             moved = None
-            if branch.point is not None:
+            if branch in cond_call.at:
                 assert step.sample is not None
-                parent = branch.point.parent
-                cond_call.at[branch] = branch.point.sample(step, available[parent], watched_by(branch.point, calls))
                 moved = step.sample, cond_call.at[branch]
             watching = tuple(point for point in points if point.parent == branch)
             with self._within():
-                rows = denoiser.call_alone(cond_call, branch, original, watching, moved)
-            cond_call.extra[branch] = rows
-            available[branch] = convert(rows, cond_call.at.get(branch))
+                return denoiser.call_alone(cond_call, branch, original, watching, moved)
+
+        missing = extra_of(self.hooks.wanted(acting, step), tuple(available))
+        for branch in missing:
+            if not own.family.is_moved_by(branch) and branch.point is None:
+                available[branch] = available[Branch(branch.condition)]
+        for together in _generations(branch for branch in missing if branch not in available):
+            for branch in together:
+                if branch.point is not None:
+                    parent = available[branch.point.parent]
+                    cond_call.at[branch] = branch.point.sample(step, parent, watched_by(branch.point, calls))
+            cond_call.extra.update(self._each(own, cond_call, together, compute, points))
+            for branch in together:
+                available[branch] = convert(cond_call.extra[branch], cond_call.at.get(branch))
         return dataclasses.replace(step, points={branch: x for call in calls for branch, x in call.at.items()})
+
+    def _each(
+        self, denoiser: Denoiser, call: Call, branches: Sequence[Branch], compute: Callable[[Branch], torch.Tensor],
+        points: Sequence[Point],
+    ) -> dict[Branch, torch.Tensor]:  # fmt: skip
+        """The raw rows of branches that are calls of their own and do not follow from each other."""
+        # A process needs what it watched, and what its step cache remembers, again.
+        watched = {point.parent for point in points}
+        alone = self.around or denoiser.has_step_cache or not watched.isdisjoint(branches)
+        if self.parallel is None or alone:
+            return {branch: compute(branch) for branch in branches}
+        before = self.forward_calls
+        found = self.parallel.each(branches, compute, call.output[call.where("cond")], (call.args, call.kwargs))
+        self.forward_calls = before + len(branches)
+        return found
 
     def _count(self, calls: Sequence[Call], sample: torch.Tensor, together: int = 1) -> None:
         for call in calls:
@@ -448,3 +477,11 @@ class GuidedRun:
             evaluations = (own + len(call.extra)) * together
             self.evaluations += max(evaluations - call.counted, 0)
             call.counted = max(evaluations, call.counted)
+
+
+def _generations(branches: Iterable[Branch]) -> list[tuple[Branch, ...]]:
+    """Branches by the number of predictions that each follows from, in order."""
+    found: dict[int, list[Branch]] = {}
+    for branch in branches:
+        found.setdefault(len(branch.lineage), []).append(branch)
+    return [tuple(found[number]) for number in sorted(found)]

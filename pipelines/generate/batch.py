@@ -1,8 +1,9 @@
 """Many images, split over processes: `trimtab generate --prompts FILE` and `--class-balanced N`.
 
 Image i has the seed `first + i` and is made by process i mod P, alone in its batch. So it does not depend on the
-number of processes, and neither does its file's name. What is done stands in the manifest; only at the end do the
-processes wait for each other, and a batch that was stopped at any moment continues where it was.
+number of processes, and neither does its file's name. Processes that share the branches of an image count as one. What
+is done stands in the manifest; only at the end do the others wait for each other, and a batch that was stopped at any
+moment continues where it was.
 """
 
 from __future__ import annotations
@@ -129,36 +130,43 @@ class Made:
             )
 
 
-def run_batch(job: Job, folder: Path, prompts: Path | None = None, count: int | None = None) -> Iterator[Path]:
+def run_batch(
+    job: Job, folder: Path, prompts: Path | None = None, count: int | None = None, sharing: int = 1
+) -> Iterator[Path]:
     """Make this process's share of the images; the first process yields all files, in order, once they are there.
 
     Args:
         job: the settings of all images.
         folder: for the files and the manifest.
         prompts, count: see `expand`.
+        sharing: neighbouring processes that share the branches of one image.
 
     Raises:
         RequestError: at the end, when images failed.
     """
-    made = make_batch(job, folder, prompts, count)
+    made = make_batch(job, folder, prompts, count, sharing=sharing)
     if PartialState().is_main_process:
         yield from made.files
         made.check()
 
 
-def make_batch(job: Job, folder: Path, prompts: Path | None = None, count: int | None = None, pipe: Any = None) -> Made:
+def make_batch(
+    job: Job, folder: Path, prompts: Path | None = None, count: int | None = None, pipe: Any = None, sharing: int = 1
+) -> Made:
     """Make this process's share of the images, and wait for the others.
 
     A file that exists is not made again. An image that fails is noted in the manifest and the batch goes on.
 
     Args:
-        job, folder, prompts, count: see `run_batch`.
+        job, folder, prompts, count, sharing: see `run_batch`.
         pipe: the job's pipeline, where it is loaded already; its guidances are replaced.
     """
     check(job)
     state = PartialState(cpu=job.requests[0].device == "cpu")
     pipe, _, requests, files = prepare(job, lambda pipe: expand(job, prompts, count, pipe), pipe)
     pipe.set_progress_bar_config(disable=True)
+    mesh = pipe.enable_branch_parallel(sharing) if sharing > 1 else None
+    groups, group = (state.num_processes, state.process_index) if mesh is None else (mesh.groups, mesh.index)
     paths = [folder / f"{request.file_stem()}.png" for request in requests]
     manifest = Manifest(folder)
     if state.is_main_process:
@@ -167,9 +175,11 @@ def make_batch(job: Job, folder: Path, prompts: Path | None = None, count: int |
     state.wait_for_everyone()
     done = manifest.rows()
     with tqdm(total=len(requests), desc="images", unit="image", disable=not state.is_main_process) as bar:
-        for index in range(state.process_index, len(requests), state.num_processes):
+        for index in range(group, len(requests), groups):
             if index not in done:
-                manifest.append({"index": index, **_make(pipe, requests[index], paths[index])})
+                row = {"index": index, **_make(pipe, requests[index], paths[index])}
+                if mesh is None or mesh.rank == 0:
+                    manifest.append(row)
             if state.is_main_process:
                 _show(bar, len(manifest.rows()))
         while len(rows := manifest.rows()) < len(requests):
@@ -184,12 +194,16 @@ def make_batch(job: Job, folder: Path, prompts: Path | None = None, count: int |
 
 def _make(pipe: Any, request: Request, path: Path) -> dict[str, Any]:
     """Make one image, unless its file is there; returns what the manifest says of it."""
+    mesh = pipe.branch_parallel
     row: dict[str, Any] = {"file": path.name, "seed": request.seed, "subject": request.subject}
     try:
         if not path.is_file():
             image = generate(pipe, request)
-            pictures.save(image, path, request.metadata(image))
+            if mesh is None or mesh.rank == 0:
+                pictures.save(image, path, request.metadata(image))
     except Exception as error:
+        if mesh is not None and mesh.lost:
+            raise
         return {**row, "status": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     return {**row, "status": "done"}
 

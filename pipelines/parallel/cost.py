@@ -1,0 +1,106 @@
+"""What branch parallelism saves: a model in units of one row through the denoiser, and what a run has shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...guidance.branch import Branch
+from ..perturbation import Layout, Perturber, Segment
+from .branches import BranchParallel
+from .shares import load, shares
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step, in rows: a row that runs through the whole denoiser is 1, and rows of one call cost each the same.
+
+    Args:
+        alone: what one process computes.
+        shared: what the process with the most to do computes.
+        exchanges: exchanges of predictions.
+    """
+
+    alone: float
+    shared: float
+    exchanges: int
+
+
+def step_cost(
+    perturber: Perturber, processes: int, calls: Sequence[Sequence[Branch]], separate: Sequence[Branch], images: int,
+    repeats: int = 1, whole: bool = False, share_prefix: bool = True,
+) -> StepCost:  # fmt: skip
+    """The cost of a step.
+
+    Args:
+        calls: the branches of each denoiser call of the pipeline, those that ride along last.
+        separate: branches that are calls of their own.
+        images: rows of a branch.
+        repeats: how often the step is evaluated.
+        whole: whether the pipeline's calls stay whole in every process.
+    """
+    blocks = len(perturber.family.blocks)
+    alone = shared = 0.0
+    exchanges = 0
+    for branches in calls:
+        layout = planned_layout(perturber, branches, images, share_prefix)
+        total = load(layout, range(layout.total), blocks)
+        alone += total
+        if whole or layout.total == 1:
+            shared += total
+        else:
+            shared += max(load(layout, rows, blocks) for rows in shares(layout, processes, blocks))
+            exchanges += 1
+    alone += len(separate) * images
+    for depth in {len(branch.lineage) for branch in separate}:
+        count = sum(len(branch.lineage) == depth for branch in separate)
+        shared += -(-count // processes) * images
+        exchanges += count > 1
+    return StepCost(alone * repeats, shared * repeats, exchanges * repeats if processes > 1 else 0)
+
+
+def planned_layout(perturber: Perturber, branches: Sequence[Branch], images: int, share_prefix: bool = True) -> Layout:
+    """The rows of a call with these branches, the perturbed ones last, as `Denoiser.call_joined` lays them out."""
+    plain = [branch for branch in branches if branch.perturbation is None]
+    moved = [branch for branch in branches if branch.perturbation and perturber.family.is_moved_by(branch)]
+    perturbed = [(perturber.joins_at(branch.perturbation), branch) for branch in moved if branch.perturbation]
+    parents, segments = list(range(len(plain) * images)), []
+    for joins_at, branch in sorted(perturbed, key=lambda pair: pair[0]):
+        assert branch.perturbation is not None
+        start, parent = len(parents), Branch(branch.condition)
+        first = plain.index(parent) * images if parent in plain else start
+        segments.append(Segment(start, start + images, branch.perturbation, joins_at if share_prefix else -1))
+        parents += range(first, first + images)
+    return Layout(len(parents), tuple(parents), tuple(segments))
+
+
+def notes(parallel: BranchParallel, steps: Sequence[StepCost], whole: int) -> tuple[str, ...]:
+    """What the plan says of branch parallelism.
+
+    Args:
+        steps: of the run.
+        whole: steps whose gradient goes through the denoiser, which every process computes.
+    """
+    alone, shared, exchanges = (sum(getattr(step, name) for step in steps) for name in ("alone", "shared", "exchanges"))
+    lines = [
+        f"branch parallel, {parallel.size} processes: {alone:.4g} rows take the time of {shared:.4g}, at most "
+        f"{alone / max(shared, 1e-9):.2f} times as fast"
+    ]
+    if whole:
+        lines.append(f"  {whole} steps with a gradient through the denoiser are computed whole in every process")
+    if not exchanges or shared >= alone:
+        return (*lines, "  it does not pay: no step has branches to share")
+    lines.append(f"  it pays while an exchange takes less time than {(alone - shared) / exchanges:.3g} rows")
+    seen = parallel.measured
+    if seen.rows:
+        row, exchange, waiting = (
+            seen.computing / seen.rows,
+            *(s / seen.exchanges for s in (seen.exchanging, seen.waiting)),
+        )
+        gain = alone * row / (shared * row + exchanges * exchange)
+        lines.append(
+            f"  in the last run a row took {1e3 * row:.3g} ms, an exchange {1e3 * exchange:.3g} ms after "
+            f"{1e3 * waiting:.3g} ms of waiting for the slowest process: {gain:.2f} times as fast, "
+            f"it {'pays' if gain > 1.0 else 'does not pay'}"
+        )
+    return tuple(lines)

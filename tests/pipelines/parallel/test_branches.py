@@ -1,0 +1,154 @@
+"""Branch parallelism in real processes: the result of one, whoever is slow, and one outcome for all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import branch_programs as programs
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from processes import finish, start, together
+from zoo import CASES
+from zoo.class_conditional import class_conditional
+
+import trimtab
+from trimtab.guidance.errors import ParameterError
+from trimtab.pipelines.generate.manifest import FILE
+
+WHOLE = {"another point", "a step cache"}
+"""What every process computes for itself."""
+FEWER = {"rows of one call", "seven branches", "the pipeline's own CFG alone", "other denoisers"}
+"""Settings that are run by three processes as well."""
+
+Seen = list[dict[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return together(2, programs.compare, tmp_path_factory.mktemp("two"), *programs.SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return together(3, programs.compare, tmp_path_factory.mktemp("three"), *sorted(FEWER))
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any] | None]:
+    folder = tmp_path_factory.mktemp("disturbed")
+    return finish(start(3, programs.disturb, folder), folder)
+
+
+# -- the same result ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", programs.SETTINGS)
+def test_two_processes_make_what_one_makes(two: Seen, name: str) -> None:
+    one, other = (seen[name] for seen in two)
+    assert torch.equal(one["output"], other["output"])
+    assert one["difference"] < 1e-5 and one["undone"] and other["undone"]
+    assert one["counted"] and other["counted"]
+    assert (one["measured"].exchanges == 0) == (name in WHOLE)
+
+
+@pytest.mark.parametrize("name", sorted(FEWER))
+def test_three_processes_make_what_one_makes_also_of_two_branches(three: Seen, name: str) -> None:
+    assert all(torch.equal(seen[name]["output"], three[0][name]["output"]) for seen in three)
+    assert all(seen[name]["difference"] < 1e-5 and seen[name]["counted"] for seen in three)
+
+
+# -- what it saves -----------------------------------------------------------------------------------------------------
+def test_the_plan_says_what_can_be_saved_and_after_a_run_whether_it_pays(two: Seen, three: Seen) -> None:
+    before, after = two[0]["rows of one call"]["notes"], two[0]["rows of one call"]["after"]
+    # PAG in the middle of seven blocks costs 4/7 beside its parent: 2.57 rows a step, 1.57 where it is computed.
+    assert before == (
+        "branch parallel, 2 processes: 7.714 rows take the time of 4.714, at most 1.64 times as fast",
+        "  it pays while an exchange takes less time than 1 rows",
+    )
+    assert after[:2] == before and "in the last run a row took" in after[2] and after[2].endswith(("pays", "pay"))
+    assert two[1]["rows of one call"]["after"] == after
+    assert "7.714 rows take the time of 3, at most 2.57 times" in three[0]["rows of one call"]["notes"][0]
+
+
+def test_the_plan_says_what_stays_whole(two: Seen) -> None:
+    for name in WHOLE:
+        assert two[0][name]["notes"][-1] == "  it does not pay: no step has branches to share"
+    gradient = two[0]["a gradient through the denoiser"]["notes"]
+    assert "  3 steps with a gradient through the denoiser are computed whole in every process" in gradient
+
+
+def test_what_was_measured_is_what_was_planned(two: Seen) -> None:
+    for name in ("rows of one call", "a learned variance", "calls of their own", "the pipeline's own CFG alone"):
+        measured = two[0][name]["measured"]
+        assert f" {measured.rows:.4g} rows take the time" in two[0][name]["notes"][0]
+        assert two[1][name]["measured"] == measured
+
+
+# -- one outcome -------------------------------------------------------------------------------------------------------
+def test_a_slow_process_is_waited_for(disturbed: list[dict[str, Any] | None]) -> None:
+    assert disturbed[0] is not None and disturbed[0]["slow"] < 1e-5
+    assert disturbed[0]["waited"] > 0.9  # two processes waited for half a second
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_error_in_one_process_is_an_error_in_all_that_names_it(
+    disturbed: list[dict[str, Any] | None], rank: int
+) -> None:
+    seen = disturbed[rank]
+    assert seen is not None
+    assert seen["errors"]["failed"] == (
+        "GuidanceRuntimeError: branch parallel: process 1 failed, which ends processes 0, 1, 2: "
+        "LookupError: no such file"
+    )
+    for name in ("other seed", "other prompt", "fewer steps", "other guidance"):
+        assert "processes 0, 1, 2 do not make the same image" in seen["errors"][name]
+    assert seen["after errors"] < 1e-5
+
+
+def test_where_one_has_too_little_memory_all_make_calls_of_their_own(disturbed: list[dict[str, Any] | None]) -> None:
+    assert disturbed[0] is not None and disturbed[0]["out of memory"] < 1e-5
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_process_that_ends_ends_the_others_at_once(disturbed: list[dict[str, Any] | None], rank: int) -> None:
+    seen = disturbed[rank]
+    assert disturbed[1] is None and seen is not None
+    assert "one of the processes 0, 1, 2 has ended; its own output says why" in seen["errors"]["ended"]
+    assert seen["noticed"] < 10.0 and seen["lost"]
+    assert "in an earlier run" in seen["errors"]["ended before"]
+    assert seen["alone"]
+
+
+def test_a_process_that_hangs_is_not_waited_for_longer_than_its_limit(tmp_path: Path) -> None:
+    waiting, _ = together(2, programs.hang, tmp_path / "hang")
+    assert "did not answer for 1 s" in waiting["errors"]["hung"]
+    assert 1.0 <= waiting["noticed"] < 4.0
+
+
+# -- beside data parallelism -------------------------------------------------------------------------------------------
+def test_a_mesh_of_two_by_two_makes_the_images_of_one_process(tmp_path: Path) -> None:
+    class_conditional(["Cat", "Sea lion"], side=16, prediction_type="v_prediction").save_pretrained(tmp_path / "model")
+    model, mesh, alone = (str(tmp_path / name) for name in ("model", "mesh", "alone"))
+    told, *silent = together(4, programs.make, tmp_path / "four", model, mesh, 5, 2)
+    made = programs.make(model, alone, 5, 1)
+    assert told == made and len(made) == 5 and silent == [[], [], []]
+    for name in made:
+        one, other = (np.asarray(Image.open(Path(folder) / name), dtype=int) for folder in (mesh, alone))
+        assert abs(one - other).max() <= 1  # a rounding may end in another of 256 values
+    rows = [json.loads(line) for line in (Path(mesh) / FILE).read_text().splitlines()]
+    assert [(row["index"], row["status"]) for row in rows] == [(index, "done") for index in range(5)]
+
+
+# -- refused -----------------------------------------------------------------------------------------------------------
+def test_one_process_cannot_share() -> None:
+    with pytest.raises(ParameterError, match="this is the only process"):
+        trimtab.guide(CASES["sd15"].build()).enable_branch_parallel()
+
+
+def test_groups_of_a_size_that_does_not_divide_the_processes_are_refused(tmp_path: Path) -> None:
+    for said in together(2, programs.refuse, tmp_path / "refuse"):
+        given = [text.split("enable_branch_parallel: ")[1].split(";")[0] for text in said]
+        assert given == ["processes=3", "processes=0", "processes=True", "timeout=0"]
+        assert all("a divisor of the 2 processes that there are: 1, 2" in text for text in said[:3])
