@@ -118,6 +118,14 @@ def build_parser() -> Parser:
     evaluation.add_argument("--json", action="store_true", help="for programs")
     evaluation.set_defaults(action=evaluate, prompt=None, like=None, compare=False)
 
+    grid = commands.add_parser(
+        "sweep", help="measure every cell of a grid over guidance parameters, against its cost", allow_abbrev=False
+    )
+    _add_batch_options(grid)
+    _add_evaluation_options(grid)
+    grid.add_argument("--quality", metavar="MEASURE", help="what is drawn; by default the first that is measured")
+    grid.set_defaults(action=sweep, prompt=None, like=None, compare=False)
+
     models = commands.add_parser("models", help="what models ship, and what makes the others")
     models.add_argument("--json", action="store_true", help="for programs")
     models.set_defaults(action=list_models)
@@ -326,6 +334,19 @@ def evaluate(args: argparse.Namespace) -> int:
     result = run()
     if first():
         print(json.dumps(result, indent=2) if args.json else table(result))
+    return 0
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """`trimtab sweep`: print where the results, the plot and the sheet are."""
+    from .evaluation import sweep as sweeping
+    from .pipelines.launch import launch, launched
+
+    run = sweeping.sweep(args, [name for name, _, _ in REQUEST_OPTIONS])
+    if args.processes is not None and not launched():
+        return launch(args.given, args.processes)
+    for path in run():
+        print(path)
     return 0
 
 

@@ -127,6 +127,11 @@ class Plan:
         """Forward calls of the denoiser over the whole run."""
         return sum(step.calls * step.repeats for step in self.steps)
 
+    @property
+    def backward_passes(self) -> int:
+        """Gradients through the denoiser over the whole run, each about two evaluations."""
+        return sum(step.repeats for step in self.steps if step.gradient)
+
     def __repr__(self) -> str:
         return f"<Plan of {self.pipeline}: {len(self.steps)} scheduler steps, {self.evaluations} evaluations>"
 
@@ -161,9 +166,10 @@ class Plan:
     def _gradient_lines(self) -> list[str]:
         repeated = [step.repeats for step in self.steps if step.repeats > 1]
         lines = [f"  {len(repeated)} steps are evaluated up to {max(repeated)} times"] if repeated else []
-        through = sum(step.repeats for step in self.steps if step.gradient)
-        if through:
-            lines.append(f"  gradient through the denoiser: {through} backward passes, each about two evaluations")
+        if self.backward_passes:
+            lines.append(
+                f"  gradient through the denoiser: {self.backward_passes} backward passes, each about two evaluations"
+            )
         if any("loss" in row.phases and row.steps for row in self.rows):
             known = "to be seen after a run" if self.graph_bytes is None else f"{self.graph_bytes / 2**20:.1f} MiB"
             lines.append(f"  memory of the gradient graph, in the last run: {known}")

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from .canvas import COLOURS, FAINT, GRID, INK, Canvas, nice
 from .trace import Trace
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#7A4FBF")
-ALL, INK, FAINT, GRID = "#333333", "#222222", "#777777", "#E4E4E4"
+ALL = "#333333"
 WIDTH, LEFT, RIGHT, HEAD, FOOT, GAP = 1100, 76, 250, 66, 52, 58
-TWICE = 2  # drawn twice as large and scaled down, which smooths the lines
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def draw(trace: Trace) -> Image.Image:
         canvas.panel(panel, top)
         top += panel.height + GAP
     canvas.steps(trace, top - GAP)
-    return canvas.image.resize((WIDTH, height), Image.Resampling.LANCZOS)
+    return canvas.finished()
 
 
 def _panels(trace: Trace) -> list[Panel]:
@@ -98,44 +97,20 @@ def _panels(trace: Trace) -> list[Panel]:
     spent = [sum(float(line.values[index] or 0) for line in hooks) for index in range(len(trace.steps))]
     rest = [max(0.0, step.seconds - own) for step, own in zip(trace.steps, spent, strict=True)]
     evaluations = [str(step.evaluations) for step in trace.steps]
-    ceiling = _nice(max((step.seconds for step in trace.steps), default=1.0) * 1.15)
+    ceiling = nice(max((step.seconds for step in trace.steps), default=1.0) * 1.15)
     bars = [Line("denoiser and all else", "#B8BEC6", rest), *hooks]
     panels.append(Panel("Seconds a step; above, evaluations an image", 120, bars, 0.0, ceiling, evaluations))
     return panels
 
 
 def _ceiling(lines: Sequence[Line]) -> float:
-    return _nice(max((value for line in lines for value in line.values if value is not None), default=1.0) * 1.02)
+    return nice(max((value for line in lines for value in line.values if value is not None), default=1.0) * 1.02)
 
 
-def _nice(value: float) -> float:
-    """A round number at or above the value, which divides well by four."""
-    if value <= 0 or not math.isfinite(value):
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 1.2, 1.6, 2, 3, 4, 6, 8, 10) if step * power >= value)
-
-
-class _Canvas:
+class _Canvas(Canvas):
     def __init__(self, height: int, steps: int) -> None:
-        self.image = Image.new("RGB", (WIDTH * TWICE, height * TWICE), "white")
-        self._draw = ImageDraw.Draw(self.image)
+        super().__init__(WIDTH, height)
         self._steps = steps
-
-    def text(self, x: float, y: float, text: str, colour: str, size: int = 13, anchor: str = "la") -> None:
-        font = ImageFont.load_default(size=size * TWICE)
-        self._draw.text((x * TWICE, y * TWICE), text, fill=colour, font=font, anchor=anchor)
-
-    def line(self, points: Sequence[tuple[float, float]], colour: str, width: float) -> None:
-        scaled = [(x * TWICE, y * TWICE) for x, y in points]
-        self._draw.line(scaled, fill=colour, width=round(width * TWICE), joint="curve")
-
-    def box(self, left: float, top: float, right: float, bottom: float, colour: str) -> None:
-        self._draw.rectangle([left * TWICE, top * TWICE, right * TWICE, bottom * TWICE], fill=colour)
-
-    def dot(self, x: float, y: float, colour: str, radius: float) -> None:
-        x, y, radius = x * TWICE, y * TWICE, radius * TWICE
-        self._draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
 
     def x(self, step: float) -> float:
         """The middle of a step's column."""

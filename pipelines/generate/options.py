@@ -1,12 +1,16 @@
-"""What a command line says, as values: `0-3,8` as seeds, `pag:scale=3,layers=mid` as a guidance."""
+"""What a command line says, as values: `0-3,8` as seeds, `pag:scale=3,layers=mid` as a guidance, and in a sweep
+`pag:scale=1,2,layers=mid` as two."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import itertools
 import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from ...guidance.parameters import describe_range, fields_of, in_words, types_of
 
 _LARGEST_SEED = 2**63 - 1
 _MOST_SEEDS = 100_000
+_MOST_VALUES = 100
+_NUMBER = r"-?\d+(?:\.\d+)?"
 _TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 
 
@@ -51,11 +57,32 @@ def guidance(text: str) -> Guidance:
         UnknownGuidanceError: no plug-in has this name.
         ParameterError: a parameter that the plug-in does not have, given twice, or a value that is not allowed.
     """
+    name, cls, values = _split(text)
+    return registry.create(name, **{key: _value(name, cls, key, value) for key, value in values.items()})
+
+
+def variations(text: str) -> list[Guidance]:
+    """Guidances from `name:parameter=value,value,...` with every combination of the values.
+
+    Beside single values there are ranges, `first..last:step` with the last included and 1 as the step if none is given.
+    A value that has a comma of its own stands in double quotes.
+
+    Raises:
+        UnknownGuidanceError, ParameterError: see `guidance`.
+    """
+    name, cls, values = _split(text)
+    read = [[_value(name, cls, key, one) for one in _listed(name, key, value)] for key, value in values.items()]
+    return [registry.create(name, **dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*read)]
+
+
+def _split(text: str) -> tuple[str, type[Guidance], dict[str, str]]:
+    """The name of a guidance, its class, and what is given for its parameters."""
     name, _, rest = text.partition(":")
     if "=" in name:
         raise ParameterError(f"--guidance: {text!r} names no guidance; type NAME:PARAMETER=VALUE, such as pag:scale=3.")
-    cls = registry.find(name.strip())
-    parameters: dict[str, Any] = {}
+    name = name.strip()
+    cls = registry.find(name)
+    parameters: dict[str, str] = {}
     for part in re.split(r",(?=\s*\w+\s*=)", rest) if rest.strip() else ():
         key, equals, value = part.partition("=")
         key = key.strip()
@@ -68,8 +95,27 @@ def guidance(text: str) -> Guidance:
             raise unknown_parameter(name, key, cls)
         if key in parameters:
             raise ParameterError(f"{name}: {key} is given twice; give it once.")
-        parameters[key] = _value(name, cls, key, value.strip())
-    return registry.create(name.strip(), **parameters)
+        parameters[key] = value.strip()
+    return name, cls, parameters
+
+
+def _listed(plugin: str, name: str, text: str) -> list[str]:
+    """The values of `1,2,5..9:2`, as texts."""
+    found: dict[str, None] = {}
+    for value in next(csv.reader([text], skipinitialspace=True), [""]):
+        match = re.fullmatch(rf"({_NUMBER})\.\.({_NUMBER})(?::({_NUMBER}))?", value.strip())
+        if match is None:
+            found[value.strip()] = None
+            continue
+        first, last, step = (Decimal(number or 1) for number in match.groups())
+        count = int((last - first) / step) + 1 if step > 0 and last >= first else 0
+        if not 1 <= count <= _MOST_VALUES:
+            raise ParameterError(
+                f"{plugin}: {name}={value.strip()} is not allowed; allowed: a rising range FIRST..LAST:STEP of at most "
+                f"{_MOST_VALUES} values, such as 1..3:0.5."
+            )
+        found |= dict.fromkeys(str(first + index * step) for index in range(count))
+    return list(found)
 
 
 def guidances(texts: Iterable[str]) -> dict[str, Guidance]:

@@ -1,0 +1,151 @@
+"""`trimtab sweep`: the grid, its cost, the front, and going on after it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from zoo.class_conditional import class_conditional
+
+from trimtab import cli
+from trimtab.evaluation import sweep
+from trimtab.evaluation.evaluate import HIGHER, LOWER, Evaluation
+from trimtab.guidance.errors import ParameterError
+from trimtab.pipelines.embedded.data import CLASS_NAMES
+from trimtab.pipelines.generate import batch, options
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+COUNT = 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """With another number of threads a sum may round differently, here as in the processes that are started."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    class_conditional(list(CLASS_NAMES), side=16, prediction_type="v_prediction").save_pretrained(folder)
+    return str(folder)
+
+
+def command(model: str, folder: Path, *more: str, steps: int = 2) -> list[str]:
+    making = ["--model", model, "--device", "cpu", "--steps", str(steps), "--class-balanced", str(COUNT)]
+    grid = ["--guidance", "cfg:scale=2..4:2", "--guidance", "pag:scale=1,3,layers=mid"]
+    return ["sweep", *making, *grid, "--repetitions", "5", "-o", str(folder), *more]
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "sweep.json").read_text())["cells"]
+    return found
+
+
+# -- the grid ----------------------------------------------------------------------------------------------------------
+def test_values_and_ranges_make_every_combination() -> None:
+    found = options.variations("cfg:scale=1,2..3:0.5,stop=0.5,1")
+    assert [(one.scale, one.stop) for one in found] == [  # type: ignore[attr-defined]
+        (scale, stop) for scale in (1.0, 2.0, 2.5, 3.0) for stop in (0.5, 1.0)
+    ]
+
+
+def test_a_value_with_a_comma_stands_in_quotes() -> None:
+    found = options.variations('perp_neg:negative_prompt="dark, blurry",grey')
+    assert [one.parameters["negative_prompt"] for one in found] == ["dark, blurry", "grey"]
+
+
+@pytest.mark.parametrize("text", ["cfg:scale=3..1", "cfg:scale=1..3:0", "cfg:scale=0..1000:0.1"])
+def test_a_range_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ParameterError, match=r"rising range FIRST..LAST:STEP of at most 100"):
+        options.variations(text)
+
+
+# -- the front ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("direction", "expected"), [(LOWER, [True, False, True, False]), (HIGHER, [True, True, False, False])]
+)
+def test_the_front_is_what_nothing_beats(direction: str, expected: list[bool]) -> None:
+    assert sweep.pareto([(1, 5.0), (2, 6.0), (2, 4.0), (3, 5.0)], direction) == expected
+
+
+def test_equal_cells_are_both_on_the_front() -> None:
+    assert sweep.pareto([(1, 5.0), (1, 5.0)], LOWER) == [True, True]
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+def test_a_sweep_measures_every_cell_against_its_cost(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(command(model, tmp_path)) == 0
+    written = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert written == ["sweep.json", "sweep.png", "sheet.png"]
+    cells = results(tmp_path)
+    assert [cell["label"] for cell in cells] == ["no guidance"] + [
+        f"cfg scale={a}, pag scale={b} layers=mid" for a in (2, 4) for b in (1, 3)
+    ]
+    assert [cell["evaluations"] for cell in cells] == [2, 6, 6, 6, 6]
+    assert cells[0]["pareto"] and all(cell["measures"]["accuracy"]["low"] <= 1 for cell in cells)
+    assert Image.open(tmp_path / "sweep.png").size == (1100, 640)
+    assert Image.open(tmp_path / "sheet.png").height > 5 * 96
+    # A cell is a folder that `trimtab evaluate` measures the same.
+    assert cli.main(["evaluate", str(tmp_path / cells[1]["folder"]), "--repetitions", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["measures"] == cells[1]["measures"]
+
+    # Again, with one more value: only its cells are made and measured.
+    made, measured = [], []
+    generate, of = batch.generate, Evaluation.__call__
+    monkeypatch.setattr(batch, "generate", lambda pipe, one: made.append(one.seed) or generate(pipe, one))
+    monkeypatch.setattr(Evaluation, "__call__", lambda self, images: measured.append(images) or of(self, images))
+    assert cli.main([*command(model, tmp_path), "--guidance", "rescale:phi=0.5"]) == 0
+    assert len(made) == 4 * COUNT and len(measured) == 4
+    assert cli.main([*command(model, tmp_path), "--guidance", "rescale:phi=0.5"]) == 0
+    assert len(made) == 4 * COUNT and len(measured) == 4
+
+
+def test_a_killed_sweep_continues_in_other_processes_to_the_same_numbers(model: str, tmp_path: Path) -> None:
+    parts, whole, steps = tmp_path / "parts", tmp_path / "whole", 20
+    line = [sys.executable, "-m", "trimtab"]
+    running = subprocess.Popen([*line, *command(model, parts, steps=steps)], stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("*/*.png"))) < COUNT + 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    before = {path: path.stat().st_mtime_ns for path in parts.glob("*/*.png")}
+    assert COUNT + 2 <= len(before) < 5 * COUNT and not (parts / "sweep.json").exists()
+
+    subprocess.run([*line, *command(model, parts, "--processes", "2", steps=steps)], check=True, env=ENVIRONMENT)
+    assert cli.main(command(model, whole, steps=steps)) == 0
+    assert results(parts) == results(whole)
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
+    assert len(list(parts.glob("*/*.png"))) == 5 * COUNT
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--quality", "beauty"], "'beauty' is no measure; allowed: frechet_distance"),
+        (["--quality", "psnr"], "psnr was not measured here; measured: accuracy, confidence"),
+        (["--guidance", "cfg:scale=1"], "cfg is given twice"),
+        (["--guidance", "slg:scale=x,1"], "scale='x' cannot be read"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(
+    model: str, tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command(model, tmp_path, *more)) == 2
+    assert message in capsys.readouterr().err
