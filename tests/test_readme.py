@@ -14,12 +14,17 @@ from trimtab.guidance import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"(<!-- from the Hub -->\n)?```python\n(.*?)```", flags=re.DOTALL)
+BLOCK = re.compile(r"(<!-- from the Hub -->\n)?(?:<!-- needs (\w+) -->\n)?```python\n(.*?)```", flags=re.DOTALL)
 
 
 def blocks(page: Path) -> list[tuple[bool, str]]:
     """Whether it loads from the Hub, as the page says above it, and the block."""
-    return [(bool(mark), block) for mark, block in BLOCK.findall(page.read_text())]
+    return [(bool(mark), block) for mark, _, block in BLOCK.findall(page.read_text())]
+
+
+def needed(page: Path) -> list[str]:
+    """Packages that blocks of the page need, as it says above them, and this package does not."""
+    return [package for _, package, _ in BLOCK.findall(page.read_text()) if package]
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +46,8 @@ def test_the_first_block_names_what_exists() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_blocks_run(page: Path) -> None:
     """One after the other, as they are read: a block may use what those before it define."""
+    for package in needed(page):
+        pytest.importorskip(package, reason=f"a block of {page.name} needs {package}: pip install {package}")
     names: dict[str, object] = {"__name__": page.stem}
     for hub, block in blocks(page):
         code = compile(block, page.name, "exec", dont_inherit=True)
