@@ -17,7 +17,7 @@ import torch
 
 from .errors import GuidanceRuntimeError
 from .levels import Level, LevelRule, announced, position
-from .parametrisation import Prediction
+from .parametrisation import SAMPLE, Prediction
 from .schedulers import rules_of
 
 __all__ = ["Level", "NoiseAlgebra", "noise_algebra", "split_variance"]
@@ -73,6 +73,10 @@ class NoiseAlgebra:
         self.prediction = form.name
         self._rule = rule
         self._form = form
+
+    def of_clean_estimates(self) -> NoiseAlgebra:
+        """The same levels, for predictions that are clean estimates already."""
+        return NoiseAlgebra(self.scheduler, self._rule, SAMPLE)
 
     def level(self, timestep: Any, *, index: int | None = None, input_scale: float | None = None) -> Level:
         """The level of the sample that a call of `step` receives.

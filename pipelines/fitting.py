@@ -1,9 +1,10 @@
-"""Least squares: the weights with which rows were combined, one for a row or one for each place of it."""
+"""Least squares: with which weights a pipeline combined its rows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,46 +14,97 @@ _SAMPLES = 1 << 15
 """About how many values of a prediction are looked at."""
 
 
-def fit(
-    columns: Sequence[torch.Tensor], target: torch.Tensor, state: torch.Tensor | None
-) -> tuple[list[torch.Tensor], float, bool]:
-    """Least-squares weights of the columns (and of x_t), the relative residual, and whether they are determined."""
+@dataclass(frozen=True)
+class Fit:
+    """`target = sum_i weights_i columns_i + on_sample x_t`, as far as it holds.
+
+    Args:
+        weights: of each column, a number, or one for each place along a dimension `[1, ..., size, ..., 1]`.
+        on_sample: the weight of x_t.
+        residual: relative error.
+        certain: whether the weights can be told apart.
+        held: where it does not hold at all, `[1, ..., size, ..., 1]`; `None` if nowhere.
+    """
+
+    weights: tuple[torch.Tensor, ...]
+    on_sample: float
+    residual: float
+    certain: bool
+    held: torch.Tensor | None = None
+
+
+def fit(columns: Sequence[torch.Tensor], target: torch.Tensor, state: torch.Tensor, tolerance: float) -> Fit:
+    """The simplest combination that explains the target to `tolerance`, or the nearest one of weights alone.
+
+    In this order: one weight a row; x_t as well; a weight for each channel, frame or token; one weight a row, and parts
+    that the pipeline holds whatever the denoiser says, as the given frames of a video.
+
+    Args:
+        columns: the rows, all of the target's shape.
+        target: what the scheduler was given `[batch, ...]`.
+        state: x_t.
+
+    Raises:
+        GuidanceRuntimeError: the target is not finite.
+    """
     if not torch.isfinite(target).all():
         raise GuidanceRuntimeError("The pipeline's own prediction is not finite, so nothing can be added to it.")
+    nearest = _of_rows(columns, target)
+    if nearest.residual <= tolerance:
+        return nearest
+    states = [state] if state.shape == target.shape else []
+    if states and (converted := _of_rows(columns, target, states)).residual <= tolerance:
+        return converted
+    for size, dim, weights, missed, wanted in _places(columns, target):
+        if (residual := (missed.norm() / wanted.norm().clamp_min(1e-30)).item()) <= tolerance:
+            shape = _along(dim, size, target)
+            each = tuple(weight.reshape(shape).float().to(target.device) for weight in weights)
+            return Fit(each, 0.0, residual, nearest.certain)
+    for size, dim, _, missed, wanted in _places([*columns, *states], target):
+        held = missed > tolerance * wanted
+        if 0 < int(held.sum()) < size:
+            free = (~held).nonzero().flatten().to(target.device)
+            parts = [[part.index_select(dim, free) for part in some] for some in (columns, [target], states)]
+            found = _of_rows(parts[0], parts[1][0], parts[2])
+            if found.residual <= tolerance:
+                return replace(found, held=held.reshape(_along(dim, size, target)).to(target.device))
+    return nearest
+
+
+def _of_rows(columns: Sequence[torch.Tensor], target: torch.Tensor, states: Sequence[torch.Tensor] = ()) -> Fit:
+    """One weight a column, and one of x_t."""
     stride = _stride(target.numel(), target.numel())
-    chosen = [*columns] if state is None else [*columns, state]
+    chosen = [*columns, *states]
     matrix = torch.stack([column.detach().reshape(-1)[::stride] for column in chosen], dim=1).cpu().double()
     vector = target.detach().reshape(-1)[::stride].cpu().double()
     norms = matrix.norm(dim=0).clamp_min(1e-30)
     solution = torch.linalg.lstsq(matrix / norms, vector[:, None], rcond=1e-7, driver="gelsd").solution[:, 0] / norms
-    scale = vector.norm().clamp_min(1e-30)
-    residual = ((matrix @ solution - vector).norm() / scale).item()
+    residual = ((matrix @ solution - vector).norm() / vector.norm().clamp_min(1e-30)).item()
     difference = (matrix[:, :1] - matrix[:, 1:]).norm(dim=0).min().item() if matrix.shape[1] > 1 else float("inf")
-    return list(solution), residual, difference > 1e-4 * norms.max().item()
+    weights, rest = solution[: len(columns)], solution[len(columns) :]
+    return Fit(tuple(weights), float(rest.sum()), residual, difference > 1e-4 * norms.max().item())
 
 
-def fit_by_place(
-    columns: Sequence[torch.Tensor], target: torch.Tensor, tolerance: float
-) -> tuple[list[torch.Tensor], float] | None:
-    """Weights `[1, ..., size, ..., 1]` for each place along the first dimension for which such weights explain all.
-
-    `None` if there is none, or too few values in each place to tell.
-    """
+def _places(
+    columns: Sequence[torch.Tensor], target: torch.Tensor
+) -> Iterator[tuple[int, int, tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]]:
+    """For each dimension: its size, itself, the weights `[size]` of each column, and the norms of error and target."""
     stacked = torch.stack([column.detach() for column in columns], dim=-1)
     for dim in range(1, target.ndim):
         size, values = target.shape[dim], target.numel() // target.shape[dim]
-        if size < 2 or min(values, _SAMPLES // size) < 4 * len(columns):
-            continue
+        if size < 2 or min(values, _SAMPLES // size) < max(2 * len(columns), len(columns) + 2):
+            continue  # too few values in each place to tell
         stride = _stride(target.numel(), values)
         matrix = stacked.movedim(dim, 0).reshape(size, values, -1)[:, ::stride].cpu().double()
         vector = target.detach().movedim(dim, 0).reshape(size, values, 1)[:, ::stride].cpu().double()
         inverse = torch.linalg.pinv(matrix.mT @ matrix, hermitian=True, rtol=1e-12)
         solution = inverse @ (matrix.mT @ vector)
-        residual = ((matrix @ solution - vector).norm() / vector.norm().clamp_min(1e-30)).item()
-        if residual <= tolerance:
-            shape = [size if other == dim else 1 for other in range(target.ndim)]
-            return [weight.reshape(shape).float().to(target.device) for weight in solution.unbind(1)], residual
-    return None
+        missed = (matrix @ solution - vector).flatten(1).norm(dim=1)
+        yield size, dim, solution.squeeze(2).unbind(1), missed, vector.flatten(1).norm(dim=1)
+
+
+def _along(dim: int, size: int, target: torch.Tensor) -> list[int]:
+    return [size if other == dim else 1 for other in range(target.ndim)]
 
 
 def _stride(available: int, length: int) -> int:

@@ -103,6 +103,7 @@ def through_denoiser(
         sample: x_t `[batch, ...]`.
         keep: whether the graph will be needed again.
     """
+    on_prediction = observation.kept(torch.zeros_like(on_prediction), on_prediction)
     total = observation.on_sample * on_prediction
     weights = iter(observation.weights)
     for call in calls:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .fitting import fit, fit_by_place
+from .fitting import fit
 
 TOLERANCE = 1e-3
 """Relative residual under which the fitted combination is taken as the pipeline's own, in float32."""
@@ -72,6 +72,8 @@ class Observation:
         residual: relative error of the fit.
         certain: whether the weights can be told apart (false where two rows are equal).
         tolerance: residual that rounding in the model's precision may leave.
+        held: parts that the pipeline sets whatever the denoiser says, such as given frames `[1, ..., size, ..., 1]`;
+            nothing is added there. `None` if there are none.
     """
 
     weights: tuple[torch.Tensor, ...]
@@ -82,6 +84,11 @@ class Observation:
     residual: float
     certain: bool
     tolerance: float = TOLERANCE
+    held: torch.Tensor | None = None
+
+    def kept(self, own: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
+        """`edited` `[batch, ...]`, but for what the pipeline holds, which stays as in `own`."""
+        return edited if self.held is None else torch.where(self.held, own, edited)
 
     @property
     def exact(self) -> bool:
@@ -152,15 +159,11 @@ def observe(outputs: Sequence[torch.Tensor], model_output: torch.Tensor, sample:
         tolerance = max(TOLERANCE, 16 * torch.finfo(groups[0].dtype).eps)
         for view in _views(groups, target):
             columns = [view.of(group) for group in groups]
-            fitted = fit(columns, target, None)
-            if fitted[1] > tolerance and state.shape == target.shape:
-                converted = fit(columns, target, state)
-                fitted = converted if converted[1] <= tolerance else fitted
-            weights, residual, certain = fitted
-            if residual > tolerance and (by_place := fit_by_place(columns, target, tolerance)) is not None:
-                weights, residual = by_place
-            on_rows, on_sample = tuple(weights[: len(groups)]), sum(map(float, weights[len(groups) :]))
-            found = Observation(on_rows, on_sample, view, batch, copies, residual, certain, tolerance)
+            fitted = fit(columns, target, state, tolerance)
+            found = Observation(
+                fitted.weights, fitted.on_sample, view, batch, copies, fitted.residual, fitted.certain, tolerance,
+                fitted.held,
+            )  # fmt: skip
             if best is None or found.residual < best.residual:
                 best = found
     return best

@@ -29,6 +29,7 @@ from .clean import CleanPhase, edits_clean_estimate, needs_graph
 from .clock import Clock, algebra_or_none
 from .components import denoisers_of, schedulers_of
 from .conditions import Conditions
+from .converting import check_sample_is_left, is_converted, only_converts
 from .denoiser import OWN, Call, Denoiser, observe_calls, watched_by
 from .graph import GraphMeter, call_with_graph, checkpoint_blocks, freeze
 from .hooks import Hooks, needs_level
@@ -278,6 +279,14 @@ class GuidedRun:
         sample = given["sample"]
         if self._served and self._is_beside(given["model_output"], sample):
             return original(*bound.args, **bound.kwargs)
+        if only_converts(self._calls, given["model_output"]):
+            return original(*bound.args, **bound.kwargs)
+        converted = is_converted(given)
+        if converted and id(scheduler) in self._served:
+            check_sample_is_left(type(self.pipe).__name__, acting)
+            return original(*bound.args, **bound.kwargs)
+        if converted and step.algebra is not None:
+            step = dataclasses.replace(step, algebra=step.algebra.of_clean_estimates())
         if acting and (not self._calls or id(scheduler) in self._served):
             raise UnsupportedPipelineError(
                 f"{type(self.pipe).__name__}: scheduler.step was called without a denoiser call before it, so there is "
@@ -285,6 +294,8 @@ class GuidedRun:
             )
         if acting:
             given["model_output"], given["sample"] = self._guided(scheduler, clock, step, acting, self._calls, given)
+            if converted:
+                given["pred_original_sample"] = given["model_output"]
         else:
             self._count(self._calls, sample)
         self._served[id(scheduler)] = scheduler
@@ -340,10 +351,10 @@ class GuidedRun:
         """The step at an x_t noised back from where `prediction` leads, and the calls of its own denoiser there."""
         asking = max(acting, key=lambda name: acting[name].repeats(self.hooks.view(name, step)))
         check_repeatable(scheduler, asking)
-        if not observation.exact or observation.rescaled:
+        if not observation.exact or observation.rescaled or observation.held is not None:
             raise UnsupportedPipelineError(
-                f"{asking}: repeats above 1 are not possible where the pipeline rescales its own combination; call it "
-                "without guidance_rescale, or with a guidance scale of 1 and the plug-in 'cfg'."
+                f"{asking}: repeats above 1 are not possible where the pipeline rescales its own combination or holds "
+                "parts of it; call it without guidance_rescale, or with a guidance scale of 1 and the plug-in 'cfg'."
             )
         assert step.sample is not None
         self.space.forget()
@@ -393,6 +404,7 @@ class GuidedRun:
         total = self.hooks.project(acting, step, total, available)
         if any(edits_clean_estimate(guidance) for guidance in acting.values()):
             total = self._clean_edited(step, acting, observation, calls, total)
+        total = observation.kept(own, total)
         return renoise(self.hooks, acting, step, total, available)
 
     def _clean_edited(

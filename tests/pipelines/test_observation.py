@@ -81,3 +81,19 @@ def test_the_frame_that_a_scheduler_is_given_is_found(frame: int) -> None:
     assert torch.equal(found.view.of(cond), cond[:, :, frame])
     back = found.view.transpose(given, cond)
     assert torch.equal(back[:, :, frame], given) and back.count_nonzero() == given.count_nonzero()
+
+
+def test_given_frames_are_held() -> None:
+    """Cosmos 2 hands the scheduler (x_t - x_0) / sigma, in which the first frames of x_0 are the given ones."""
+    noise = torch.Generator().manual_seed(0)
+    cond, uncond, x_t, frames = torch.randn(4, 1, 8, 4, 6, 6, generator=noise)
+    combined = 0.4 * x_t - 0.6 * (uncond + 3.0 * (cond - uncond))
+    held = torch.tensor([True, False, False, False]).reshape(1, 1, 4, 1, 1)
+    given = (x_t - torch.where(held, frames, combined)) / 1.5
+
+    found = observe([cond, uncond], given, x_t)
+
+    assert found is not None and found.exact and not found.rescaled and found.roles == ("cond", "uncond")
+    assert found.held is not None and torch.equal(found.held, held)
+    assert found.gain == pytest.approx(0.4) and found.on_sample == pytest.approx(0.4)
+    assert torch.equal(found.kept(given, given + 1.0)[:, :, 0], given[:, :, 0])

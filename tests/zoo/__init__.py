@@ -179,6 +179,15 @@ _add(
     "sound_beside",
     denoiser="transformer",
 )
+_add(
+    "cosmos_video2world",
+    videos.cosmos_video2world,
+    {**VIDEO, "image": picture(), "num_frames": 9},
+    "rows_converted",
+    denoiser="transformer",
+    rows=1,
+    calls=2,
+)
 _add("animatediff", videos.animatediff, {**TEXT, "num_frames": 2}, "batched")
 _add("z_image", dits.z_image, T5, "sign_flipped", denoiser="transformer")
 _add(

@@ -25,6 +25,7 @@ Kind = Literal[
     "unpacked",
     "frame_schedulers",
     "sound_beside",
+    "rows_converted",
 ]
 
 
@@ -42,8 +43,9 @@ class Case:
             `learned_variance` (dropped before the step),
             `variance_passed_on`, `joined` (more tokens or frames than the sample), `sign_flipped`,
             `conversion` (depends on x_t), `norm_rescaled`, `unpacked` (tokens become frames, some cut off),
-            `frame_schedulers` (each frame is stepped by a scheduler copy of its own) or `sound_beside` (a second
-            output, stepped by a copy of the scheduler).
+            `frame_schedulers` (each frame is stepped by a scheduler copy of its own), `sound_beside` (a second
+            output, stepped by a copy of the scheduler) or `rows_converted` (the scheduler makes clean estimates of the
+            rows; given frames replace theirs, and then they are combined).
         denoiser: name of the component whose output reaches `scheduler.step` first.
         rows: rows of one denoiser call of this run.
         calls: denoiser calls of one step of this run.

@@ -1,10 +1,11 @@
-"""Tiny video pipelines: Wan, SkyReels, AnyFlow, LTX, LTX-2, Stable Video Diffusion, AnimateDiff."""
+"""Tiny video pipelines: Wan, SkyReels, AnyFlow, LTX, LTX-2, Cosmos, SVD, AnimateDiff."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from transformers import CLIPImageProcessor
@@ -223,6 +224,55 @@ def ltx2() -> DiffusionPipeline:
             output_sampling_rate=16000,
         ),
         scheduler=flow(),
+    )
+
+
+class NoSafetyChecker(diffusers.ModelMixin, diffusers.ConfigMixin):
+    """In place of the Cosmos guardrail, which is larger than the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = torch.nn.Parameter(torch.zeros(1))
+
+    def check_text_safety(self, prompt: str) -> bool:
+        return True
+
+    def check_video_safety(self, frames: Any) -> Any:
+        return frames
+
+
+def cosmos_video2world() -> DiffusionPipeline:
+    """Rows become clean estimates by `scheduler.step`, given frames replace theirs, and only then they are combined."""
+    return diffusers.CosmosVideoToWorldPipeline(
+        transformer=diffusers.CosmosTransformer3DModel(
+            in_channels=5,  # one tells which frames are given
+            out_channels=4,
+            num_attention_heads=HEADS,
+            attention_head_dim=HEAD_DIM,
+            num_layers=3,
+            mlp_ratio=2,
+            text_embed_dim=WIDTH,
+            adaln_lora_dim=4,
+            max_size=(4, 32, 32),
+            patch_size=(1, 2, 2),
+            concat_padding_mask=False,
+        ),
+        vae=diffusers.AutoencoderKLCosmos(
+            latent_channels=4,
+            encoder_block_out_channels=(8, 8, 8, 8),
+            decode_block_out_channels=(8, 8, 8, 8),
+            attention_resolutions=(8,),
+            resolution=64,
+            num_layers=1,
+            patch_size=4,
+            scaling_factor=1.0,
+            spatial_compression_ratio=4,
+            temporal_compression_ratio=4,
+        ),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        scheduler=diffusers.EDMEulerScheduler(sigma_data=0.5, final_sigmas_type="sigma_min"),
+        safety_checker=NoSafetyChecker(),
     )
 
 
