@@ -131,6 +131,7 @@ class Denoiser:
         self._context: str | None = None
         self._whereabouts: Mapping[str, Any] = {}
         self._cached: dict[str, dict[int, Any]] = {}
+        self._names: dict[Branch, str] = {}
         self._named = False
         self._joinable = True
         self.can_share = True
@@ -333,8 +334,7 @@ class Denoiser:
         if moved is not None:
             args, kwargs = with_sample_at(args, kwargs, chosen, *moved)
         layout = Layout(count, tuple(range(count)), segments, points, (branch,) * count)
-        name = f"trimtab_{branch.condition if isinstance(branch.condition, str) else hash(branch)}"
-        name += "".join(f"_{type(part).__name__}" for part in (branch.perturbation, branch.point) if part is not None)
+        name = self._names.setdefault(branch, f"trimtab_{len(self._names)}")
         try:
             with self.inner_context(name):
                 output = primary(self.perturber.call(original, layout, args, kwargs))

@@ -125,6 +125,16 @@ class Hooks:
             with annotated(name, "setup"):
                 guidance.setup(view)
 
+    def check_unwatched(self) -> None:
+        """Raise `UnsupportedPipelineError` if a guidance reads attention maps, which a step cache leaves out."""
+        for name, view in self._views.items():
+            branches = [value for value in vars(view.state).values() if isinstance(value, Branch)]
+            if any(branch.point is not None and branch.point.layers for branch in branches):
+                raise UnsupportedPipelineError(
+                    f"{name} reads the attention maps of each step, and a step cache leaves some out. Call "
+                    "disable_cache() on the denoiser, or use a guidance that only perturbs: 'pag', 'seg', 'slg'."
+                )
+
     def acting(self, step: Step) -> dict[str, Guidance]:
         """The guidances whose window holds the step."""
         return {name: guidance for name, guidance in self.guidances.items() if guidance.acts(step)}

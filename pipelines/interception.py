@@ -184,7 +184,8 @@ def outer_contexts_kept(module: nn.Module, states: dict[int, Any] | None = None)
     """Put what every step cache inside `module` was at back as it was.
 
     A nested `cache_context` leaves none behind, and the next call of the outer one would fail. Caches that know no
-    contexts (FasterCache, pyramid attention broadcast) remember one thing at a time, which is exchanged here.
+    contexts (FasterCache, pyramid attention broadcast) remember one thing at a time, which is exchanged here. Calls of
+    our own hold one branch, so that FasterCache may not take them for an unconditional and a conditional half.
 
     Args:
         states: what those remember of the calls within, by hook; kept from one time to the next. Without it, nothing
@@ -200,15 +201,21 @@ def outer_contexts_kept(module: nn.Module, states: dict[int, Any] | None = None)
     contexts = [(manager, manager._context, set(manager._state_cache)) for manager in managers]
     outer = [(hook, hook.state) for hook in hooks if "state" in vars(hook)]
     inner = {} if states is None else states
-    for hook, state in outer:
-        hook.state = inner.setdefault(id(hook), type(state)())
-    try:
-        yield
-    finally:
-        for hook, state in outer:
-            hook.state = state
+    with ExitStack() as stack:
         for manager, context, names in contexts:
-            manager.set_context(context)
-            if states is None:
-                for name in set(manager._state_cache) - names:
-                    del manager._state_cache[name]
+            stack.callback(_back_in, manager, context, names if states is None else None)
+        for hook, state in outer:
+            set_attribute(stack, hook, "state", inner.setdefault(id(hook), type(state)()))
+            if hasattr(hook, "is_guidance_distilled"):
+                set_attribute(stack, hook, "is_guidance_distilled", True)
+            if hasattr(hook, "timestep_skip_range") and hook.state.cache is None:
+                # FasterCache would leave out what it has never seen, where a branch begins late in the run.
+                set_attribute(stack, hook, "timestep_skip_range", (0.0, 0.0))
+        yield
+
+
+def _back_in(manager: Any, context: str | None, names: set[str] | None) -> None:
+    """Put a cache back into a context; without anything of others than `names`, if those are given."""
+    manager.set_context(context)
+    for name in set(manager._state_cache) - names if names is not None else ():
+        del manager._state_cache[name]

@@ -14,6 +14,7 @@ from ..guidance.errors import GuidanceRuntimeError
 from .attention import AttentionReplaced, no_stand_in, why_not
 from .families import Family
 from .grids import Grid
+from .interception import cache_hooks
 from .lora import scaled
 from .processors import stand_in
 from .skipping import handed_on, passes_on
@@ -67,7 +68,9 @@ class Layer:
         replaced = AttentionReplaced(self.module, self.processor, perturbation, kept, self.places, self.grids)
         with replaced:
             output = original(*args, **kwargs)
-        if not replaced.acted:
+        # A step cache may leave the layer out and give back what it remembers of this branch, which is perturbed.
+        left_out = not replaced.passed_by and bool(cache_hooks(self.module))
+        if not replaced.acted and not left_out:
             acting = type(perturbation or kept[0][0]).__name__
             raise GuidanceRuntimeError(why_not(self.name, self.module, acting, replaced.passed_by))
         return output

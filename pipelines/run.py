@@ -120,6 +120,8 @@ class GuidedRun:
         self.families = [denoiser.family for denoiser in self.denoisers.values()]
         self.others = OtherDenoisers(self.pipe, self.conditions, self.stack)
         self.hooks = Hooks(self.guidances, self, self.space)
+        if any(denoiser.has_step_cache for denoiser in self.denoisers.values()):
+            self.hooks.check_unwatched()
         self._row_delta = RowDelta(self.pipe, self.arguments, self.hooks, self.compute_missing)
         for module in denoisers_of(self.pipe):
             tap_call(self.stack, module, self._on_call)

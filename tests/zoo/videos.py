@@ -1,4 +1,4 @@
-"""Tiny video pipelines: Wan, SkyReels, AnyFlow, LTX, LTX-2, Cosmos, SVD, AnimateDiff."""
+"""Tiny video pipelines: Wan, SkyReels, AnyFlow, LTX, LTX-2, Cosmos, SVD, AnimateDiff, CogVideoX."""
 
 from __future__ import annotations
 
@@ -322,3 +322,35 @@ def animatediff() -> DiffusionPipeline:
         motion_norm_num_groups=4,
     )
     return diffusers.AnimateDiffPipeline(**{**parts, "scheduler": ddim()}, motion_adapter=motion)
+
+
+def cogvideox() -> DiffusionPipeline:
+    return diffusers.CogVideoXPipeline(
+        transformer=diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=HEADS,
+            attention_head_dim=HEAD_DIM,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=8,
+            text_embed_dim=WIDTH,
+            num_layers=2,
+            sample_width=8,
+            sample_height=8,
+            sample_frames=1,
+            patch_size=2,
+            max_text_seq_length=16,
+            use_rotary_positional_embeddings=True,
+        ),
+        vae=diffusers.AutoencoderKLCogVideoX(
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            temporal_compression_ratio=4,
+        ),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        scheduler=ddim(),
+    )
