@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
-from diffusers import SchedulerMixin
 from torch import nn
 
 from ..guidance.base import Guidance
@@ -18,17 +16,16 @@ from ..guidance.branch import Branch
 from ..guidance.errors import ParameterError, did_you_mean
 from ..guidance.order import ordered
 from ..guidance.parameters import fields_of
-from ..guidance.planner import HOOKS, Plan, PlannedStep, Row, extra_of, own_branches, repeats_of, wanted_branches
+from ..guidance.planner import HOOKS, Plan, PlannedStep, Row, extra_of, repeats_of, wanted_branches
 from .clean import needs_graph
-from .clock import Clock, algebra_or_none, planned_clock
 from .components import check_condition, denoisers_of, schedulers_of
 from .families import Family
 from .hooks import SetupView, needs_level
 from .interception import cache_hooks
-from .own_cfg import Seen, copies_of_latents, has_cfg, other_predictions
 from .parallel import cost
 from .perturbation import Perturber
 from .renoising import check_renoising
+from .stages import stages
 
 
 def make_plan(
@@ -54,23 +51,19 @@ def make_plan(
     guidances = {name: guidances[name] for name in ordered(guidances)}
     check_renoising(schedulers_of(pipe), guidances)
     needing = [name for name, guidance in guidances.items() if needs_level(guidance)]
-    earlier = _earlier_stages(pipe, arguments)
-    scheduler = copy.deepcopy(getattr(pipe, "scheduler", None) if earlier else schedulers_of(pipe)[-1])
-    algebra = algebra_or_none(scheduler, needing)
-    clock = planned_clock(scheduler, algebra, steps)
-    if (first := _first_timestep(pipe, scheduler, steps, arguments)) is not None:
-        clock = Clock(scheduler, algebra, first)
-    clocks = [*(planned_clock(s, algebra_or_none(s, needing), count) for s, count, _ in earlier), clock]
-    prefixes = [prefix for *_, prefix in earlier]
-    stages = [_families_of(pipe, prefix, prefixes) for prefix in (*prefixes, "")]
-    own = own_branches(has_cfg(pipe, arguments), other_predictions(pipe, arguments))
-    own_calls = _calls_of(pipe, own)
+    *earlier, last = stages(pipe, {**arguments, "num_inference_steps": steps}, needing)
     sequential = getattr(pipe, "guidance_rows", "auto") == "sequential"
     most, images = getattr(pipe, "guidance_max_rows", None), _images_of(arguments)
     with ExitStack() as stack:
         families = [Family(module) for module in denoisers_of(pipe)]
         run = SimpleNamespace(
-            stack=stack, pipe=pipe, arguments=arguments, families=families, own=own, around=[], attachments={}
+            stack=stack,
+            pipe=pipe,
+            arguments=arguments,
+            families=families,
+            own=last.own,
+            around=[],
+            attachments={},
         )
         views = {name: SetupView(name, run, dry=True) for name in guidances}
         for name, guidance in guidances.items():
@@ -81,14 +74,13 @@ def make_plan(
         parallel, perturber = getattr(pipe, "branch_parallel", None), Perturber(families[-1])
         lone = bool(run.around) or any(cache_hooks(family.module) for family in families)
         per_guidance: dict[str, list[int]] = {name: [] for name in guidances}
-        for step, stage in [
-            (step, stage) for clock, stage in zip(clocks, stages, strict=True) for step in clock.steps()
-        ]:
+        for stage, step in ((here, step) for here in (*earlier, last) for step in here.clock.steps()):
+            own, own_calls = stage.own, stage.own_calls
             acting = {name: guidance for name, guidance in guidances.items() if guidance.acts(step)}
             seen = {name: dataclasses.replace(step, state=views[name].state) for name in acting}
-            extra = _acting_on(stage, extra_of(wanted_branches(acting, seen), own))
+            extra = stage.moved(extra_of(wanted_branches(acting, seen), own))
             for name, guidance in acting.items():
-                asked = _acting_on(stage, extra_of(wanted_branches({name: guidance}, seen), own))
+                asked = stage.moved(extra_of(wanted_branches({name: guidance}, seen), own))
                 for branch in asked:
                     check_condition(pipe, branch, name)
                 per_guidance[name].append(len(asked))
@@ -111,45 +103,7 @@ def make_plan(
         rows = tuple(row_of(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
     measured = getattr(pipe.__dict__.get("last_guided_run"), "graph_bytes", 0) or None
     notes = cost.notes(parallel, costs, sum(step.gradient for step in planned)) if parallel is not None else ()
-    return Plan(type(pipe).__name__, type(scheduler).__name__, tuple(planned), rows, measured, notes)
-
-
-def _earlier_stages(pipe: Any, arguments: Mapping[str, Any]) -> list[tuple[Any, int, str]]:
-    """Copies of the schedulers that the call goes through before the last one, their steps, and their prefixes.
-
-    A combined pipeline names them alike: `prior_scheduler`, `prior_num_inference_steps`, and `prior_prior`.
-    """
-    counts = {
-        name: arguments.get(f"{name.removesuffix('scheduler')}num_inference_steps")
-        for name, component in pipe.components.items()
-        if isinstance(component, SchedulerMixin) and name.endswith("_scheduler")
-    }
-    return [
-        (copy.deepcopy(pipe.components[name]), count, name.removesuffix("scheduler"))
-        for name, count in counts.items()
-        if isinstance(count, int)
-    ]
-
-
-def _families_of(pipe: Any, prefix: str, others: Sequence[str]) -> list[Family]:
-    """The denoisers of one stage, which are named as its scheduler is; those of the last stage have no prefix."""
-    found = {id(module): Family(module) for module in denoisers_of(pipe)}
-    return [
-        found[id(component)]
-        for name, component in pipe.components.items()
-        if id(component) in found and (name.startswith(prefix) if prefix else not name.startswith(tuple(others)))
-    ]
-
-
-def _acting_on(families: Sequence[Family], branches: Sequence[Branch]) -> tuple[Branch, ...]:
-    """Those that differ from their condition's prediction on one of these denoisers."""
-    return tuple(branch for branch in branches if any(family.is_moved_by(branch) for family in families))
-
-
-def _calls_of(pipe: Any, own: Sequence[Branch]) -> int:
-    """Forward calls in which the pipeline computes its own branches of one step."""
-    apart = any(hasattr(module, "cache_context") for module in denoisers_of(pipe))
-    return len(own) if apart and not copies_of_latents(type(pipe)) else 1
+    return Plan(type(pipe).__name__, type(last.scheduler).__name__, tuple(planned), rows, measured, notes)
 
 
 def _images_of(arguments: Mapping[str, Any]) -> int:
@@ -157,20 +111,6 @@ def _images_of(arguments: Mapping[str, Any]) -> int:
     given = next((arguments[name] for name in ("prompt", "class_labels") if arguments.get(name) is not None), None)
     each = next((arguments[n] for n in ("num_images_per_prompt", "num_videos_per_prompt") if arguments.get(n)), 1)
     return int(each) * (len(given) if isinstance(given, (list, tuple)) else 1)
-
-
-def _first_timestep(pipe: Any, scheduler: Any, steps: int, arguments: Mapping[str, Any]) -> float | None:
-    """Where a call that begins at a noised image (`strength`) enters the schedule; `None` for one from pure noise."""
-    strength, method = arguments.get("strength"), getattr(type(pipe), "get_timesteps", None)
-    if method is None or not isinstance(strength, (int, float)) or not 0 < strength < 1:
-        return None
-    if "get_timesteps" not in inspect.unwrap(type(pipe).__call__).__code__.co_names:
-        return None  # inherited or left over; the call never asks it
-    takes = inspect.signature(method).parameters
-    known = {"num_inference_steps": steps, "timesteps": scheduler.timesteps, "strength": strength, "device": "cpu"}
-    found = method(Seen(pipe, scheduler=scheduler), **{name: value for name, value in known.items() if name in takes})
-    timesteps = found[0] if isinstance(found, tuple) else found
-    return float(timesteps[0]) if len(timesteps) else None
 
 
 def row_of(name: str, guidance: Guidance, view: SetupView, extras: list[int]) -> Row:

@@ -1,0 +1,110 @@
+"""The stages of a call in turn: of which denoiser, over which noise levels, and what the pipeline itself computes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import DiffusionPipeline, SchedulerMixin
+
+from ..guidance.branch import Branch
+from ..guidance.planner import own_branches
+from .clock import Clock, algebra_or_none, planned_clock
+from .components import denoisers_of, schedulers_of
+from .families import Family
+from .own_cfg import Seen, copies_of_latents, has_cfg, other_predictions
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one scheduler is stepped through.
+
+    Args:
+        scheduler: its copy, with its timesteps set.
+        clock: over these.
+        families: of the denoisers whose predictions it may be given.
+        own: branches that the pipeline computes by itself.
+        own_calls: forward calls in which it does, a step.
+    """
+
+    scheduler: Any
+    clock: Clock
+    families: tuple[Family, ...]
+    own: tuple[Branch, ...]
+    own_calls: int
+
+    def moved(self, branches: Sequence[Branch]) -> tuple[Branch, ...]:
+        """Those that differ from their condition's prediction on one of these denoisers."""
+        return tuple(branch for branch in branches if any(family.is_moved_by(branch) for family in self.families))
+
+
+def stages(pipe: Any, arguments: Mapping[str, Any], needing: Sequence[str]) -> Iterator[Stage]:
+    """The stages of `pipe(**arguments)` in their order.
+
+    A combined pipeline hands its arguments to the pipelines that it is made of, some under a name of its own:
+    `prior_guidance_scale` is the `guidance_scale` of its `prior_pipe`. A single one may have a prior as well, whose
+    components begin alike: `prior_scheduler` with `prior_num_inference_steps`.
+
+    Args:
+        needing: guidances that need noise levels.
+
+    Raises:
+        ParameterError: a number of steps that the scheduler refuses.
+        UnsupportedSchedulerError: a scheduler without noise algebra, where a guidance needs one.
+    """
+    inner = {name: part for name, part in vars(pipe).items() if isinstance(part, DiffusionPipeline)}
+    for name, part in inner.items():
+        prefix = name.removesuffix("pipe")
+        renamed = {key.removeprefix(prefix): value for key, value in arguments.items() if key.startswith(prefix)}
+        takes = inspect.signature(type(part).__call__).parameters
+        defaults = {key: p.default for key, p in takes.items() if p.default is not inspect.Parameter.empty}
+        given = {key: value for key, value in {**arguments, **renamed}.items() if key in takes}
+        yield from stages(part, {**defaults, **given}, needing)
+    if inner:
+        return
+    own = own_branches(has_cfg(pipe, arguments), other_predictions(pipe, arguments))
+    own_calls = _calls_of(pipe, own)
+    schedulers = (name for name, part in pipe.components.items() if isinstance(part, SchedulerMixin))
+    prefixes = [name.removesuffix("scheduler") for name in schedulers if name.endswith("_scheduler")]
+    prefixes = [prefix for prefix in prefixes if isinstance(arguments.get(f"{prefix}num_inference_steps"), int)]
+    for prefix in (*prefixes, ""):
+        stock = getattr(pipe, f"{prefix}scheduler", None) if prefixes else schedulers_of(pipe)[-1]
+        scheduler, count = copy.deepcopy(stock), arguments.get(f"{prefix}num_inference_steps") or 50
+        algebra = algebra_or_none(scheduler, needing)
+        clock = planned_clock(scheduler, algebra, count)
+        if not prefix and (first := _first_timestep(pipe, scheduler, count, arguments)) is not None:
+            clock = Clock(scheduler, algebra, first)
+        yield Stage(scheduler, clock, _families_of(pipe, prefix, prefixes), own, own_calls)
+
+
+def _families_of(pipe: Any, prefix: str, others: Sequence[str]) -> tuple[Family, ...]:
+    """The denoisers of one stage, which are named as its scheduler is; those of the last stage have no prefix."""
+    found = {id(module): Family(module) for module in denoisers_of(pipe)}
+    return tuple(
+        found[id(component)]
+        for name, component in pipe.components.items()
+        if id(component) in found and (name.startswith(prefix) if prefix else not name.startswith(tuple(others)))
+    )
+
+
+def _calls_of(pipe: Any, own: Sequence[Branch]) -> int:
+    """Forward calls in which the pipeline computes its own branches of one step."""
+    apart = any(hasattr(module, "cache_context") for module in denoisers_of(pipe))
+    return len(own) if apart and not copies_of_latents(type(pipe)) else 1
+
+
+def _first_timestep(pipe: Any, scheduler: Any, steps: int, arguments: Mapping[str, Any]) -> float | None:
+    """Where a call that begins at a noised image (`strength`) enters the schedule; `None` for one from pure noise."""
+    strength, method = arguments.get("strength"), getattr(type(pipe), "get_timesteps", None)
+    if method is None or not isinstance(strength, (int, float)) or not 0 < strength < 1:
+        return None
+    if "get_timesteps" not in inspect.unwrap(type(pipe).__call__).__code__.co_names:
+        return None  # inherited or left over; the call never asks it
+    takes = inspect.signature(method).parameters
+    known = {"num_inference_steps": steps, "timesteps": scheduler.timesteps, "strength": strength, "device": "cpu"}
+    found = method(Seen(pipe, scheduler=scheduler), **{name: value for name, value in known.items() if name in takes})
+    timesteps = found[0] if isinstance(found, tuple) else found
+    return float(timesteps[0]) if len(timesteps) else None
