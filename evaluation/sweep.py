@@ -143,7 +143,7 @@ def run(
     if not first():
         return
     measured = found[0]["measures"]
-    quality = quality or next(iter(measured))
+    quality = quality or next(name for name in MEASURES if name in measured)
     if quality not in measured:
         raise EvaluationError(f"--quality: {quality} was not measured here; measured: {', '.join(measured)}.")
     front = pareto([(one["evaluations"], one["measures"][quality]["value"]) for one in found], MEASURES[quality])

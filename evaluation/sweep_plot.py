@@ -11,6 +11,7 @@ from PIL import Image
 from ..guidance.canvas import COLOURS, FAINT, GRID, INK, Canvas, nice
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 1100, 640, 90, 330, 84, 64
+SIDE = 20
 FRONT, OTHER = COLOURS[1], "#9AA3AD"
 
 
@@ -30,7 +31,7 @@ def draw(cells: Sequence[Mapping[str, Any]], quality: str, direction: str) -> Im
     step = nice((high - low) / 4)
     low, right, bottom = math.floor(low / step) * step, WIDTH - RIGHT, HEIGHT - FOOT
     ticks = math.ceil((high - low) / step - 1e-9) or 1
-    furthest = nice(max(costs))
+    furthest = nice(1.1 * max(costs))
 
     def x(cost: float) -> float:
         return LEFT + cost / furthest * (right - LEFT)
@@ -39,7 +40,8 @@ def draw(cells: Sequence[Mapping[str, Any]], quality: str, direction: str) -> Im
         return bottom - (value - low) / (ticks * step) * (bottom - TOP)
 
     canvas.text(24, 14, f"{quality.replace('_', ' ')} against cost", INK, 20)
-    canvas.text(24, 44, f"{direction}; bars: 95 % intervals; joined: the Pareto front", FAINT, 14)
+    how = "bars: 95 % intervals; equal costs stand side by side; joined: the Pareto front"
+    canvas.text(24, 44, f"{direction}; {how}", FAINT, 14)
     for tick in range(ticks + 1):
         value = low + tick * step
         canvas.line([(LEFT, y(value)), (right, y(value))], GRID, 1)
@@ -50,7 +52,10 @@ def draw(cells: Sequence[Mapping[str, Any]], quality: str, direction: str) -> Im
         canvas.text(x(cost), bottom + 8, f"{cost:g}", FAINT, 12, "ma")
     canvas.text((LEFT + right) / 2, bottom + 32, "evaluations of the denoiser an image", INK, 14, "ma")
 
-    points = [(x(cost), y(one["value"])) for cost, one in zip(costs, values, strict=True)]
+    points = []
+    for place, (cost, one) in enumerate(zip(costs, values, strict=True)):
+        beside = costs[:place].count(cost) - (costs.count(cost) - 1) / 2
+        points.append((x(cost) + SIDE * beside, y(one["value"])))
     front = sorted({point for point, cell in zip(points, cells, strict=True) if cell["pareto"]})
     canvas.line(front, FRONT, 1.5)
     for number, (cell, point, one) in enumerate(zip(cells, points, values, strict=True), start=1):

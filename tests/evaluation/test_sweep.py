@@ -138,7 +138,7 @@ def test_a_killed_sweep_continues_in_other_processes_to_the_same_numbers(model: 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--quality", "beauty"], "'beauty' is no measure; allowed: frechet_distance"),
+        (["--quality", "beauty"], "'beauty' is no measure; allowed: kernel_distance"),
         (["--quality", "psnr"], "psnr was not measured here; measured: accuracy, confidence"),
         (["--guidance", "cfg:scale=1"], "cfg is given twice"),
         (["--guidance", "slg:scale=x,1"], "scale='x' cannot be read"),
