@@ -26,6 +26,10 @@ class SmoothedQueries(Perturbation):
 
     sigma: float = math.inf
 
+    def __post_init__(self) -> None:
+        # A compiler makes a number symbolic once it has seen two of its values, and a text never.
+        object.__setattr__(self, "_constant_sigma", repr(self.sigma))
+
     def attention(
         self,
         query: torch.Tensor,
@@ -42,17 +46,18 @@ class SmoothedQueries(Perturbation):
 
     def smoothed(self, image: torch.Tensor, grid: tuple[int, ...] | None) -> torch.Tensor:
         """Blurred queries; `image` is `[batch, heads, tokens, head_dim]`."""
-        if math.isinf(self.sigma):
+        sigma = float(self.__dict__["_constant_sigma"])
+        if math.isinf(sigma):
             return image.mean(dim=-2, keepdim=True).expand_as(image)
         if grid is None:
             raise GuidanceRuntimeError(
-                f"seg: sigma={self.sigma:g}: this denoiser's arguments do not tell where its image tokens lie in the "
+                f"seg: sigma={sigma:g}: this denoiser's arguments do not tell where its image tokens lie in the "
                 "picture; allowed here: sigma=inf, the mean, which needs no place."
             )
         height, width = grid[-2:]
         picture = image.transpose(-1, -2).reshape(-1, 1, height, width)
         for axis, side in ((-2, height), (-1, width)):
-            picture = _blurred(picture, axis, side, self.sigma)
+            picture = _blurred(picture, axis, side, sigma)
         return picture.reshape(*image.shape[:2], image.shape[-1], image.shape[-2]).transpose(-1, -2)
 
 

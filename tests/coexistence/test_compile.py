@@ -96,10 +96,15 @@ def test_blocks_that_are_compiled_one_by_one_share_graphs(name: str) -> None:
     assert torch.equal(counted(pipe, name, graphs)[0], stock)
 
 
-@pytest.mark.parametrize("name", ["sd15", "flux"])
-def test_another_perturbation_is_another_graph(name: str) -> None:
-    """The kind that acts is not what happened to be traced first."""
-    plans: list[tuple[str, dict[str, Any]]] = [("pag", {}), ("seg", {}), ("pag", {})]
+@pytest.mark.parametrize(
+    ("name", "plans"),
+    [
+        ("sd15", [("seg", {"sigma": 0.5}), ("seg", {"sigma": 1.0}), ("seg", {"sigma": 0.5})]),
+        ("flux", [("pag", {}), ("seg", {}), ("pag", {})]),
+    ],
+)
+def test_another_perturbation_is_another_graph(name: str, plans: list[tuple[str, dict[str, Any]]]) -> None:
+    """The kind that acts, or a number in it, is not what happened to be traced first; what was before is there."""
     pipe: Any = trimtab.guide(CASES[name].build())
     eager = []
     for plugin, parameters in plans:
@@ -113,6 +118,7 @@ def test_another_perturbation_is_another_graph(name: str) -> None:
             output, made = counted(pipe, name, graphs)
         close(output, expected, 1e-6)
         assert made[0] <= 1 and not any(made[1:])
+    assert graphs.made == 2
 
 
 def test_another_strength_is_no_other_graph() -> None:
