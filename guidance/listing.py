@@ -77,7 +77,7 @@ def advice(listing: Mapping[str, Any]) -> list[str]:
             'Say what it costs in its docstring, in a paragraph of its own: "Cost: one more evaluation ...".'
         )
     if not off_values(cls):
-        lacking.append("Declare which value switches it off: parameter(..., off=0.0).")
+        lacking.append("Declare which value switches it off, if one does: parameter(..., off=0.0).")
     if listing["origin"] == "entry point" and listing["distribution"] != "trimtab" and "." not in listing["name"]:
         lacking.append(f"Names without a dot are trimtab's own; call it vendor.{listing['name']}.")
     return lacking

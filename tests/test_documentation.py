@@ -51,6 +51,8 @@ def test_a_page_says_where_its_plug_in_acts(site: Path) -> None:
 def test_equations_are_drawn_by_the_browser_itself(site: Path) -> None:
     page = (site / "plugins" / "pag" / "index.html").read_text()
     assert "<math" in page and "$$" not in page and "arithmatex" not in page
+    for name in BUILT_IN:
+        assert not re.search(r"<code>[^<]*\\[a-z]", (site / "plugins" / name / "index.html").read_text()), name
 
 
 def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:

@@ -26,12 +26,12 @@ class Classifier(GradientGuidance):
 
     $$ \\ell = \\tau_1 f_y - \\log\\sum_i \\exp(\\tau_2 f_i) $$
 
-    `estimate="x0"`, for any classifier of clean images: EluCD, Ma et al., "Elucidating the Design Space of Classifier-
-    Guided Diffusion Generation", ICLR 2024, arXiv:2310.11311. The gradient is taken at the clean estimate, clipped to
-    -1..1, as if it were one at x_t, and no backward pass goes through the denoiser; ReLU becomes `Softplus(beta)`, for
-    a smooth gradient; the temperatures weigh joint against conditional probability; the mean of the next sample
-    moves by `(\\beta_t + \\gamma v_{max}\\sin(\\pi t/T))\\,\\nabla\\ell`, with `\\beta_t` the variance of the step and
-    `v_max` its largest so far. That is, with `\\bar\\alpha` the signal's share of the variance,
+    `estimate="x0"`, for any classifier of clean images: EluCD, Ma et al., "Elucidating the Design Space of
+    Classifier-Guided Diffusion Generation", ICLR 2024, arXiv:2310.11311. The gradient is taken at the clean estimate,
+    clipped to -1..1, as if it were one at x_t, and no backward pass goes through the denoiser; ReLU becomes
+    `Softplus(beta)`, for a smooth gradient; the temperatures weigh joint against conditional probability; the mean
+    of the next sample moves by $(\\beta_t + \\gamma v_{max}\\sin(\\pi t/T))\\,\\nabla\\ell$, with `\\beta_t` the
+    variance of the step and `v_max` its largest yet. That is, with `\\bar\\alpha` the signal's share of the variance,
 
     $$ \\hat x_0 \\leftarrow \\hat x_0 + s\\,\\frac{1-\\bar\\alpha_t}{\\sqrt{\\bar\\alpha_s}}
        \\Bigl(1 + \\gamma\\,\\frac{v_{max}}{\\beta_t}\\sin\\frac{\\pi t}{T}\\Bigr)\\nabla_{\\hat x_0}\\ell $$
@@ -43,7 +43,7 @@ class Classifier(GradientGuidance):
 
     `estimate="edm"`, EluCD for samplers of EDM: the classifier sees x_t at unit root mean square, and the next sample
     moves by its gradient, normed to the root mean square of that sample, times
-    `w_i = m ((N - i)/(N + 1) + a \\sin(\\pi i/N))`. The noise that the sampler starts from is not moved.
+    $w_i = m ((N - i)/(N + 1) + a \\sin(\\pi i/N))$. The noise that the sampler starts from is not moved.
 
     Cost: no evaluation of the denoiser; the classifier's forward and backward pass, and the decoding, once a step.
     """

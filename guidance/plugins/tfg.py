@@ -39,11 +39,12 @@ class TFG(GradientGuidance):
 
     With `f = exp(-E)`, smoothed over `\\delta \\sim N(0, I)`, and `\\bar\\alpha` the signal's share of the variance:
 
-    $$ \\tilde f(x) = \\operatorname{mean}_\\delta f(x + \\bar\\gamma\\sqrt{1-\\bar\\alpha_t}\\,\\delta), \\qquad
-       \\Delta_t = \\rho_t\\nabla_{x_t}\\log\\tilde f(\\hat x_0(x_t)), \\qquad
+    $$ \\tilde f(x) = \\operatorname{mean}_\\delta f(x + \\bar\\gamma\\sqrt{1-\\bar\\alpha_t}\\,\\delta) $$
+
+    $$ \\Delta_t = \\rho_t\\nabla_{x_t}\\log\\tilde f(\\hat x_0(x_t)), \\qquad
        \\Delta_0 \\leftarrow \\Delta_0 + \\mu_t\\nabla_{\\hat x_0}\\log\\tilde f(\\hat x_0 + \\Delta_0) $$
 
-    (`iterations` times). The clean estimate moves by `d = \\Delta_t/\\sqrt{\\bar\\alpha_t} + \\Delta_0`: with
+    (`iterations` times). The clean estimate moves by $d = \\Delta_t/\\sqrt{\\bar\\alpha_t} + \\Delta_0$: with
     `update="sample"` the scheduler's outcome moves by `\\alpha_s d` and the noise in it stays; with `update="clean"`
     the noise is derived anew, as in classifier guidance. Each step is evaluated `recurrence` times.
 
