@@ -59,13 +59,24 @@ def as_json(rows: list[Reach]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[Reach]) -> str:
-    """The rows for people, and how many can be guided."""
+    """The rows for people, the reasons below them, and how many can be guided."""
+    reasons: dict[str, int] = {}
+
+    def cell(verdict: str) -> str:
+        if verdict in ("yes", RUN_TELLS):
+            return "yes" if verdict == "yes" else "?"
+        return f"no [{reasons.setdefault(verdict, len(reasons) + 1)}]"
+
     lines = [("PIPELINE", "DENOISER", "FAMILY", "GUIDED", "LEVELS", "ATTENTION")]
-    lines += [(r.pipeline, ", ".join(r.denoiser), r.family, r.guided, r.levels, r.attention) for r in rows]
+    for row in rows:
+        verdicts = (cell(row.guided), cell(row.levels), cell(row.attention))
+        lines.append((row.pipeline, ", ".join(row.denoiser), row.family, *verdicts))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     drawn = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     guided = sum(row.guided == "yes" for row in rows)
-    return "\n".join([*drawn, f"{guided} of {len(rows)} classes can be guided as far as inspection tells."])
+    notes = [f"[{number}] {reason}" for reason, number in reasons.items()]
+    told = f"{guided} of {len(rows)} classes can be guided as far as inspection tells."
+    return "\n".join([*drawn, "", f"?   {RUN_TELLS}", *notes, "", told])
 
 
 def _classes() -> Iterator[type]:
@@ -126,7 +137,7 @@ def _guided(kind: type, denoisers: list[type], schedulers: list[type]) -> str:
 
 def _steps(kind: type) -> bool:
     """Whether the source of a class calls `scheduler.step`, or calls pipelines of its own that may."""
-    return any(re.search(r"scheduler\w*\.step\(|self\.\w*pipe\w*\(", source) for source in _sources(kind))
+    return any(re.search(r"scheduler\w*(\[\w+\])?\.step\(|self\.\w*pipe\w*\(", source) for source in _sources(kind))
 
 
 def _sources(kind: type) -> Iterator[str]:
