@@ -29,8 +29,8 @@ def no_stand_in(name: str, attention: nn.Module, kind: str) -> str:
     """Why a perturbation or a watching point of this kind cannot act in an attention."""
     return (
         f"{name}: its processor {type(attention.processor).__name__} calls neither scaled_dot_product_attention nor "
-        f"dispatch_attention_fn, so {kind} cannot act. Set one that does, such as the default: "
-        "set_default_attn_processor(), or name other layers."
+        f"dispatch_attention_fn, so {kind} cannot act. Name other layers, use 'slg', which leaves whole blocks out, "
+        "or, if you have set this processor, put back the one that the model was built with."
     )
 
 

@@ -27,7 +27,7 @@ from ..guidance.planner import extra_of, own_branches
 from .around import surrounded
 from .clean import CleanPhase, edits_clean_estimate, needs_graph
 from .clock import Clock, algebra_or_none
-from .components import denoisers_of, schedulers_of
+from .components import check_controlled, denoisers_of, schedulers_of
 from .conditions import Conditions
 from .converting import check_sample_is_left, is_converted, only_converts
 from .denoiser import OWN, Call, Denoiser, observe_calls, watched_by
@@ -155,6 +155,10 @@ class GuidedRun:
         roles = denoiser.roles(ordinal, rows, kwargs)
         step = self._peek(module, args, kwargs)
         acting = self.hooks.acting(step) if step is not None else {}
+        for name, guidance in acting.items():
+            assert step is not None
+            for branch in extra_of(self.hooks.wanted({name: guidance}, step), self.own):
+                check_controlled(self.pipe, self.arguments, branch, name)
         branches = self._to_join(denoiser, acting, step, roles)
         if self.around and step is None:
             raise UnsupportedPipelineError(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
 from fingerprint import of_pipeline
+from recorder import recorded
 from zoo import CASES, picture, run
 
 import trimtab
@@ -47,3 +48,20 @@ def test_controls_reach_every_branch(build: Any, call: dict[str, Any]) -> None:
     torch.testing.assert_close(result, stronger, rtol=0, atol=1e-5 * float(stronger.abs().max()))
     assert of_pipeline(pipe, values=False) == frame
     assert torch.equal(run(pipe, CASE, **call), stock)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "parameters", "scale"),
+    [("cfg", {"scale": 7.0}, 1.0), ("cfg", {"scale": 7.0, "negative_prompt": "blurry"}, 5.0)],
+)
+@pytest.mark.parametrize(("build", "call"), [(CASE.build, {}), (CASE.build, GUESS), (several, SEVERAL)])
+def test_a_branch_for_which_there_is_no_control_is_refused_before_the_first_call(
+    build: Any, call: dict[str, Any], plugin: str, parameters: dict[str, Any], scale: float
+) -> None:
+    """Its residuals would be those of another prompt."""
+    pipe = build()
+    record = recorded(pipe, "unet")
+    trimtab.guide(pipe).add_guidance(plugin, **parameters)
+    with pytest.raises(trimtab.UnsupportedPipelineError, match=r"its ControlNet .* guidance scale above 1"):
+        run(pipe, CASE, **call, guidance_scale=scale)
+    assert not record.forwards

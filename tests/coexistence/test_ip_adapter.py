@@ -9,6 +9,7 @@ import pytest
 import torch
 from configured import close
 from fingerprint import of_pipeline
+from recorder import recorded
 from safetensors.torch import save_file
 from zoo import CASES, run
 
@@ -79,3 +80,11 @@ def test_cfg_is_the_pipelines_own_guidance_at_that_scale(pipe: Any) -> None:
         close(run(pipe, CASE, **seen()), expected, 1e-5)
         pipe.set_ip_adapter_scale(0.0)
         assert not torch.allclose(run(pipe, CASE, **seen()), expected, atol=1e-3)
+
+
+def test_an_unconditional_branch_that_would_see_the_image_is_refused_before_the_first_call(pipe: Any) -> None:
+    record = recorded(pipe, "unet")
+    trimtab.guide(pipe).add_guidance("cfg", scale=7.0)
+    with pytest.raises(trimtab.UnsupportedPipelineError, match=r"its IP-Adapter .* guidance scale above 1"):
+        run(pipe, CASE, **seen(1.0))
+    assert not record.forwards
