@@ -93,6 +93,7 @@ def train(
     """
     output = Path(settings.output)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else several processes without GPUs know nothing of each other
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(settings.accumulate, sync_with_dataloader=False),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),

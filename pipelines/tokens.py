@@ -134,7 +134,8 @@ class Apart(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
-        if func is F.linear:
+        # A sharded projection is computed, since what follows wants its kind of tensor; taint spreads there as well.
+        if func is F.linear and type(args[0]) is torch.Tensor:
             return self._linear(*args, **kwargs)
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)

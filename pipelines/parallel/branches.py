@@ -63,7 +63,7 @@ class BranchParallel:
         if not (isinstance(timeout, (int, float)) and timeout > 0):
             raise ParameterError(f"enable_branch_parallel: timeout={timeout!r}; allowed: seconds > 0.")
         if not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            PartialState()
+            PartialState(cpu=not torch.accelerator.is_available())
         if not distributed.is_initialized():
             raise ParameterError(
                 "enable_branch_parallel: this is the only process. Start the program with torchrun or accelerate "

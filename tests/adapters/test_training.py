@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +221,26 @@ def test_the_weight_is_that_of_min_snr(prediction: str) -> None:
     expected = torch.minimum(snr, torch.tensor(5.0)) / (snr + (prediction == "v_prediction"))
     torch.testing.assert_close(min_snr_weight(scheduler, t, 5.0), expected, rtol=1e-4, atol=1e-6)
     assert min_snr_weight(scheduler, t, 0.0).tolist() == [1.0, 1.0, 1.0]
+
+
+# -- several processes -------------------------------------------------------------------------------------------------
+def test_a_command_under_accelerate_launch_resumes_to_the_same_losses(sd: Path, data: Path, tmp_path: Path) -> None:
+    """Two processes, gradients of two batches, bfloat16: stopped after step 2 of 4 and continued, and not stopped."""
+    settings = {"batch_size": 1, "accumulate": 2, "mixed_precision": "bf16"}
+
+    def launch(output: Path) -> None:
+        command = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        command += ["--module", "trimtab", "train", "unicon", *options(partner_settings(sd, data, output, **settings))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "-m", *command], check=True, env=environment, capture_output=True)
+
+    launch(tmp_path / "whole")
+    parts = broken_off(tmp_path / "whole", tmp_path / "parts")
+    # Two processes were one run: each has a random state of its own in the checkpoint.
+    assert len(list((parts / "checkpoints" / "checkpoint_0").glob("random_states_*"))) == 2
+    launch(parts)
+    losses = [[json.loads(row)["loss"] for row in (f / "log.jsonl").open()] for f in (tmp_path / "whole", parts)]
+    assert len(losses[0]) == 4 and losses[1] == [*losses[0], *losses[0][2:]]
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "whole", parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,52 @@
+"""Denoisers that are one piece too big: sharded over processes, or dispatched to a device and a disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import sharded_programs as programs
+from configured import check_configured
+from processes import together
+from zoo import CASES
+
+NAMES = ("sd15", "flux")
+
+
+@pytest.fixture(scope="module")
+def fsdp(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return together(2, programs.compare, tmp_path_factory.mktemp("fsdp"), "FSDP", *NAMES)
+
+
+@pytest.fixture(scope="module")
+def tensor_parallel(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return together(2, programs.compare, tmp_path_factory.mktemp("tensor"), "tensor parallel", *NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fsdp_changes_nothing(fsdp: list[dict[str, Any]], name: str) -> None:
+    for seen in fsdp:
+        assert seen[name].pop("split") > 50
+        assert set(seen[name].values()) == {0.0}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tensor_parallel_layers_change_no_more_than_rounding(tensor_parallel: list[dict[str, Any]], name: str) -> None:
+    for seen in tensor_parallel:
+        assert seen[name].pop("split") > 10
+        assert max(seen[name].values()) < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_device_map_onto_a_disk_changes_nothing(name: str, tmp_path: Path) -> None:
+    def dispatched(pipe: Any) -> None:
+        denoiser = getattr(pipe, CASES[name].denoiser)
+        parts = [part for part, _ in denoiser.named_children()]
+        places = {part: ("cpu", "disk")[number % 2] for number, part in enumerate(parts)}
+        accelerate.dispatch_model(
+            denoiser, device_map=places, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True
+        )
+
+    check_configured(name, dispatched)

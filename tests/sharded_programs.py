@@ -1,0 +1,75 @@
+"""What the processes of the tests of sharded denoisers run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from branch_programs import difference
+from diffusers.models.activations import GELU
+from diffusers.models.attention import FeedForward
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from zoo import CASES, run
+
+import trimtab
+
+GUIDANCES: tuple[dict[str, dict[str, Any]], ...] = ({"pag": {"scale": 2.0}}, {"seg": {}, "cfg": {"scale": 4.0}})
+
+
+def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
+    groups = ("down_blocks", "up_blocks", "transformer_blocks", "single_transformer_blocks", "blocks")
+    return [block for group in groups for block in getattr(denoiser, group, ())]
+
+
+def fsdp(denoiser: nn.Module) -> None:
+    """FSDP2, each block a unit of its own."""
+    mesh = init_device_mesh("cpu", (2,))
+    for block in blocks_of(denoiser):
+        fully_shard(block, mesh=mesh)
+    fully_shard(denoiser, mesh=mesh)
+
+
+def tensor_parallel(denoiser: nn.Module) -> None:
+    """Each attention's heads, and each feed-forward's channels, over two processes."""
+    mesh = init_device_mesh("cpu", (2,))
+    for module in denoiser.modules():
+        names = {name for name, _ in module.named_modules()}
+        if {"to_q", "to_out.0"} <= names:
+            into = {
+                f"{kind}_{part}" for kind in ("to", "add") for part in ("q", "k", "v", "q_proj", "k_proj", "v_proj")
+            }
+            plan: dict[str, Any] = {name: ColwiseParallel() for name in into & names}
+            plan |= {name: RowwiseParallel() for name in {"to_out.0", "to_add_out"} & names}
+            parallelize_module(module, mesh, plan)
+            module.heads //= 2
+        elif isinstance(module, FeedForward) and isinstance(module.net[0], GELU):  # GEGLU halves its channels itself
+            parallelize_module(module, mesh, {"net.0.proj": ColwiseParallel(), "net.2": RowwiseParallel()})
+
+
+WAYS: dict[str, Callable[[nn.Module], None]] = {"FSDP": fsdp, "tensor parallel": tensor_parallel}
+
+
+def compare(way: str, *names: str) -> dict[str, Any]:
+    """Guided runs of a sharded denoiser against those of the whole one."""
+    seen: dict[str, Any] = {}
+    for name in names:
+        case = CASES[name]
+        whole, sharded = (trimtab.guide(case.build()) for _ in range(2))
+        WAYS[way](getattr(sharded, case.denoiser))
+        sizes = [parameter for parameter in getattr(sharded, case.denoiser).parameters()]
+        split = [p for p in sizes if isinstance(p, DTensor) and p.to_local().numel() < p.numel()]
+        seen[name] = {"split": len(split), "stock": difference(run(sharded, case), run(whole, case))}
+        for guidances in GUIDANCES:
+            for plugin, parameters in guidances.items():
+                for pipe in (whole, sharded):
+                    pipe.add_guidance(plugin, **parameters)
+            guided = run(whole, case)
+            seen[name]["+".join(guidances)] = difference(run(sharded, case), guided)
+            for pipe in (whole, sharded):
+                pipe.clear_guidance()
+        seen[name]["stock after"] = difference(run(sharded, case), run(whole, case))
+    return seen
