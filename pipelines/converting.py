@@ -16,9 +16,12 @@ from ..guidance.errors import UnsupportedPipelineError
 from .denoiser import Call
 
 
-def only_converts(calls: Sequence[Call], model_output: torch.Tensor) -> bool:
-    """Whether the scheduler is given the denoiser's rows, several of them and not combined."""
-    if len(model_output) < 2 or len(model_output) != sum(len(call.handed_back) for call in calls):
+def only_converts(calls: Sequence[Call], model_output: torch.Tensor, sample: torch.Tensor) -> bool:
+    """Whether the scheduler is given the rows of several calls, not combined, each with the same x_t."""
+    if len(calls) < 2 or len(model_output) != sum(len(call.handed_back) for call in calls):
+        return False
+    parts = sample.split(len(calls[0].handed_back))
+    if len(parts) != len(calls) or not all(torch.equal(part, parts[0]) for part in parts):
         return False
     if any(call.handed_back.shape[1:] != model_output.shape[1:] for call in calls):
         return False

@@ -285,7 +285,7 @@ class GuidedRun:
         sample = given["sample"]
         if self._served and self._is_beside(given["model_output"], sample):
             return original(*bound.args, **bound.kwargs)
-        if only_converts(self._calls, given["model_output"]):
+        if only_converts(self._calls, given["model_output"], sample):
             return original(*bound.args, **bound.kwargs)
         converted = is_converted(given)
         if converted and id(scheduler) in self._served:

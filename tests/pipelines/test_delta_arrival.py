@@ -137,6 +137,7 @@ BATCHES: dict[str, dict[str, Any]] = {
     "ltx_condition": {"num_videos_per_prompt": 2},
     "z_image": {"num_images_per_prompt": 2},
     "svd": {"num_videos_per_prompt": 2},
+    "flux": {"prompt": ["a red fox", "two blue boats"]},
 }
 
 
