@@ -36,8 +36,8 @@ class Fit:
 def fit(columns: Sequence[torch.Tensor], target: torch.Tensor, state: torch.Tensor, tolerance: float) -> Fit:
     """The simplest combination that explains the target to `tolerance`, or the nearest one of weights alone.
 
-    In this order: one weight a row; x_t as well; a weight for each channel, frame or token; one weight a row, and parts
-    that the pipeline holds whatever the denoiser says, as the given frames of a video.
+    In this order: one weight a row; x_t as well; likewise, but for parts that the pipeline holds whatever the denoiser
+    says, as the given frames of a video; a weight for each channel, frame or token.
 
     Args:
         columns: the rows, all of the target's shape.
@@ -55,19 +55,19 @@ def fit(columns: Sequence[torch.Tensor], target: torch.Tensor, state: torch.Tens
     states = [state] if state.shape == target.shape else []
     if states and (converted := _of_rows(columns, target, states)).residual <= tolerance:
         return converted
-    for size, dim, weights, missed, wanted in _places(columns, target):
-        if (residual := (missed.norm() / wanted.norm().clamp_min(1e-30)).item()) <= tolerance:
-            shape = _along(dim, size, target)
-            each = tuple(weight.reshape(shape).float().to(target.device) for weight in weights)
-            return Fit(each, 0.0, residual, nearest.certain)
     for size, dim, _, missed, wanted in _places([*columns, *states], target):
-        held = missed > tolerance * wanted
+        held = (missed > tolerance * wanted) | (wanted <= tolerance * wanted.max())
         if 0 < int(held.sum()) < size:
             free = (~held).nonzero().flatten().to(target.device)
             parts = [[part.index_select(dim, free) for part in some] for some in (columns, [target], states)]
             found = _of_rows(parts[0], parts[1][0], parts[2])
             if found.residual <= tolerance:
                 return replace(found, held=held.reshape(_along(dim, size, target)).to(target.device))
+    for size, dim, weights, missed, wanted in _places(columns, target):
+        if (residual := (missed.norm() / wanted.norm().clamp_min(1e-30)).item()) <= tolerance:
+            shape = _along(dim, size, target)
+            each = tuple(weight.reshape(shape).float().to(target.device) for weight in weights)
+            return Fit(each, 0.0, residual, nearest.certain)
     return nearest
 
 

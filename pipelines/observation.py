@@ -104,8 +104,8 @@ class Observation:
     @property
     def gain(self) -> float:
         """What a delta on every row arrives as: 1, -1 where the sign is flipped, another number where it is scaled."""
-        total = sum(self._means)
-        if not self.exact or self.rescaled:
+        total, sums = sum(self._means), torch.stack(self.weights).sum(0)
+        if not self.exact or self.rescaled or bool(sums.max() - sums.min() > 1e-2):
             return 1.0 if total >= 0 else -1.0
         nearest = round(total)
         return float(nearest) if nearest and abs(total - nearest) < 1e-2 else total

@@ -97,3 +97,13 @@ def test_given_frames_are_held() -> None:
     assert found.held is not None and torch.equal(found.held, held)
     assert found.gain == pytest.approx(0.4) and found.on_sample == pytest.approx(0.4)
     assert torch.equal(found.kept(given, given + 1.0)[:, :, 0], given[:, :, 0])
+
+
+def test_given_tokens_whose_prediction_is_zero_are_held() -> None:
+    """LTX-2: the velocity of a given token is zero, so that it stays where it is."""
+    noise = torch.Generator().manual_seed(0)
+    row, x_t = torch.randn(2, 1, 12, 8, generator=noise)
+    held = (torch.arange(12) < 4).reshape(1, 12, 1)
+    found = observe([row], torch.where(held, 0.0, row), x_t)
+    assert found is not None and found.exact and found.gain == 1.0
+    assert found.held is not None and torch.equal(found.held, held)
