@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="sd15")
     parser.add_argument("--side", type=int, default=256, help="pixels")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path, default=Path("runs/branches.json"))
     given = parser.parse_args()
