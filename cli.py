@@ -372,6 +372,7 @@ def calibrate(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """`trimtab train`: train, or continue, and print where the model is; under `accelerate launch` as well."""
     from .pipelines.launch import first
+    from .training import part
 
     text, where = TRAININGS[args.what]
     module, function = where.split(":")
@@ -387,6 +388,7 @@ def train(args: argparse.Namespace) -> None:
         )
     given = {name: value for name, value in vars(parser.parse_args(args.options)).items() if value is not None}
     folder = run(settings_class(**given))
+    part()
     if first():
         print(folder)
 

@@ -16,8 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
@@ -66,6 +71,16 @@ class TrainingSettings:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         given = {key: value for key, value in self.to_store().items() if value != defaults[key]}
         return " ".join([f"trimtab train {name}", *(f"--{k.replace('_', '-')} {v}" for k, v in given.items())])
+
+
+def processes() -> PartialState:
+    """The processes that were launched together; on CPUs too, which Accelerate must be told."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def part() -> None:
+    """End what was launched together, after the last of what may be several trainings."""
+    processes().destroy_process_group()
 
 
 def train(
@@ -169,7 +184,6 @@ def train(
     if not done:
         accelerator.save_state()
         finish()
-    accelerator.end_training()
     return done
 
 

@@ -3,7 +3,9 @@
 The requested class is judged by a network that never guides, and the distance to real test images is taken on its
 features. Compared: no guidance; a plain classifier at the clean estimate, and EluCD's settings one by one; at x_t the
 same clean classifier, one that was trained on noisy images, and PPAP with 1, 3 and 5 experts, trained from the model's
-own images. Networks that are missing are trained first. With `--efficientnet`, EfficientNet-Lite0 guides too, by the
+own images. Each row's scale is the one of `SCALES` with the lowest distance on images of other seeds. Networks that are
+missing are trained first; images and rows are kept as they come, so that an interrupted run continues, and one with a
+larger `--count` goes on from the images that there are. With `--efficientnet`, EfficientNet-Lite0 guides too, by the
 likeness of its features to the mean ones of each class.
 """
 
@@ -13,7 +15,8 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +27,16 @@ from tqdm.auto import tqdm
 
 import trimtab
 from trimtab.adapters.ppap.train import PPAPSettings, generated, train_experts
+from trimtab.adapters.weights import load_weights, save_weights
 from trimtab.evaluation.distances import Estimate, Gaussian, frechet_distance, jackknife
 from trimtab.evaluation.networks import JUDGE_FILE, in_batches, load_efficientnet, load_judge
 from trimtab.guidance.images import Preprocessing
 from trimtab.pipelines.embedded.data import CLASS_NAMES, load
 
+from .classifiers_page import page
 from .guides import load_guide
 from .images import from_bytes, to_bytes
+from .rows import Rows
 
 PLAIN: Mapping[str, Any] = {"beta": None, "tau2": 1.0, "gamma": 0.0}
 ABLATION: Mapping[str, Mapping[str, Any]] = {
@@ -39,7 +45,12 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "+ temperatures": {**PLAIN, "beta": 3.0, "tau2": 0.5},
     "+ sine schedule (EluCD)": {"beta": 3.0, "tau2": 0.5, "gamma": 0.3},
 }
-EXPERTS = (1, 3, 5)
+EXPERTS = (5, 1, 3)
+SCALES = {"x0": (0.25, 0.5, 1.0, 2.0), "x_t": (1.0, 2.0, 4.0, 8.0)}
+"""From which each row takes its own, by what the classifier sees."""
+TUNING_SEED = 10**6
+Attached = tuple[str, dict[str, Any]] | None
+"""A plug-in's name and parameters, the scale apart; `None` for no guidance."""
 
 
 class Likeness(nn.Module):
@@ -59,112 +70,158 @@ class Likeness(nn.Module):
         return F.cosine_similarity(self.features(images)[:, None], self.means[None], dim=-1) / self.temperature
 
 
-def configurations(pipe: Any, args: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]] | None]:
-    """What is attached in each row of the table; networks are trained on the way."""
-    guide = load_guide(args.cache / "guide.safetensors", None, args.data, args.guide_steps)
-    noisy = load_guide(args.cache / "guide-noisy.safetensors", pipe.scheduler, args.data, args.guide_steps)
-    clean = {"classifier": guide, "scale": args.scale}
-    rows: dict[str, tuple[str, dict[str, Any]] | None] = {"no guidance": None}
-    rows |= {name: ("classifier", {**clean, **parameters}) for name, parameters in ABLATION.items()}
-    at_x_t = {"estimate": "x_t", "scale": args.noisy_scale}
-    rows["clean classifier at x_t"] = ("classifier", {"classifier": guide, **at_x_t})
-    rows["noise-aware classifier"] = ("classifier", {"classifier": noisy, **at_x_t})
-    shared = PPAPSettings(output=str(args.cache), images=args.generated, batch_size=64)
-    images = generated(pipe, shared)
-    for count in EXPERTS:
+class Configurations:
+    """What is attached in each row of the table; networks are trained when their row's turn comes."""
+
+    def __init__(self, pipe: Any, args: argparse.Namespace) -> None:
+        self.pipe, self.args = pipe, args
+        self.guide = load_guide(args.cache / "guide.safetensors", None, args.data, args.guide_steps)
+
+    def rows(self) -> Mapping[str, Callable[[], Attached]]:
+        """By name, in the order of the table."""
+        found: dict[str, Callable[[], Attached]] = {"no guidance": lambda: None}
+        found |= {name: lambda p=p: ("classifier", {"classifier": self.guide, **p}) for name, p in ABLATION.items()}
+        at_x_t = {"estimate": "x_t"}
+        found["clean classifier at x_t"] = lambda: ("classifier", {"classifier": self.guide, **at_x_t})
+        found["noise-aware classifier at x_t"] = lambda: ("classifier", {"classifier": self._noisy(), **at_x_t})
+        for count in EXPERTS:
+            found[f"PPAP, {count} expert{'s' * (count > 1)}"] = lambda count=count: (
+                "ppap",
+                {"classifier": self.guide, "weights": str(self._experts(count)), **at_x_t},
+            )
+        if self.args.efficientnet:
+            found["EfficientNet-Lite0"] = lambda: ("classifier", {"classifier": Likeness(self.args.data)})
+        return found
+
+    def _noisy(self) -> nn.Module:
+        args = self.args
+        return load_guide(args.cache / "guide-noisy.safetensors", self.pipe.scheduler, args.data, args.noisy_steps)
+
+    def _experts(self, count: int) -> Path:
+        args = self.args
+        shared = PPAPSettings(output=str(args.cache), images=args.generated, inference_steps=args.steps, batch_size=100)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.autocast):
+            images = generated(self.pipe, shared)
         settings = PPAPSettings(
-            output=str(args.cache / f"ppap-{count}"), images=args.generated, experts=count,
-            steps=max(1, args.expert_steps // count), batch_size=64, learning_rate=1e-3, warmup=0,
+            output=str(args.cache / f"ppap-{count}"), images=args.generated, experts=count, rank=args.rank,
+            alpha=float(args.rank), steps=args.expert_steps // count, batch_size=32, learning_rate=1e-2, warmup=20,
         )  # fmt: skip
-        file = train_experts(pipe, guide, Preprocessing(), settings, images)
-        rows[f"PPAP, {count} experts"] = (
-            "ppap", {"classifier": guide, "weights": str(file), "scale": args.noisy_scale}
-        )  # fmt: skip
-    if args.efficientnet:
-        rows["EfficientNet-Lite0"] = ("classifier", {"classifier": Likeness(args.data), "scale": args.scale})
-    return rows
+        return train_experts(self.pipe, self.guide, Preprocessing(), settings, images)
 
 
-def generate(pipe: Any, args: argparse.Namespace, name: str) -> torch.Tensor:
-    """Unconditional images as bytes; image i is guided to class i modulo 10."""
-    images = []
-    for first in tqdm(range(0, args.count, args.batch), desc=name):
-        indices = range(first, min(first + args.batch, args.count))
-        if pipe.guidances:
-            next(iter(pipe.guidances.values())).target = tuple(index % len(CLASS_NAMES) for index in indices)
-        made = pipe(
-            [None] * len(indices),
-            num_inference_steps=args.steps,
-            generator=[torch.Generator().manual_seed(index) for index in indices],
-            output_type="pt",
-        ).images
-        images.append(to_bytes(made))
-    return torch.cat(images)
+class Sampling:
+    """Images of one configuration at a time, kept in files.
+
+    Args:
+        pipe: the embedded model.
+        args: the command's.
+        real: features of real test images.
+    """
+
+    def __init__(self, pipe: Any, args: argparse.Namespace) -> None:
+        self.pipe, self.args = pipe, args
+        self.judge, _ = load_judge(args.judge, args.data)
+        self.real = Gaussian(in_batches(self.judge.features, load("t10k", args.data)[0], "real"))
+
+    def images(self, name: str, attached: Attached, scale: float, count: int, seed: int) -> torch.Tensor:
+        """Unconditional images as bytes; image i is guided to class i modulo 10, and begins from its own seed + i."""
+        self.pipe.clear_guidance()
+        if attached is not None:
+            self.pipe.add_guidance(attached[0], target=0, scale=scale, **attached[1])
+        folder = self.args.cache / "images" / f"{name.replace(' ', '-')}-{scale:g}-{self.args.steps}"
+        parts = []
+        for first in tqdm(range(seed, seed + count, self.args.batch), desc=f"{name}, scale {scale:g}"):
+            indices = range(first, min(first + self.args.batch, seed + count))
+            file = folder / f"{first}-{len(indices)}.safetensors"
+            if not file.exists():
+                save_weights(file, {"images": to_bytes(self._batch(indices))})
+            parts.append(load_weights(file).tensors["images"])
+        return torch.cat(parts)
+
+    def _batch(self, indices: range) -> torch.Tensor:
+        if self.pipe.guidances:
+            next(iter(self.pipe.guidances.values())).target = tuple(index % len(CLASS_NAMES) for index in indices)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.args.autocast):
+            return self.pipe(
+                [None] * len(indices),
+                num_inference_steps=self.args.steps,
+                generator=[torch.Generator().manual_seed(index) for index in indices],
+                output_type="pt",
+            ).images
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the judge sees in images given as bytes."""
+        return in_batches(self.judge.features, from_bytes(images), "judge")
+
+    def distances(self, name: str, attached: Attached, scales: tuple[float, ...]) -> dict[float, float]:
+        """The Fréchet distance of some images of other seeds at each scale."""
+        given = {scale: self.images(name, attached, scale, self.args.tuning, TUNING_SEED) for scale in scales}
+        return {s: frechet_distance(Gaussian(self.features(images)), self.real) for s, images in given.items()}
+
+    def measured(self, images: torch.Tensor) -> dict[str, Estimate]:
+        """Accuracy of the requested class and Fréchet distance."""
+        features, count = self.features(images), len(images)
+        with torch.inference_mode():
+            right = self.judge.head(features).argmax(1) == torch.arange(count) % len(CLASS_NAMES)
+        return {
+            "accuracy": jackknife(lambda i: right[i].double().mean().item(), count, len(CLASS_NAMES)),
+            "frechet": jackknife(lambda i: frechet_distance(Gaussian(features[i]), self.real), count, len(CLASS_NAMES)),
+        }
 
 
-def measure(args: argparse.Namespace) -> dict[str, dict[str, Estimate]]:
-    """Accuracy of the requested class and Fréchet distance of each row."""
-    judge, _ = load_judge(args.judge, args.data)
-    real = Gaussian(in_batches(judge.features, load("t10k", args.data)[0], "real"))
+def measure(rows: Rows, args: argparse.Namespace) -> None:
+    """Fill the rows that are missing."""
     pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
     pipe.set_progress_bar_config(disable=True)
-    rows: dict[str, dict[str, Estimate]] = {}
-    for name, attached in configurations(pipe, args).items():
-        pipe.clear_guidance()
-        if attached is not None:
-            plugin, parameters = attached
-            pipe.add_guidance(plugin, target=0, **parameters)
-        features = in_batches(judge.features, from_bytes(generate(pipe, args, name)), name)
-        with torch.inference_mode():
-            right = judge.head(features).argmax(1) == torch.arange(args.count) % len(CLASS_NAMES)
-        rows[name] = {
-            "accuracy": jackknife(lambda i, r=right: r[i].double().mean().item(), args.count, len(CLASS_NAMES)),
-            "frechet": jackknife(
-                lambda i, f=features: frechet_distance(Gaussian(f[i]), real), args.count, len(CLASS_NAMES)
-            ),
-        }
-    return rows
-
-
-def table(rows: Mapping[str, Mapping[str, Estimate]]) -> str:
-    """The page's table."""
-    lines = ["| | accuracy of the requested class | Fréchet distance, judge |", "| --- | --- | --- |"]
-    for name, row in rows.items():
-        accuracy, frechet = row["accuracy"], row["frechet"]
-        lines.append(
-            f"| {name} | {accuracy.value:.3f} ± {accuracy.error:.3f} | {frechet.value:.1f} ± {frechet.error:.1f} |"
-        )
-    return "\n".join(lines)
+    sampling = Sampling(pipe, args)
+    for name, configured in Configurations(pipe, args).rows().items():
+        if name in rows:
+            continue
+        attached = configured()
+        scales = SCALES["x_t" if attached is not None and "estimate" in attached[1] else "x0"]
+        tried = {} if attached is None else sampling.distances(name, attached, scales)
+        scale = min(tried, key=tried.__getitem__, default=0.0)
+        started = time.process_time()
+        images = sampling.images(name, attached, scale, args.count, 0)
+        row: dict[str, Any] = {"scale": scale, "tried": tried, "seconds": (time.process_time() - started) / args.count}
+        row |= {key: [e.value, list(e.replicates)] for key, e in sampling.measured(images).items()}
+        if attached is not None and attached[0] == "ppap":
+            report = json.loads((Path(attached[1]["weights"]).parent / "report.json").read_text())
+            row |= {key: report[key] for key in ("trainable_share", "experts", "base_parameters", "agreement")}
+        rows[name] = row
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.classifiers", description=__doc__)
     parser.add_argument("--count", type=int, default=2000, help="images a row, a multiple of 100")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
+    parser.add_argument("--tuning", type=int, default=100, help="images for each scale that is tried")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
     parser.add_argument("--batch", type=int, default=100, help="images at once")
-    parser.add_argument("--scale", type=float, default=1.0, help="of guidance at the clean estimate")
-    parser.add_argument("--noisy-scale", type=float, default=5.0, help="of guidance at x_t")
-    parser.add_argument("--guide-steps", type=int, default=1500, help="of training each guide")
-    parser.add_argument("--generated", type=int, default=5000, help="images that PPAP learns from")
-    parser.add_argument("--expert-steps", type=int, default=5000, help="of training, shared by all experts of a row")
-    parser.add_argument("--efficientnet", action="store_true", help="a row guided by EfficientNet-Lite0")
+    parser.add_argument("--autocast", action="store_true", help="denoise in bfloat16")
+    parser.add_argument("--guide-steps", type=int, default=1200, help="of training the guide")
+    parser.add_argument("--noisy-steps", type=int, default=1500, help="of training the noise-aware one")
+    parser.add_argument("--generated", type=int, default=2000, help="images that PPAP learns from")
+    parser.add_argument("--expert-steps", type=int, default=1500, help="of training, shared by all experts of a row")
+    parser.add_argument("--rank", type=int, default=2, help="of the experts' LoRA")
+    parser.add_argument("--efficientnet", action="store_true", help="let EfficientNet-Lite0 guide too")
     parser.add_argument("--data", help="folder of the four IDX files")
-    parser.add_argument("--cache", type=Path, default=Path("runs/classifiers"), help="folder of what is trained")
-    parser.add_argument("--judge", type=Path, default=JUDGE_FILE, help="trained where missing")
-    parser.add_argument("--output", type=Path, default=Path("runs/classifiers/table"), help="its .md and .json")
+    parser.add_argument("--cache", type=Path, default=Path("runs/classifiers"), help="folder of networks and images")
+    parser.add_argument("--judge", type=Path, default=JUDGE_FILE, help="weights of the judge; trained where missing")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/classifiers"), help="writes OUTPUT.md and OUTPUT.json"
+    )
     given = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(given)
     if args.count < 100 or args.count % 100:
         parser.error(f"--count {args.count}: ten classes in ten groups need a multiple of 100.")
-    rows = measure(args)
-    command = shlex.join(["python", "-m", "benchmarks.classifiers", *given])
-    page = f"# Classifier guidance of the embedded model\n\nMade by `{command}`.\n\n{table(rows)}\n"
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: {key: [e.value, e.error] for key, e in row.items()} for name, row in rows.items()}
-    args.output.with_suffix(".json").write_text(json.dumps(plain, indent=2) + "\n")
-    args.output.with_suffix(".md").write_text(page)
-    print(page)
+    kept = ("count", "tuning", "steps", "batch", "autocast", "guide_steps", "noisy_steps", "generated", "expert_steps",
+            "rank")  # fmt: skip
+    rows = Rows(args.output.with_suffix(".json"), {name: getattr(args, name) for name in kept})
+    measure(rows, args)
+    text = page(rows, shlex.join(["python", "-m", "benchmarks.classifiers", *given]), args)
+    args.output.with_suffix(".md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

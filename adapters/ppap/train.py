@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -30,7 +29,7 @@ from tqdm.auto import tqdm
 from ...guidance.errors import ParameterError, UnsupportedPipelineError
 from ...guidance.images import Preprocessing, of_processor
 from ...guidance.networks import tensor_of
-from ...training import TrainingSettings, option, train
+from ...training import TrainingSettings, option, processes, train
 from ..weights import load_weights, save_weights
 from .agreement import agreement
 from .experts import Experts
@@ -100,7 +99,7 @@ def train_experts(
         )
     output = Path(settings.output)
     if images is None:
-        with PartialState().main_process_first():
+        with processes().main_process_first():
             images = generated(pipe, settings)
     torch.manual_seed(settings.seed)
     teacher = teacher.eval().requires_grad_(False)
@@ -117,7 +116,7 @@ def train_experts(
                 return done
         _take_over(experts, load_weights(done).tensors, index)
     share = f"{experts.trainable_share:.2%}"
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         return file
     experts.save(file, {"trainable_share": share, "command": settings.command("ppap")})
     rows = agreement(experts, teacher, images[:SEEN], pipe.scheduler, preprocessing, settings.kind)
@@ -156,7 +155,7 @@ def _train_one(
     output = Path(settings.output) / f"expert_{index}"
     if train(f"expert {index}", experts, TensorDataset(images), loss,
              dataclasses.replace(settings, output=str(output)), export):  # fmt: skip
-        state = PartialState()
+        state = processes()
         if state.is_main_process:
             (output / "unfinished.safetensors").replace(done)
         state.wait_for_everyone()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from zoo.class_conditional import class_conditional
 
 import trimtab
+from trimtab import cli
 from trimtab.adapters.ppap.experts import Experts, load_experts
 from trimtab.adapters.ppap.guidance import PPAP
 from trimtab.adapters.ppap.noise import noised
@@ -226,3 +231,56 @@ def test_what_does_not_fit_is_an_error_that_says_so(trained: Path, tmp_path: Pat
         pipe().add_guidance("ppap", classifier=Teacher(), target=1)
     with pytest.raises(trimtab.ParameterError, match="kind='depth' needs wanted, a map"):
         pipe().add_guidance("ppap", classifier=Teacher(), weights=str(trained), kind="depth")
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline, and a transformers classifier of its images, in folders."""
+    folder = tmp_path_factory.mktemp("saved")
+    class_conditional(["one", "two", "three"]).save_pretrained(folder / "pipe")
+    config = transformers.ResNetConfig(
+        num_channels=1, embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.ResNetForImageClassification(config).save_pretrained(folder / "teacher")
+    return folder
+
+
+def command(saved: Path, output: Path, steps: int, batch: int) -> list[str]:
+    return ["train", "ppap", "--pipeline", str(saved / "pipe"), "--teacher", str(saved / "teacher"), "--output",
+            str(output), "--images", "16", "--inference-steps", "2", "--experts", "2", "--rank", "1", "--steps",
+            str(steps), "--batch-size", str(batch), "--warmup", "0"]  # fmt: skip
+
+
+def test_the_command_trains_and_its_experts_guide_with_the_checkpoint(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command(saved, tmp_path, steps=3, batch=8)) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    said = capsys.readouterr().out
+    assert f"hold {report['trainable_share']:.2%} of the network's {report['base_parameters']:,} parameters" in said
+    guided = trimtab.GuidedPipeline.from_pretrained(saved / "pipe")
+    stock = guided(0, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    guided.add_guidance("ppap", classifier=str(saved / "teacher"), weights=str(tmp_path / "ppap.safetensors"), target=1)
+    image = guided(0, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    assert not torch.equal(image, stock)
+    assert cli.main(["train", "ppap", "--output", str(tmp_path / "other")]) == 2
+    assert "train ppap: teacher is missing" in capsys.readouterr().err
+
+
+def test_two_processes_share_the_work_and_write_one_file(saved: Path, tmp_path: Path) -> None:
+    """Each sees its own half of the data, so that two with batches of 4 take as many steps as one with 8."""
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trimtab",
+         *command(saved, tmp_path, steps=2, batch=4)],
+        check=True, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    report = json.loads((tmp_path / "report.json").read_text())
+    teacher = transformers.AutoModelForImageClassification.from_pretrained(saved / "teacher")
+    experts = load_experts(teacher, load_weights(tmp_path / "ppap.safetensors"))
+    assert report["trainable_share"] == pytest.approx(experts.trainable_share)
+    moved = [p.abs().max() for i in range(2) for n, p in experts.parameters_of(i).items() if "lora_B" in n]
+    assert min(moved) > 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from diffusers import DDPMScheduler, EulerDiscreteScheduler
+from diffusers import DDPMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -239,6 +239,28 @@ def test_the_edm_variant_moves_the_next_sample_by_a_normed_gradient() -> None:
     run(pipe, steps=4)
     expected = [m * (4 - i) / 5 + m * a * math.sin(math.pi * i / 4) for i in (1, 2, 3)]
     torch.testing.assert_close(torch.stack(seen), torch.tensor([*expected, 0.0]), rtol=1e-4, atol=1e-7)
+
+
+def test_in_a_heun_pair_the_edm_variant_moves_only_the_sample_that_ends_the_level() -> None:
+    pipe, network, m, a, steps = tiny(), Linear(), 0.02, 0.3, 3
+    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    seen: list[tuple[int, int, float]] = []
+
+    class Watching(Classifier):
+        def after_step(self, step: Any, sample: torch.Tensor) -> torch.Tensor:
+            moved = super().after_step(step, sample)
+            share = ((moved - sample).square().mean() / sample.square().mean()).sqrt()
+            seen.append((step.index, step.evaluation, float(share)))
+            return moved
+
+    pipe.add_guidance(Watching(classifier=network, target=0, estimate="edm", max_guidance=m, added=a))
+    plan = pipe.explain_guidance(steps)
+    run(pipe, steps=steps)
+    assert pipe.last_guided_run.evaluations == plan.evaluations == 2 * steps - 1
+    expected = [m * (steps - i) / (steps + 1) + m * a * math.sin(math.pi * i / steps) for i in (1, 2)]
+    wanted = [(0, 0, 0.0), (0, 1, expected[0]), (1, 0, 0.0), (1, 1, expected[1]), (2, 0, 0.0)]
+    assert [row[:2] for row in seen] == [row[:2] for row in wanted]
+    assert [row[2] for row in seen] == pytest.approx([row[2] for row in wanted], rel=1e-3, abs=1e-6)
 
 
 # -- the classifier ----------------------------------------------------------------------------------------------------

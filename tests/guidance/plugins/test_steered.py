@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from trimtab.guidance.noise import Level, noise_algebra
 from trimtab.guidance.operators import LinearOperator, luminance, resampling
 from trimtab.guidance.parameters import same
 from trimtab.pipelines.graph import GraphMeter
+from trimtab.pipelines.interception import tap_method
 from trimtab.pipelines.latents import ImageSpace
 
 from ...zoo.class_conditional import class_conditional
@@ -141,31 +143,50 @@ def test_latents_come_nearer_to_what_was_measured(name: str, latent: str) -> Non
     assert after < (0.7 if latent == "gradient" else 1.0) * before
 
 
-@pytest.mark.parametrize("name", ["sd15", "flux", "tiny"])
+@pytest.mark.parametrize("name", ["sd15", "flux", "embedded"])
 def test_classifier_pag_cfg_and_steered_run_in_one_stack(name: str) -> None:
-    """In the order in which they were attached, and at the cost that is declared."""
+    """In the order in which they were attached, phase after phase, and at the cost that is declared."""
     classifier = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.LazyLinear(3))
-    if name == "tiny":
-        pipe = trimtab.guide(class_conditional(["one", "two"]))
-        call: dict[str, Any] = {"class_labels": 0, "num_inference_steps": 3, "output_type": "pt"}
+    if name == "embedded":
+        pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+        call: dict[str, Any] = {"class_labels": "Bag", "num_inference_steps": 3, "output_type": "pt"}
         image: Any = Image.new("L", (8, 8), 90)
     else:
         pipe, call = trimtab.guide(CASES[name].build()), CASES[name].call
         image = picture(32 if name == "sd15" else 16)
-    channels = 1 if name == "tiny" else 3
-    classifier(torch.zeros(1, channels, 8, 8))
+    classifier(torch.zeros(1, 1 if name == "embedded" else 3, 8, 8))
     pipe.add_guidance("classifier", classifier=classifier, target=1, scale=3.0)
     pipe.add_guidance("pag", scale=2.0)
     pipe.add_guidance("cfg", scale=3.0)
     pipe.add_guidance(
         "steered", losses=(lambda x: x.square().flatten(1).mean(1),), task="super_resolution", image=image
     )
-    assert list(pipe.guidances) == ["classifier", "pag", "cfg", "steered"]
     plan = pipe.explain_guidance(**call)
-    pipe(**call, generator=torch.Generator().manual_seed(0))
+    assert [row.name for row in plan.rows] == ["classifier", "pag", "cfg", "steered"]
+    asked: list[tuple[str, str]] = []
+    with ExitStack() as stack:
+        for guidance in pipe.guidances.values():
+            for hook in ("delta", "loss", "guide_x0", "after_step"):
+                if guidance.overrides(hook):
+                    tap_method(stack, guidance, hook, noting(asked, guidance.label, hook))
+        pipe(**call, generator=torch.Generator().manual_seed(0))
     done = pipe.last_guided_run
     assert (done.evaluations, done.forward_calls) == (plan.evaluations, plan.calls)
     assert plan.evaluations == 3 * 3
+    assert sum(step.gradient for step in plan.steps) == 3
+    once = [("pag", "delta"), ("cfg", "delta"), ("classifier", "loss"), ("steered", "loss"), ("steered", "guide_x0"),
+            ("classifier", "after_step"), ("steered", "after_step")]  # fmt: skip
+    assert asked == once * 3
+
+
+def noting(asked: list[tuple[str, str]], name: str, hook: str) -> Any:
+    """Writes down that a hook was asked."""
+
+    def around(original: Any, *args: Any) -> Any:
+        asked.append((name, hook))
+        return original(*args)
+
+    return around
 
 
 @pytest.mark.parametrize(
