@@ -1,6 +1,6 @@
 """Time, memory and FLOPs of guidance against what people do today, on denoisers of real size with random weights.
 
-    python -m benchmarks.speed sd15 sdxl sd3 --json docs/speed.json --page docs/speed.md
+    python -m benchmarks.speed sd15 sdxl sd3 --json docs/speed.json --page docs/speed.md --plot docs/images/speed.png
     python -m benchmarks.speed sdxl --device cuda --dtype bfloat16 --compile
 
 All ways of one architecture share the denoiser's weights, run in one process and take turns, so that whatever else the
@@ -29,11 +29,13 @@ from diffusers import (
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 import trimtab
 from benchmarks.flops import SD3_MEDIUM, SD15, SDXL
+from benchmarks.speed_plot import Ratio, plot
 from trimtab.pipelines.embedded.card import machine
 
 
@@ -118,9 +120,10 @@ def ways_of(one: Architecture, side: int, steps: int, device: str, dtype: torch.
     if compiled:
         for pipe in (stock, guided, pag):
             setattr(pipe, one.component, torch.compile(getattr(pipe, one.component)))
-    generator = torch.Generator(device)
+    # Drawn one after the other: where the two conditions are equal, no row is the unconditional one for sure.
+    generator = torch.Generator(device).manual_seed(1)
     embeddings = {
-        f"{sign}{name}": torch.randn(1, *shape, generator=generator.manual_seed(1), device=device, dtype=dtype)
+        f"{sign}{name}": torch.randn(1, *shape, generator=generator, device=device, dtype=dtype)
         for name, shape in one.text.items()
         for sign in ("", "negative_")
     }
@@ -200,18 +203,34 @@ def _peak(device: str) -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def ratio(ways: Sequence[Way], this: str, that: str) -> tuple[float, float, float]:
-    """Median of the ratios of time, turn by turn, and their smallest and largest."""
+def ratio(ways: Sequence[Way], this: str, that: str) -> Ratio:
+    """Those of time, turn by turn, and that of the FLOPs."""
     by_name = {way.name: way for way in ways}
-    turns = [a / b for a, b in zip(by_name[this].seconds, by_name[that].seconds, strict=True)]
-    return statistics.median(turns), min(turns), max(turns)
+    one, other = by_name[this], by_name[that]
+    turns = [a / b for a, b in zip(one.seconds, other.seconds, strict=True)]
+    return Ratio(f"{this} : {that}", turns, one.flops / other.flops)
+
+
+def drawing(results: dict[str, dict[str, Any]]) -> Image.Image:
+    """The ratios as a picture."""
+    groups = {name: _ways(result) for name, result in results.items()}
+    return plot({name: [ratio(ways, *pair) for pair in COMPARED] for name, ways in groups.items()})
+
+
+def _ways(result: dict[str, Any]) -> list[Way]:
+    return [Way(**{**way, "run": lambda: None}) for way in result["ways"]]
 
 
 def page(results: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown page."""
-    lines = ["# Speed", "", "Made by `python -m benchmarks.speed`; the figures are in `speed.json`.", ""]
+    lines = [
+        "# Speed", "",
+        "Made by `python -m benchmarks.speed`: random weights, one process, the ways take turns, so that whatever else",
+        "the machine does meets all of them. All figures are in `speed.json`.", "",
+        "![Ratios of time](images/speed.png)", "",
+    ]  # fmt: skip
     for name, result in results.items():
-        ways = [Way(**{**way, "run": lambda: None}) for way in result["ways"]]
+        ways = _ways(result)
         about, unit = result["about"], ways[0]
         lines += [
             f"## {name}", "",
@@ -222,10 +241,12 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         for way in ways:
             seconds, flops = statistics.median(way.seconds), way.flops / unit.flops
             lines.append(f"| {way.name} | {flops:.3f} | {seconds:.2f} | {way.peak / 1e9:.2f} |")
-        lines += ["", "| time of | divided by that of | median of turns (least to most) |", "| --- | --- | --- |"]
+        lines += ["", "| time of | divided by that of | median of turns (least to most) | FLOPs |"]
+        lines.append("| --- | --- | --- | --- |")
         for this, that in COMPARED:
-            middle, least, most = ratio(ways, this, that)
-            lines.append(f"| {this} | {that} | {middle:.3f} ({least:.3f} to {most:.3f}) |")
+            found = ratio(ways, this, that)
+            spread = f"{statistics.median(found.turns):.3f} ({min(found.turns):.3f} to {max(found.turns):.3f})"
+            lines.append(f"| {this} | {that} | {spread} | {found.flops:.3f} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -233,7 +254,9 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     """Measure the named architectures; what `--json` holds of others is kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("architectures", nargs="+", choices=ARCHITECTURES)
+    parser.add_argument(
+        "architectures", nargs="*", help=f"of {', '.join(ARCHITECTURES)}; none only draws what is there"
+    )
     parser.add_argument("--side", type=int, help="pixels; by default 512")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
@@ -242,6 +265,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path, default=Path("runs/speed.json"))
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     results = json.loads(given.json.read_text()) if given.json.exists() else {}
     for name in given.architectures:
@@ -264,6 +288,8 @@ def main() -> None:
     print(text)
     if given.page:
         given.page.write_text(text)
+    if given.plot:
+        drawing(results).save(given.plot, optimize=True)
 
 
 if __name__ == "__main__":
