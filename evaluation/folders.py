@@ -53,9 +53,11 @@ def read_folder(folder: Path) -> Pictures:
     """All images of a folder, in the order of their names.
 
     Raises:
-        EvaluationError: there is none, or they differ in size.
+        EvaluationError: there is no such folder, no image in it, or they differ in size.
     """
-    files = [file for file in folder.iterdir() if file.suffix.lower() in ENDINGS] if folder.is_dir() else []
+    if not folder.is_dir():
+        raise EvaluationError(f"There is no folder {folder}.")
+    files = [file for file in folder.iterdir() if file.suffix.lower() in ENDINGS]
     if not files:
         raise EvaluationError(f"{folder} holds no images ({', '.join(ENDINGS)}).")
     return of_files(folder, files)

@@ -76,7 +76,7 @@ def create(name: str, config: Mapping[str, Any] | None = None) -> BaseGuidance:
     usable = [known for known in EXPORTED if known not in NATIVE]
     if not isinstance(name, str) or name not in EXPORTED:
         raise ParameterError(
-            f"Diffusers has no guider {name!r}.{did_you_mean(name, usable)} It has: {', '.join(usable)}."
+            f"Diffusers has no guider {name!r}.{did_you_mean(str(name), usable)} It has: {', '.join(usable)}."
         )
     cls = EXPORTED[name]
     takes = _takes(cls)
