@@ -65,7 +65,7 @@ def test_several_files_need_a_name(folder: Path) -> None:
 def test_a_folder_without_weights_and_no_folder_at_all(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"has no \.safetensors file"):
         load_weights(tmp_path)
-    with pytest.raises(SourceError, match="There is no folder 'nowhere'"):
+    with pytest.raises(SourceError, match="There is no file or folder 'nowhere'"):
         load_weights("nowhere")
     with pytest.raises(SourceError, match=r"no file 'x\.safetensors' in"):
         load_weights(tmp_path, weight_name="x.safetensors")
