@@ -1,0 +1,30 @@
+"""The measurement of classifiers: rows are kept and taken up again, pages show what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trimtab.benchmarks.classifiers_page import differences, table
+from trimtab.benchmarks.rows import Rows, interval
+
+ROW = {"scale": 2.0, "accuracy": [0.5, [0.4, 0.6]], "frechet": [10.0, [9.0, 11.0]]}
+
+
+def test_rows_are_kept_as_they_come_and_only_for_the_same_settings(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    Rows(file, {"count": 100})["plain classifier"] = ROW
+    assert dict(Rows(file, {"count": 100})) == {"plain classifier": ROW}
+    assert not Rows(file, {"count": 200})
+
+
+def test_the_interval_is_twice_the_standard_error() -> None:
+    assert interval(0.5, 0.1, 2) == "0.50 ± 0.20"
+
+
+def test_the_page_shows_the_rows_and_differences_that_there_are() -> None:
+    rows = {"plain classifier": ROW, "+ sine schedule (EluCD)": {**ROW, "accuracy": [0.75, [0.65, 0.85]]}}
+    # The jackknife of two groups has the standard error |a - b| / 2; paired, equal shifts have none.
+    assert table(rows).splitlines()[2] == "| plain classifier | 2 | 0.500 ± 0.196 | 10.0 ± 2.0 |"
+    assert differences(rows).splitlines()[2:] == [
+        "| + sine schedule (EluCD) minus plain classifier | 0.250 ± 0.000 | 0.0 ± 0.0 |"
+    ]
