@@ -208,7 +208,7 @@ def test_strips_are_measured_by_their_istd(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ([], "nothing to measure: give --reference FOLDER"),
-        (["--reference", "absent"], "absent holds no images"),
+        (["--reference", "absent"], "There is no folder absent"),
         (["--reference", "{images}", "--features", "{images}"], "neither judge, efficientnet-lite0 or inception"),
         (["--clip", "{images}"], "is no folder or repository of a CLIP"),
         (["--recipe", "cfg.json"], "--recipe: it says what to make; leave out this, or"),
