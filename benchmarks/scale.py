@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from trimtab.pipelines.generate import pictures
@@ -75,7 +76,7 @@ def measure(model: str, label: str | None, prompt: str | None, few: int, many: i
             manifest.append({"index": 0, "file": "image.png", "seed": 0, "status": "done"})
 
         write(few)
-        short, long = (_least(lambda steps=steps: write(steps), repeats) for steps in (few, many))  # type: ignore[misc]
+        short, long = (_least(partial(write, steps), repeats) for steps in (few, many))
         append = _least(lambda: manifest.append({"index": 0, "file": "image.png", "status": "done"}), repeats)
     evaluation = (long - short) / (many - few)
     return Pieces(start, evaluation, max(short - few * evaluation, append), append)

@@ -235,9 +235,9 @@ class Denoiser:
         args, kwargs, roles = call.args, call.kwargs, call.roles or [""] * (call.rows or 1)
         rows = len(roles)
         check_splittable(args, kwargs, rows)
-        perturbed = [branch for branch in branches if branch.perturbation is not None]
-        perturbed.sort(key=lambda branch: self.perturber.joins_at(branch.perturbation))  # type: ignore[arg-type]
-        ordered = [branch for branch in branches if branch.perturbation is None] + perturbed
+        plain = [branch for branch in branches if branch.perturbation is None]
+        begins = {b: self.perturber.joins_at(b.perturbation) for b in branches if b.perturbation is not None}
+        ordered = [*plain, *sorted(begins, key=begins.__getitem__)]
         parts, counts, parents = [(tuple(args), dict(kwargs))], [rows], list(range(rows))
         segments: list[Segment] = []
         spans: dict[Branch, slice] = {}

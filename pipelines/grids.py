@@ -55,8 +55,8 @@ def _of_sizes(kwargs: Mapping[str, Any]) -> list[tuple[int, ...]]:
         shapes = shapes[0]
     if isinstance(shapes, (list, tuple)):
         found.append(tuple(shapes))
-    sizes = tuple(kwargs.get(name) for name in ("num_frames", "height", "width"))
-    return [*found, sizes] if all(isinstance(size, int) for size in sizes) else found  # type: ignore[list-item]
+    sizes = tuple(size for name in ("num_frames", "height", "width") if isinstance(size := kwargs.get(name), int))
+    return [*found, sizes] if len(sizes) == 3 else found
 
 
 def _of_sample(config: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[int, ...]]:

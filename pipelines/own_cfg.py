@@ -86,15 +86,16 @@ def may_rescale(kind: Any) -> bool:
 def flips_sign(kind: Any) -> bool:
     """Whether a pipeline's call negates its prediction before the scheduler gets it."""
 
-    def negates(value: ast.AST) -> bool:
-        return isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub) and bool(_name(value.operand))
+    def negated(value: ast.AST) -> str:
+        """The name of what is negated here, if anything."""
+        return _name(value.operand) if isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub) else ""
 
     for node in _nodes(kind):
-        if isinstance(node, ast.Assign) and negates(node.value):
-            operand = node.value.operand  # type: ignore[attr-defined]
-            if [_name(target) for target in node.targets] == [_name(operand)]:
+        if isinstance(node, ast.Assign):
+            name = negated(node.value)
+            if name and [_name(target) for target in node.targets] == [name]:
                 return True
-        if isinstance(node, ast.Call) and _name(node.func) == "step" and node.args and negates(node.args[0]):
+        if isinstance(node, ast.Call) and _name(node.func) == "step" and node.args and negated(node.args[0]):
             return True
     return False
 

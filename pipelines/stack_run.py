@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.base import Guidance, Step
+from ..guidance.base import AroundDenoiser, Guidance, Step
 from ..guidance.branch import COND, UNCOND, Branch, Prompt, ScaledAdapters
 from ..guidance.errors import UnsupportedPipelineError
 from ..guidance.planner import extra_of, wanted_branches
@@ -101,7 +101,9 @@ class StackRun:
         self._call: Call | None = None
         self.pipe = SimpleNamespace(components={"denoiser": module}, _execution_device=getattr(module, "device", "cpu"))
         self.arguments: Mapping[str, Any] = {}
-        self.own, self.around, self.attachments = (COND,), [], {}  # type: ignore[var-annotated]
+        self.own = (COND,)
+        self.around: list[AroundDenoiser] = []
+        self.attachments: dict[str, Any] = {}
         try:
             self._conditions = Conditions(self.pipe, {}, self.stack)
             self._denoiser = Denoiser(module, self._conditions, self.stack)

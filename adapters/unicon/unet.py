@@ -137,17 +137,18 @@ class UNetJoint:
         assert self._inputs is not None
         self.seat(entries)
         rows = len(given["sample"])
-        if len(call.rows) != rows or None in call.rows:
+        known = [branch for branch in call.rows if branch is not None]
+        if not len(known) == len(call.rows) == rows:
             raise GuidanceRuntimeError("joint: which rows of the UNet's call carry the prompt is not known.")
-        joined = torch.tensor([not is_separate(branch) for branch in call.rows])
+        joined = torch.tensor([not is_separate(branch) for branch in known])
         arguments = self._inputs.for_entries(given, call.rows, entries)
         options = {**(given.get("cross_attention_kwargs") or {}), "joined": joined}
         output = forward(**arguments, cross_attention_kwargs=options, return_dict=False)[0]
         parts = output.unflatten(0, (rows, len(entries)))
         for entry, partner in enumerate(entries):
             if partner is not None:
-                for branch in dict.fromkeys(call.rows):
-                    chosen = [row for row, one in enumerate(call.rows) if one == branch]
-                    partner.predictions[branch] = parts[chosen, entry]  # type: ignore[index]
+                for branch in dict.fromkeys(known):
+                    chosen = [row for row, one in enumerate(known) if one == branch]
+                    partner.predictions[branch] = parts[chosen, entry]
         own = parts[:, 0]
         return (own,) if given.get("return_dict") is False else UNet2DConditionOutput(sample=own)

@@ -6,12 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from zoo import CASES
 from zoo.class_conditional import class_conditional
@@ -19,26 +17,11 @@ from zoo.class_conditional import class_conditional
 import trimtab
 from trimtab import cli
 from trimtab.evaluation.folders import read_folder
-from trimtab.pipelines.embedded.data import CLASS_NAMES
 from trimtab.pipelines.interpolate import istd
 
 COUNT = 20
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """With another number of threads a sum may round differently, here as in the processes that are started."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    class_conditional(list(CLASS_NAMES), side=16, prediction_type="v_prediction").save_pretrained(folder)
-    return str(folder)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

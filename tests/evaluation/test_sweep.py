@@ -8,40 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
-from zoo.class_conditional import class_conditional
 
 from trimtab import cli
 from trimtab.evaluation import sweep
 from trimtab.evaluation.evaluate import HIGHER, LOWER, Evaluation
 from trimtab.guidance.errors import ParameterError
-from trimtab.pipelines.embedded.data import CLASS_NAMES
 from trimtab.pipelines.generate import batch, options
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 COUNT = 4
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """With another number of threads a sum may round differently, here as in the processes that are started."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    class_conditional(list(CLASS_NAMES), side=16, prediction_type="v_prediction").save_pretrained(folder)
-    return str(folder)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def command(model: str, folder: Path, *more: str, steps: int = 2) -> list[str]:
@@ -58,7 +40,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 # -- the grid ----------------------------------------------------------------------------------------------------------
 def test_values_and_ranges_make_every_combination() -> None:
     found = options.variations("cfg:scale=1,2..3:0.5,stop=0.5,1")
-    assert [(one.scale, one.stop) for one in found] == [  # type: ignore[attr-defined]
+    assert [(vars(one)["scale"], one.stop) for one in found] == [
         (scale, stop) for scale in (1.0, 2.0, 2.5, 3.0) for stop in (0.5, 1.0)
     ]
 

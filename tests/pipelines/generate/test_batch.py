@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import torch
 from zoo.class_conditional import class_conditional
 
 from trimtab import cli
@@ -23,6 +21,8 @@ from trimtab.pipelines.generate.manifest import FILE, Manifest
 from trimtab.pipelines.generate.request import Request, RequestError
 
 COUNT = 7
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +47,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def listed(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """With another number of threads a sum may round differently, here as in the processes that are started."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
