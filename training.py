@@ -205,8 +205,19 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
     last = rows[-100:]
     found = {"loss": sum(row["loss"] for row in last) / len(last), "hours": sum(row["seconds"] for row in rows) / 3600}
+    return found | {name: points[-1][1] for name, points in validations(rows).items()}
+
+
+def validations(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """What was validated, by name: pairs of step and value.
+
+    Args:
+        rows: of `read_log`.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        found |= {key: value for key, value in row.items() if key not in _PLAIN}
+        for name in row.keys() - _PLAIN:
+            found.setdefault(name, []).append((row["step"], row[name]))
     return found
 
 

@@ -24,7 +24,7 @@ from torch import distributed, multiprocessing
 from tqdm.auto import tqdm
 
 from benchmarks.speed import ARCHITECTURES, build
-from trimtab.pipelines.embedded.card import machine
+from trimtab.pipelines.cards import machine
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 import trimtab
 from benchmarks.flops import SD3_MEDIUM, SD15, SDXL
 from benchmarks.speed_plot import Ratio, plot
-from trimtab.pipelines.embedded.card import machine
+from trimtab.pipelines.cards import machine
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...training import TrainingSettings, summary
+from ..cards import machine
 from .data import CLASS_NAMES
 
 CARD = """---
@@ -77,13 +75,3 @@ def write_card(folder: Path, settings: TrainingSettings, log: Sequence[Mapping[s
         machine=machine(),
     )
     (folder / "README.md").write_text(text)
-
-
-def machine() -> str:
-    """What the model was trained on, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
-    name = models[0].split(":", 1)[1].strip() if models else platform.processor() or platform.machine()
-    return f"{torch.get_num_threads()} thread(s) of a CPU ({name})"

@@ -6,7 +6,6 @@ of neighbouring pixels. The latents' scale is measured at the end, so that they 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,12 @@ from diffusers import AutoencoderKL
 from torch.utils.data import TensorDataset
 
 from ...training import TrainingSettings, option, train
+from .card import write_card
 from .data import SIZE, EmojiData, to_unit
+
+USAGE = """from diffusers import AutoencoderKL
+
+autoencoder = AutoencoderKL.from_pretrained("FOLDER")"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,11 @@ def train_autoencoder(settings: AutoencoderSettings) -> Path:
         scale = _unit_scale(autoencoder, to_unit(images[:: max(1, len(images) // 1000)]))
         autoencoder.register_to_config(scaling_factor=scale)
         autoencoder.save_pretrained(folder)
-        (folder / "training.json").write_text(json.dumps(settings.to_store(), indent=2) + "\n")
+        write_card(
+            folder, autoencoder, settings, "emoji-autoencoder", title="Autoencoder of emoji",
+            about="Images of 64x64 to latents of 16x16x4 and back.", usage=USAGE, library="diffusers",
+            task="image-to-image",
+        )  # fmt: skip
 
     autoencoder = build_autoencoder(settings.width)
     train("emoji-autoencoder", autoencoder, TensorDataset(images), loss, settings, export, validate)

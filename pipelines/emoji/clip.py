@@ -5,7 +5,6 @@ Loss: the symmetric cross-entropy of CLIP (Radford et al., 2021) over the batch'
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,13 @@ from torch.utils.data import TensorDataset
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPVisionConfig
 
 from ...training import TrainingSettings, option, train
+from .card import write_card
 from .data import SIZE, EmojiData, to_unit
 from .text import clip_encoder, clip_tokenizer
+
+USAGE = """from transformers import CLIPModel, CLIPProcessor
+
+model, processor = CLIPModel.from_pretrained("FOLDER"), CLIPProcessor.from_pretrained("FOLDER")"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,10 @@ def train_pair(settings: PairSettings) -> Path:
         size = {"height": SIZE, "width": SIZE}
         images = CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
         CLIPProcessor(images, tokenizer).save_pretrained(folder)
-        (folder / "training.json").write_text(json.dumps(settings.to_store(), indent=2) + "\n")
+        write_card(
+            folder, model, settings, "emoji-clip", title="Encoders of emoji and their captions",
+            about="A small CLIP.", usage=USAGE, task="zero-shot-image-classification",
+        )  # fmt: skip
 
     train("emoji-clip", build_pair(tokenizer, settings.width), pairs, loss, settings, export, validate)
     return folder

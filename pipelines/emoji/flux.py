@@ -6,7 +6,6 @@ caption is dropped with probability `caption_dropout`, so that true classifier-f
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,23 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from torch import nn
 
 from ...training import option, train
+from .card import write_card
 from .data import EmojiData
 from .latents import Drawings, half, load_autoencoder
 from .sd import DenoiserSettings
 from .text import WIDTH, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+
+ABOUT = (
+    "A text-to-image model of emoji in Flux format: latents of 16x16x4 for images of 64x64, a flow-matching "
+    "transformer of double and single blocks, CLIP and T5 text encoders of its own. It is not distilled: true "
+    "classifier-free guidance."
+)
+USAGE = """import trimtab
+
+pipe = trimtab.GuidedPipeline.from_pretrained("FOLDER")
+pipe.add_guidance("pag", scale=1.0)
+call = {"height": 64, "width": 64, "num_inference_steps": 25}
+pipe("red apple, noto style", negative_prompt="", true_cfg_scale=4.0, **call).images[0]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +39,27 @@ class FluxSettings(DenoiserSettings):
     """What a training run of `emoji-flux` is made of."""
 
     output: str = option("runs/emoji-flux", "folder for the model, its checkpoints and its log")
+    width: int = option(192, "channels; a multiple of 32")
+    double_blocks: int = option(3, "blocks with streams of their own for text and image")
+    single_blocks: int = option(6, "blocks with one stream")
 
 
 class TextFlux(nn.Module):
-    """The transformer with its two text encoders, trained as one."""
+    """The transformer with its two text encoders, trained as one.
 
-    def __init__(self, captions: list[str]) -> None:
+    Args:
+        captions: what the tokenizers' words come from.
+        settings: the transformer's size.
+    """
+
+    def __init__(self, captions: list[str], settings: FluxSettings) -> None:
         super().__init__()
         self.tokenizer, self.tokenizer_2 = clip_tokenizer(captions), t5_tokenizer(captions)
         self.text_encoder = clip_encoder(self.tokenizer, width=96, layers=2)
         self.text_encoder_2 = t5_encoder(self.tokenizer_2)
         self.transformer = FluxTransformer2DModel(
-            in_channels=16, num_layers=3, num_single_layers=6, attention_head_dim=32, num_attention_heads=6,
+            in_channels=16, num_layers=settings.double_blocks, num_single_layers=settings.single_blocks,
+            attention_head_dim=32, num_attention_heads=settings.width // 32,
             joint_attention_dim=WIDTH, pooled_projection_dim=96, axes_dims_rope=(8, 12, 12), guidance_embeds=False,
         )  # fmt: skip
 
@@ -90,7 +111,9 @@ def train_flux(settings: FluxSettings) -> Path:
             text_encoder_2=model.text_encoder_2, tokenizer_2=model.tokenizer_2, transformer=half(model.transformer),
         )  # fmt: skip
         pipe.save_pretrained(folder)
-        (folder / "training.json").write_text(json.dumps(settings.to_store(), indent=2) + "\n")
+        write_card(
+            folder, model, settings, "emoji-flux", title="emoji-flux", about=ABOUT, usage=USAGE, library="diffusers"
+        )
 
-    train("emoji-flux", TextFlux(drawings.captions), drawings.indices, loss, settings, export, validate)
+    train("emoji-flux", TextFlux(drawings.captions, settings), drawings.indices, loss, settings, export, validate)
     return folder

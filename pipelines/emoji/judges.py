@@ -7,7 +7,6 @@ and serves at x_t.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,14 @@ from torch.utils.data import TensorDataset
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from ...training import TrainingSettings, option, train
+from .card import write_card
 from .data import CATEGORIES, SIZE, STYLES, EmojiData, to_unit
 from .latents import Drawings, load_autoencoder
 from .sd import build_scheduler
+
+USAGE = """from transformers import AutoModelForImageClassification
+
+classifier = AutoModelForImageClassification.from_pretrained("FOLDER")"""
 
 LABELS = {"category": CATEGORIES, "style": STYLES}
 
@@ -102,7 +106,11 @@ def train_judge(settings: JudgeSettings) -> Path:
         if not settings.noisy:
             size = {"height": SIZE, "width": SIZE}
             ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
-        (folder / "training.json").write_text(json.dumps(settings.to_store(), indent=2) + "\n")
+        seen = "noisy latents of 16x16x4 at all levels" if settings.noisy else "images of 64x64"
+        write_card(
+            folder, model, settings, "emoji-judge", title=f"Classifier of emoji by {settings.target}",
+            about=f"Tells {', '.join(labels)} from {seen}.", usage=USAGE, task="image-classification",
+        )  # fmt: skip
 
     classifier = build_classifier(labels, 4 if settings.noisy else 3, settings.width)
     train("emoji-judge", classifier, splits["train"], loss, settings, export, validate)

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPModel, CLIPProcessor
 
 import trimtab
+from trimtab.pipelines.cards import HEIGHT, WIDTH
 from trimtab.pipelines.emoji.autoencoder import AutoencoderSettings, psnr, train_autoencoder
 from trimtab.pipelines.emoji.clip import PairSettings, train_pair
 from trimtab.pipelines.emoji.data import CATEGORIES, STYLES, EmojiData, to_unit
@@ -66,6 +68,10 @@ def test_a_denoiser_is_a_pipeline_that_can_be_guided(
     image = pipe("red square, noto style", generator=torch.Generator().manual_seed(0), **call).images
     assert image.shape == (1, 3, 64, 64) and image.isfinite().all()
     assert read_log(tmp_path)[-1]["validation_loss"] > 0
+    card = (folder / "README.md").read_text()
+    assert "--steps 1 " in card and "seed 0" in card
+    assert all(word in card for word in ("CC-BY 4.0", "Apache-2.0", "validation loss", "training.png"))
+    assert Image.open(folder / "training.png").size == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize(("target", "labels"), [("category", CATEGORIES), ("style", STYLES)])
