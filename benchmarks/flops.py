@@ -28,8 +28,9 @@ from trimtab.adapters.unicon.partner import Partner
 from trimtab.adapters.unicon.unet import UNetJoint
 from trimtab.guidance.branch import AttentionTokens, Branch
 from trimtab.guidance.plugins.pag import IdentityAttention
+from trimtab.pipelines.call import Call
 from trimtab.pipelines.conditions import Conditions
-from trimtab.pipelines.denoiser import Call, Denoiser
+from trimtab.pipelines.denoiser import Denoiser
 from trimtab.pipelines.tokens import Places
 
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}

@@ -14,7 +14,8 @@ from torch import nn
 
 from ..guidance.base import AroundDenoiser, Step
 from ..guidance.branch import Branch
-from .denoiser import Denoiser, branches_of
+from .call import branches_of
+from .denoiser import Denoiser
 from .interception import outer_contexts_kept
 
 _numbers = itertools.count()

@@ -18,7 +18,7 @@ import torch
 
 from ..guidance.base import Guidance, Step
 from ..guidance.errors import GuidanceRuntimeError
-from .denoiser import Call
+from .call import Call
 from .graph import GraphMeter, through_denoiser
 from .hooks import Hooks, annotated
 from .observation import Observation

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..guidance.base import CLEAN, Step
 from ..guidance.errors import ParameterError, UnsupportedSchedulerError
@@ -99,6 +100,70 @@ class Clock:
             return UNKNOWN_LEVEL
         scale = self.input_scale if position == self.position else None
         return self.algebra.level(self.timesteps[position], index=position, input_scale=scale)
+
+
+class Clocks:
+    """The clocks of one run, one for each scheduler that the pipeline steps.
+
+    Args:
+        schedulers: the pipeline's; it may step copies of them as well.
+        needing: guidances that need noise levels.
+
+    Raises:
+        UnsupportedSchedulerError: see `algebra_or_none`.
+    """
+
+    def __init__(self, schedulers: Sequence[Any], needing: Sequence[str]) -> None:
+        self.schedulers = schedulers
+        self._algebras = {id(scheduler): algebra_or_none(scheduler, needing) for scheduler in schedulers}
+        self._clocks: dict[int, Clock] = {}
+        self._consumers: dict[int, Any] = {}
+
+    def pair(self, module: nn.Module, scheduler: Any) -> None:
+        """From now on it is known that this scheduler consumes what this denoiser returns."""
+        self._consumers[id(module)] = scheduler
+
+    def at_step(self, scheduler: Any, timestep: Any) -> Clock:
+        """The clock of a scheduler whose `step` is called with this timestep."""
+        clock = self._clock(scheduler, float(torch.as_tensor(timestep).flatten()[0]))
+        assert clock is not None
+        clock.locate(timestep)
+        return clock
+
+    def at_call(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step | None:
+        """The step that a denoiser call belongs to, if the scheduler that will consume it is known."""
+        scheduler = self._consumer(module)
+        if scheduler is None:
+            return None
+        given = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        timestep = float(given.flatten()[0]) if isinstance(given, torch.Tensor) and given.numel() else None
+        clock = self._clock(scheduler, timestep)
+        return clock.step() if clock is not None else None
+
+    def note_scaled(self, scheduler: Any, given: torch.Tensor, returned: torch.Tensor) -> None:
+        """Note what `scale_model_input` made of its input in this step."""
+        clock = self._clock(scheduler)
+        size = float(given.float().norm()) if clock is not None else 0.0
+        if clock is not None and size > 0:
+            clock.input_scale, clock.unscaled = float(returned.float().norm()) / size, given
+
+    def unscaled(self, module: nn.Module) -> torch.Tensor | None:
+        """What `scale_model_input` was given before this denoiser's call, if it was called."""
+        clock = self._clocks.get(id(self._consumer(module)))
+        return clock.unscaled if clock is not None else None
+
+    def _consumer(self, module: nn.Module) -> Any:
+        """The scheduler that consumes what a denoiser returns, if that is known."""
+        return self._consumers.get(id(module), self.schedulers[0] if len(self.schedulers) == 1 else None)
+
+    def _clock(self, scheduler: Any, timestep: float | None = None) -> Clock | None:
+        """The clock of a scheduler; `None` before it has timesteps."""
+        if id(scheduler) not in self._clocks:
+            if getattr(scheduler, "timesteps", None) is None or not len(scheduler.timesteps):
+                return None
+            algebra = self._algebras.get(id(scheduler), next(iter(self._algebras.values())))
+            self._clocks[id(scheduler)] = Clock(scheduler, algebra, timestep)
+        return self._clocks[id(scheduler)]
 
 
 def algebra_or_none(scheduler: Any, needed_by: Sequence[str]) -> NoiseAlgebra | None:

@@ -13,7 +13,7 @@ import torch
 
 from ..guidance.base import Guidance
 from ..guidance.errors import UnsupportedPipelineError
-from .denoiser import Call
+from .call import Call
 
 
 def only_converts(calls: Sequence[Call], model_output: torch.Tensor, sample: torch.Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..guidance.errors import GuidanceRuntimeError
-from .denoiser import Call
+from .call import Call
 from .interception import set_attribute
 from .observation import Observation
 from .prediction import locate, primary, sample_argument, with_primary

@@ -74,7 +74,7 @@ class GuidedMixin(Guidable):
         with run:
             result = stock_call(self, *args, **kwargs)
         self.__dict__["last_guided_run"] = SimpleNamespace(
-            evaluations=run.evaluations, forward_calls=run.forward_calls, graph_bytes=run.meter.bytes
+            evaluations=run.forwards.evaluations, forward_calls=run.forwards.made, graph_bytes=run.meter.bytes
         )
         return result
 

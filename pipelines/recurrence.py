@@ -18,7 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..guidance.base import Step
 from ..guidance.errors import UnsupportedSchedulerError
-from .denoiser import Call
+from .call import Call
 from .prediction import with_sample_at
 
 STARTS_ELSEWHERE = {

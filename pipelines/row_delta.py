@@ -7,14 +7,16 @@ A pipeline that computes `R(u + g (c - u))` with a rescale R gets `u + delta / (
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..guidance.base import Guidance, Step
 from ..guidance.branch import COND, UNCOND, Branch
-from .denoiser import Call, Denoiser
+from .call import Call
+from .denoiser import Denoiser
+from .forwards import Forwards
 from .hooks import Hooks
 from .observation import TOLERANCE, Observation, View
 from .own_cfg import flips_sign, may_rescale
@@ -27,13 +29,11 @@ class RowDelta:
     Args:
         pipe, arguments: the pipeline, and the arguments of its call.
         hooks: the guidances' hooks in this run.
-        compute_missing: `GuidedRun.compute_missing`.
+        forwards: computes the branches that are missing.
     """
 
-    def __init__(
-        self, pipe: Any, arguments: Mapping[str, Any], hooks: Hooks, compute_missing: Callable[..., Step]
-    ) -> None:
-        self._arguments, self._hooks, self._compute_missing = arguments, hooks, compute_missing
+    def __init__(self, pipe: Any, arguments: Mapping[str, Any], hooks: Hooks, forwards: Forwards) -> None:
+        self._arguments, self._hooks, self._forwards = arguments, hooks, forwards
         self._may_rescale = may_rescale(type(pipe))
         self._sign = -1.0 if flips_sign(type(pipe)) else 1.0  # until it is observed
         self.handed_with: float | None = None
@@ -87,7 +87,7 @@ class RowDelta:
             sample=None if step.sample is None else view.of(step.sample[uncond]),
             own=available[UNCOND] + g * (available[COND] - available[UNCOND]),
         )
-        step = self._compute_missing(calls, acting, step, available, convert)
+        step = self._forwards.compute_missing(calls, acting, step, available, convert)
         delta = self._hooks.delta(acting, step, available)
         if delta is None:
             return output

@@ -19,9 +19,10 @@ from ..guidance.base import AroundDenoiser, Guidance, Step
 from ..guidance.branch import COND, UNCOND, Branch, Prompt, ScaledAdapters
 from ..guidance.errors import UnsupportedPipelineError
 from ..guidance.planner import extra_of, wanted_branches
+from .call import Call
 from .clock import UNKNOWN_LEVEL
 from .conditions import Conditions
-from .denoiser import Call, Denoiser
+from .denoiser import Denoiser
 from .hooks import Hooks, SetupView, needs_level
 from .interception import tap_call
 from .observation import observe

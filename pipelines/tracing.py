@@ -50,7 +50,7 @@ class TracedRun(GuidedRun):
     """A guided run that leaves a `Trace`, also where it is broken off."""
 
     def _open(self) -> None:
-        self.trace = Trace(type(self.pipe).__name__, type(self._schedulers[-1]).__name__)
+        self.trace = Trace(type(self.pipe).__name__, type(self.schedulers[-1]).__name__)
         self._contributions: dict[str, dict[str, Contribution]] = {}
         self._since: float | None = None
         for name, guidance in self.guidances.items():
@@ -118,12 +118,10 @@ class TracedRun(GuidedRun):
         return super()._on_call(module, original, args, kwargs)
 
     def _on_step(self, scheduler: Any, bound: inspect.BoundArguments, original: Any) -> Any:
-        if self._inside:
+        if self.forwards.inside:
             return super()._on_step(scheduler, bound, original)
-        clock = self._clock(scheduler, float(torch.as_tensor(bound.arguments["timestep"]).flatten()[0]))
-        assert clock is not None
-        clock.locate(bound.arguments["timestep"])
-        step, own, before = clock.step(), bound.arguments["model_output"], self.evaluations
+        step = self.clocks.at_step(scheduler, bound.arguments["timestep"]).step()
+        own, before = bound.arguments["model_output"], self.forwards.evaluations
         total: list[Change] = []
 
         def stepped(*args: Any, **kwargs: Any) -> Any:
@@ -136,7 +134,7 @@ class TracedRun(GuidedRun):
         asked = {name: len(extra_of(self.hooks.wanted({name: one}, step), self.own)) for name, one in acting.items()}
         contributions, self._contributions = self._contributions, {}
         self.trace.steps.append(TracedStep(
-            step.index, step.timestep, finite(step.level.ratio), self.evaluations - before, asked,
+            step.index, step.timestep, finite(step.level.ratio), self.forwards.evaluations - before, asked,
             now - (self._since or now), total[0] if total else None, contributions,
         ))  # fmt: skip
         self._since = now
