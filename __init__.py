@@ -9,7 +9,7 @@ image = pipe("a rudder with a trim tab").images[0]
 
 from __future__ import annotations
 
-from .guidance.base import API_VERSION, Guidance, Run, Step
+from .guidance.base import API_VERSION, Guidance
 from .guidance.blocking import set_allowed, set_blocked
 from .guidance.branch import (
     COND,
@@ -41,6 +41,7 @@ from .guidance.noise import Level, NoiseAlgebra, noise_algebra
 from .guidance.parameters import parameter
 from .guidance.planner import Plan
 from .guidance.registry import plugins, register, unregister
+from .guidance.run import Run, Step
 from .pipelines.embedded import ClassConditionalPipeline
 from .pipelines.guided import guide
 from .pipelines.loading import GuidedPipeline

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from .base import Step
+    from .run import Step
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from .base import Guidance, Step
+from .base import Guidance
 from .levels import Level
 from .parameters import parameter
+from .run import Step
 
 GradNorm = Literal["none", "clip", "unit", "relative"]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from diffusers.guiders import BaseGuidance
 
-from .base import Guidance, Step
+from .base import Guidance
 from .branch import COND, UNCOND, Branch
 from .guiders import describe
+from .run import Step
 
 HOOKS = ("branches", "delta", "project", "guide_x0", "loss", "renoise", "after_step")
 

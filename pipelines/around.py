@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.base import AroundDenoiser, Step
 from ..guidance.branch import Branch
+from ..guidance.run import AroundDenoiser, Step
 from .call import branches_of
 from .denoiser import Denoiser
 from .interception import outer_contexts_kept
@@ -47,7 +47,7 @@ def _around(around: AroundDenoiser, step: Step, call: _DenoiserCall) -> Callable
 
 
 class _DenoiserCall:
-    """See `guidance.base.DenoiserCall`."""
+    """See `guidance.run.DenoiserCall`."""
 
     def __init__(
         self, denoiser: Denoiser, forward: Callable[..., Any], bare: Callable[..., Any], roles: Sequence[str] | None

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.base import Run, Step
 from ..guidance.errors import ParameterError
 from ..guidance.networks import soften
 from ..guidance.plugins.classifier import Classifier, names_of
+from ..guidance.run import Run, Step
 
 BINS = 15
 

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..guidance.base import Guidance, Step
+from ..guidance.base import Guidance
 from ..guidance.errors import GuidanceRuntimeError
+from ..guidance.run import Step
 from .call import Call
 from .graph import GraphMeter, through_denoiser
 from .hooks import Hooks, annotated

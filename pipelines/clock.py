@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.base import CLEAN, Step
 from ..guidance.errors import ParameterError, UnsupportedSchedulerError
 from ..guidance.noise import Level, NoiseAlgebra, noise_algebra
+from ..guidance.run import CLEAN, Step
 
 UNKNOWN_LEVEL = Level(math.nan, math.nan)
 """The level of a scheduler that is not understood, where no guidance needs it."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from ..guidance.base import Guidance, Step
+from ..guidance.base import Guidance
 from ..guidance.branch import Branch
 from ..guidance.errors import UnsupportedPipelineError
+from ..guidance.run import Step
 from .call import OWN, Call
 from .clean import CleanPhase, edits_clean_estimate, needs_graph
 from .forwards import Forwards

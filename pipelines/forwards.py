@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from ..guidance.base import AroundDenoiser, Guidance, Step
+from ..guidance.base import Guidance
 from ..guidance.branch import Branch, Point
 from ..guidance.planner import extra_of
+from ..guidance.run import AroundDenoiser, Step
 from .call import OWN, Call, watched_by
 from .clean import needs_graph
 from .denoiser import Denoiser

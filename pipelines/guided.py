@@ -146,6 +146,7 @@ class GuidedMixin(Guidable):
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Diffusers' own `save_pretrained`, with the recipe beside it if guidances are attached."""
         recipe.dump(self.guidances, {})  # refuses here what could not be written after gigabytes of weights
+        # The method is that of the stock class, which follows this one only in what `guided_class` makes.
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         # An older recipe in the folder would otherwise come back with the pipeline.
         if self._guidances() or os.path.isfile(os.path.join(save_directory, recipe.FILE)):

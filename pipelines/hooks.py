@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..guidance.base import AroundDenoiser, Guidance, Step
+from ..guidance.base import Guidance
 from ..guidance.branch import Branch, Point, Predictions, ScaledAdapters
 from ..guidance.errors import GuidanceRuntimeError, UnsupportedPipelineError
 from ..guidance.planner import repeats_of, wanted_branches
+from ..guidance.run import AroundDenoiser, Step
 from .attachment import find_attachment
 from .attention import no_stand_in
 from .families import Family
@@ -30,7 +31,7 @@ Found = TypeVar("Found")
 
 
 class SetupView:
-    """What one guidance sees of a run: see `guidance.base.Run`.
+    """What one guidance sees of a run: see `guidance.run.Run`.
 
     Args:
         name: under which the guidance is attached.

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffusers import DiffusionPipeline
 
@@ -117,7 +117,7 @@ def check_trust(source: str | os.PathLike[str], options: Mapping[str, Any]) -> N
 
 
 def _hub_options(options: Mapping[str, Any]) -> HubOptions:
-    return {key: options[key] for key in HubOptions.__annotations__ if key in options}  # type: ignore[return-value]
+    return cast(HubOptions, {key: options[key] for key in HubOptions.__annotations__ if key in options})
 
 
 def _check_pinned(argument: str, revision: object, repository: str | os.PathLike[str]) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..guidance.base import Step
 from ..guidance.errors import UnsupportedSchedulerError
+from ..guidance.run import Step
 from .call import Call
 from .prediction import with_sample_at
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ..guidance.base import Guidance, Step
+from ..guidance.base import Guidance
 from ..guidance.branch import Predictions
+from ..guidance.run import Step
 from ..guidance.schedulers import check_single_step
 from .hooks import Hooks
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ..guidance.base import Guidance, Step
+from ..guidance.base import Guidance
 from ..guidance.branch import COND, UNCOND, Branch
+from ..guidance.run import Step
 from .call import Call
 from .denoiser import Denoiser
 from .forwards import Forwards

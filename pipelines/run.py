@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.base import AroundDenoiser, Guidance, Step
+from ..guidance.base import Guidance
 from ..guidance.errors import ConflictError, UnsupportedPipelineError
 from ..guidance.order import ordered
 from ..guidance.planner import extra_of, own_branches
+from ..guidance.run import AroundDenoiser, Step
 from .around import surrounded
 from .call import Call, observe_calls
 from .clock import Clocks

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.base import AroundDenoiser, Guidance, Step
+from ..guidance.base import Guidance
 from ..guidance.branch import COND, UNCOND, Branch, Prompt, ScaledAdapters
 from ..guidance.errors import UnsupportedPipelineError
 from ..guidance.planner import extra_of, wanted_branches
+from ..guidance.run import AroundDenoiser, Step
 from .call import Call
 from .clock import UNKNOWN_LEVEL
 from .conditions import Conditions

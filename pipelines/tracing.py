@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from ..guidance.base import Guidance, Step
+from ..guidance.base import Guidance
 from ..guidance.planner import extra_of
+from ..guidance.run import Step
 from ..guidance.trace import Change, Contribution, Trace, TracedStep, finite
 from .interception import tap_method
 from .observation import own_channels

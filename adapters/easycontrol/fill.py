@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...guidance.base import DenoiserCall
+from ...guidance.run import DenoiserCall
 from .checkpoint import Layers
 from .condition import positions
 from .processors import FillProcessor, KeysAndValues

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ...guidance.base import DenoiserCall, Run, Step
 from ...guidance.errors import ParameterError, UnsupportedPipelineError
+from ...guidance.run import DenoiserCall, Run, Step
 from ...guidance.source import is_repository
 from ..batch import images_for_each, prompts_of
 from ..pictures import pictures

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...guidance.base import Run, Step
 from ...guidance.errors import ParameterError
 from ...guidance.networks import borrow
 from ...guidance.parameters import parameter
 from ...guidance.plugins.classifier import Classifier
+from ...guidance.run import Run, Step
 from ..weights import load_weights
 from .experts import Experts, load_experts
 

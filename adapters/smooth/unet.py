@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ...guidance.base import DenoiserCall, Run, Step
+from ...guidance.run import DenoiserCall, Run, Step
 from ...guidance.source import is_repository
 from ..low_rank import LowRank, check_fits, low_ranks
 from ..weights import load_weights

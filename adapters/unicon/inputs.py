@@ -11,9 +11,9 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional as F
 
-from ...guidance.base import Run, Step
 from ...guidance.branch import COND, UNCOND, Branch
 from ...guidance.errors import ParameterError
+from ...guidance.run import Run, Step
 from ..batch import images_for_each, prompts_of
 from ..pictures import pictures
 from .partner import Kept, Partner

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
-from ...guidance.base import Step
 from ...guidance.branch import COND, UNCOND, Branch
 from ...guidance.plugins.joint import Separate
+from ...guidance.run import Step
 from .checkpoint import Block
 
 

@@ -9,8 +9,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
-from ...guidance.base import DenoiserCall, Run, Step
 from ...guidance.errors import ConflictError, GuidanceRuntimeError, UnsupportedPipelineError
+from ...guidance.run import DenoiserCall, Run, Step
 from ...guidance.source import is_repository
 from .checkpoint import blocks_of, load
 from .inputs import Inputs

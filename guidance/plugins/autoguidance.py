@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ..base import Guidance, Run, Step
+from ..base import Guidance
 from ..branch import COND, Branch, Predictions
 from ..errors import ParameterError
 from ..parameters import parameter
+from ..run import Run, Step
 
 
 @dataclass

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from ..base import Run, Step
 from ..errors import GuidanceRuntimeError, ParameterError, SourceError, did_you_mean
 from ..gradient import GradientGuidance, rms, signal_share
 from ..images import Preprocessing, of_processor
 from ..networks import borrow, device_of, soften, takes, tensor_of
 from ..parameters import parameter
+from ..run import Run, Step
 
 Target = int | str | None
 

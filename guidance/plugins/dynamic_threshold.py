@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from ..base import Guidance, Step
+from ..base import Guidance
 from ..parameters import parameter
+from ..run import Step
 
 
 @dataclass

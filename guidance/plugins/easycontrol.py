@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 
 from PIL import Image
 
-from ..base import Guidance, Run
+from ..base import Guidance
 from ..errors import ParameterError
 from ..parameters import parameter
+from ..run import Run
 
 
 @dataclass

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import torch
 from diffusers.guiders import BaseGuidance
 
-from ..base import Guidance, Run, Step
+from ..base import Guidance
 from ..branch import COND, UNCOND, Branch, Predictions
 from ..guiders import check_usable, combine, create
 from ..parameters import parameter
+from ..run import Run, Step
 
 
 @dataclass

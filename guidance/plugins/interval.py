@@ -9,10 +9,11 @@ from typing import ClassVar
 
 import torch
 
-from ..base import Guidance, Step
+from ..base import Guidance
 from ..branch import COND, UNCOND, Branch, Predictions
 from ..errors import ParameterError
 from ..parameters import parameter
+from ..run import Step
 
 
 @dataclass

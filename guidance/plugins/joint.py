@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from ..base import Guidance, Run, Step
+from ..base import Guidance
 from ..branch import COND, AttentionTokens, Branch, Perturbation, Predictions
 from ..errors import ParameterError
 from ..parameters import parameter
+from ..run import Run, Step
 
 Given = Image.Image | str | list[Image.Image | str] | torch.Tensor | None
 """A side that is given: images, or latents `[images, channels, height, width]`."""

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from ..base import Guidance, Run, Step
+from ..base import Guidance
 from ..branch import COND, AttentionTokens, Branch, Perturbation, Predictions
 from ..parameters import parameter
+from ..run import Run, Step
 
 
 @dataclass(frozen=True)

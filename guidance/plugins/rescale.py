@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from ..base import Guidance, Step
+from ..base import Guidance
 from ..branch import COND, Branch, Predictions
 from ..parameters import parameter
+from ..run import Step
 
 
 @dataclass

@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from ..base import Guidance, Run, Step
+from ..base import Guidance
 from ..branch import COND, UNCOND, AttentionTokens, Branch, Point, Predictions
 from ..errors import GuidanceRuntimeError, UnsupportedPipelineError
 from ..parameters import parameter
+from ..run import Run, Step
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from ..base import Guidance, Run, Step
+from ..base import Guidance
 from ..branch import COND, Branch, Predictions, SkippedBlocks
 from ..parameters import parameter
+from ..run import Run, Step
 
 
 @dataclass

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..base import Guidance, Run
+from ..base import Guidance
 from ..errors import ParameterError
 from ..parameters import parameter
+from ..run import Run
 
 
 @dataclass

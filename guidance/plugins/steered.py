@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from ..base import Run, Step
 from ..errors import GuidanceRuntimeError, ParameterError
 from ..gradient import GradientGuidance
 from ..images import Given, as_images
@@ -16,6 +15,7 @@ from ..losses import Term
 from ..networks import borrow
 from ..operators import LinearOperator, inpainting, luminance, resampling
 from ..parameters import parameter
+from ..run import Run, Step
 
 Task = Literal["inpainting", "super_resolution", "colourisation"]
 

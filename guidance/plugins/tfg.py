@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from ..base import CLEAN, Run, Step
 from ..errors import GuidanceRuntimeError, ParameterError
 from ..gradient import GradientGuidance, signal_share
 from ..parameters import parameter
+from ..run import CLEAN, Run, Step
 
 Schedule = Literal["constant", "increase", "decrease", "variance"]
 

@@ -28,8 +28,9 @@ from trimtab.adapters.easycontrol.fill import fill
 from trimtab.adapters.easycontrol.processors import StepProcessor
 from trimtab.adapters.low_rank import LowRank
 from trimtab.adapters.weights import save_weights
-from trimtab.guidance.base import Guidance, Step
+from trimtab.guidance.base import Guidance
 from trimtab.guidance.errors import ParameterError, UnsupportedPipelineError, WeightsError
+from trimtab.guidance.run import Step
 
 EXPECTED = load_file(Path(__file__).parents[1] / "fixtures" / "easycontrol.safetensors")
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from trimtab.guidance.base import Guidance, Step
+from trimtab.guidance.base import Guidance
+from trimtab.guidance.run import Step
 from trimtab.guidance.branch import COND, UNCOND, Branch, Predictions
 from trimtab.guidance.parameters import parameter
 

@@ -12,11 +12,12 @@ from typing import ClassVar
 import pytest
 import torch
 
-from trimtab.guidance.base import Guidance, Step
+from trimtab.guidance.base import Guidance
 from trimtab.guidance.branch import COND, UNCOND, Branch, Predictions
 from trimtab.guidance.errors import ParameterError
 from trimtab.guidance.noise import Level
 from trimtab.guidance.parameters import parameter
+from trimtab.guidance.run import Step
 
 
 @dataclass

@@ -17,9 +17,10 @@ from zoo.diffusion_transformers import lumina2
 
 import trimtab
 from trimtab.conformance.tiny import assemble
-from trimtab.guidance.base import Guidance, Step
+from trimtab.guidance.base import Guidance
 from trimtab.guidance.branch import Predictions
 from trimtab.guidance.noise import noise_algebra, split_variance
+from trimtab.guidance.run import Step
 
 
 def fixed(like: torch.Tensor, seed: int = 7) -> torch.Tensor:

@@ -18,10 +18,11 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 import trimtab
-from trimtab.guidance.base import Guidance, Step
+from trimtab.guidance.base import Guidance
 from trimtab.guidance.branch import Predictions
 from trimtab.guidance.noise import Level, noise_algebra
 from trimtab.guidance.plugins.cfg import CFG
+from trimtab.guidance.run import Step
 
 from ..guidance.gaussian import Gaussian, image, noise, predict, sample
 from ..guidance.scheduler_cases import CASES, Case

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from zoo import CASES, pag_twin, run
 
 import trimtab
-from trimtab.guidance.base import Guidance, Run, Step
+from trimtab.guidance.base import Guidance
 from trimtab.guidance.branch import AttentionTokens, Branch
 from trimtab.guidance.plugins.pag import IdentityAttention
+from trimtab.guidance.run import Run, Step
 from trimtab.pipelines.families import Family
 from trimtab.pipelines.guided import ROWS
 

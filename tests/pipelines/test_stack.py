@@ -17,8 +17,9 @@ from zoo.modular import modular_twin, run_modular
 
 import trimtab
 from trimtab.conformance.fingerprint import fingerprint
-from trimtab.guidance.base import Guidance, Step
+from trimtab.guidance.base import Guidance
 from trimtab.guidance.errors import ConflictError, UnsupportedPipelineError
+from trimtab.guidance.run import Step
 from trimtab.pipelines.stack import GuidanceStack
 
 MODELS = ["sdxl", "sd3"]

@@ -11,9 +11,9 @@ from guided_runs import built, close, guided, stock
 from zoo import CASES
 
 import trimtab
-from trimtab.guidance.base import Step
 from trimtab.guidance.noise import Level
 from trimtab.guidance.plugins.dynamic_threshold import DynamicThreshold
+from trimtab.guidance.run import Step
 
 STEP = Step(0, 1, 0.0, Level(0.5, 0.5))
 THRESHOLDING = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "clip_sample": False}
