@@ -29,7 +29,6 @@ from .checkpoint import attentions_of, projections_of, written
 from .condition import positions
 from .processors import FillProcessor, StepProcessor
 
-ASPECTS = ((1, 1), (3, 4), (4, 3))
 FILE = "easycontrol.safetensors"
 
 
@@ -47,6 +46,7 @@ class EasyControlSettings(TrainingSettings):
     cond_size: int = option(512, "side of the condition, in pixels")
     smallest: int = option(512, "shortest longest side of an image, in pixels")
     largest: int = option(1024, "longest side of an image, in pixels")
+    aspect: float = option(4 / 3, "largest aspect ratio; 1 for squares only")
     caption_dropout: float = option(0.1, "share of captions left out")
     gradient_checkpointing: int = option(0, "1 to compute activations again in the backward pass, to save memory")
     batch_size: int = option(1, "samples a step and process")
@@ -182,10 +182,11 @@ def flow_matching_loss(
 
 
 def drawn_size(settings: EasyControlSettings, patch: int, generator: torch.Generator) -> tuple[int, int]:
-    """Height and width of a batch: the longest side uniform in the range, one of a few aspect ratios."""
+    """Height and width of a batch: the longest side uniform in the range; square, upright or across."""
     longest = settings.smallest + _chance(generator) * (settings.largest - settings.smallest)
-    aspect = ASPECTS[int(_chance(generator) * len(ASPECTS))]
-    height, width = (max(patch, round(longest * part / max(aspect) / patch) * patch) for part in aspect)
+    shapes = ((1.0, 1.0), (1.0, 1 / settings.aspect), (1 / settings.aspect, 1.0))
+    shape = shapes[int(_chance(generator) * len(shapes))]
+    height, width = (max(patch, round(longest * part / patch) * patch) for part in shape)
     return height, width
 
 

@@ -167,6 +167,10 @@ def test_the_size_of_a_batch_is_drawn_within_its_range(flux: Path, data: Path, t
     sizes = {easycontrol_size(settings, 4, torch.Generator().manual_seed(seed)) for seed in range(50)}
     assert len(sizes) > 10
     assert all(32 <= max(size) <= 64 and size[0] % 4 == size[1] % 4 == 0 for size in sizes)
+    assert {height < width for height, width in sizes} == {False, True}
+    square = control_settings(flux, data, tmp_path, smallest=32, largest=64, aspect=1.0)
+    sizes = {easycontrol_size(square, 4, torch.Generator().manual_seed(seed)) for seed in range(50)}
+    assert len(sizes) > 5 and all(height == width for height, width in sizes)
 
 
 # -- UniCon ------------------------------------------------------------------------------------------------------------

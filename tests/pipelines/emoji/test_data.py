@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from trimtab.adapters.pairs import Pairs
 from trimtab.pipelines.emoji.data import CATEGORIES, STYLES, EmojiData, edges, in_held_out, pack, to_unit
+from trimtab.pipelines.emoji.pairs import CONDITIONS, drawing_pairs, main
 
 from .conftest import COLOURS, emoji_json
 
@@ -69,3 +71,18 @@ def test_edges_are_where_the_drawing_ends() -> None:
 
 def test_bytes_become_numbers_between_minus_one_and_one() -> None:
     assert to_unit(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_pairs_are_written_as_the_trainings_of_controls_read_them(packed: Path, tmp_path: Path, condition: str) -> None:
+    main([str(packed), str(tmp_path), "--condition", condition])
+    for folder, held_out in (("train", False), ("held-out", True)):
+        data = EmojiData(packed, held_out=held_out)
+        written, made = Pairs(str(tmp_path / folder), 64), drawing_pairs(data, condition)
+        assert len(written) == len(made) == len(data.drawings)
+        for index in range(len(made)):
+            assert written[index]["caption"] == made.captions[index]
+            torch.testing.assert_close(written[index]["target"], made.targets[index], atol=1 / 127.5, rtol=0)
+            torch.testing.assert_close(written[index]["source"], made.sources[index], atol=1 / 127.5, rtol=0)
+    assert made.sources[0, :, 2, 2].tolist() == [1.0, 1.0, 1.0]  # white, as the ground of the drawings
+    assert made.sources.min() < 0
