@@ -29,27 +29,52 @@ from trimtab.guidance.errors import ConflictError, ParameterError, UnsupportedPi
 EXPECTED = load_file(Path(__file__).parents[1] / "fixtures" / "unicon.safetensors")
 
 
-def build(scheduler: str = "DDIMScheduler") -> Any:
+def build(scheduler: str = "DDIMScheduler", xl: bool = False) -> Any:
     words = case.Words()
-    pipe = diffusers.StableDiffusionPipeline(
-        unet=case.filled(diffusers.UNet2DConditionModel(**case.UNET), "unet"),
-        vae=case.filled(diffusers.AutoencoderKL(**case.VAE), "vae"),
-        text_encoder=case.Embeddings(words),
-        tokenizer=words,
-        scheduler=case.scheduler(diffusers, scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+    if xl:
+        return guided(
+            diffusers.StableDiffusionXLPipeline(
+                unet=case.filled(diffusers.UNet2DConditionModel(**case.UNET_XL), "unet"),
+                vae=case.filled(diffusers.AutoencoderKL(**case.VAE), "vae"),
+                text_encoder=None,
+                tokenizer=None,
+                text_encoder_2=case.EmbeddingsXL(words),
+                tokenizer_2=words,
+                scheduler=case.scheduler(diffusers, scheduler),
+            )
+        )
+    return guided(
+        diffusers.StableDiffusionPipeline(
+            unet=case.filled(diffusers.UNet2DConditionModel(**case.UNET), "unet"),
+            vae=case.filled(diffusers.AutoencoderKL(**case.VAE), "vae"),
+            text_encoder=case.Embeddings(words),
+            tokenizer=words,
+            scheduler=case.scheduler(diffusers, scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
     )
+
+
+def guided(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return trimtab.guide(pipe)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("unicon"), case.UNET)
+
+
+@pytest.fixture(scope="module")
+def models_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("unicon_xl"), case.UNET_XL)
+
+
+def written(folder: Path, unet: dict[str, Any]) -> Path:
     """The published layout, with safetensors in place of model.pth."""
-    folder = tmp_path_factory.mktemp("unicon")
-    widths = case.blocks_of(diffusers.UNet2DConditionModel(**case.UNET))
+    widths = case.blocks_of(diffusers.UNet2DConditionModel(**unet))
     for name, (_, own) in case.MODELS.items():
         save_weights(folder / name / "model.safetensors", case.posts(name, widths))
         for kind in ("xy_lora", "yx_lora", "y_lora") if own else ("xy_lora", "yx_lora"):
@@ -83,9 +108,9 @@ def attach(pipe: Any, models: Path, model: str = "depth", **override: Any) -> An
 
 
 @pytest.mark.parametrize("name", case.RUNS)
-def test_both_sides_equal_the_published_code(models: Path, name: str) -> None:
+def test_both_sides_equal_the_published_code(models: Path, models_xl: Path, name: str) -> None:
     described = case.RUNS[name]
-    pipe = build(described.scheduler)
+    pipe = build(described.scheduler, described.xl)
     partners = []
     for model, weight in zip(described.models, described.weights, strict=True):
         options: dict[str, Any] = {"mode": described.mode, "joint_scale": weight, "signal_scale": described.signal}
@@ -93,7 +118,8 @@ def test_both_sides_equal_the_published_code(models: Path, name: str) -> None:
             options.update(own_mask=case.mask(), own_image=case.latents("x"))
         if described.mask == "y":
             options.update(mask=case.mask())
-        partners.append(attach(pipe, models, model, noise_strength=case.COARSE, **options))
+        folder = models_xl if described.xl else models
+        partners.append(attach(pipe, folder, model, noise_strength=case.COARSE, **options))
     own = run(pipe)
     sides = [own, *(partner.partner for partner in partners)]
     if described.mode == "estimate":
