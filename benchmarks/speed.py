@@ -1,10 +1,12 @@
 """Time, memory and FLOPs of guidance against what people do today, on denoisers of real size with random weights.
 
     python -m benchmarks.speed sd15 sdxl sd3 --json docs/speed.json --page docs/speed.md --plot docs/images/speed.png
-    python -m benchmarks.speed sdxl --device cuda --dtype bfloat16 --compile
+    python -m benchmarks.speed sdxl --few --repeats 3
+    python -m benchmarks.speed sdxl --device cuda --side 1024 --compile
 
 All ways of one architecture share the denoiser's weights, run in one process and take turns, so that whatever else the
-machine does meets all of them. Each way runs whole pipelines, from given prompt embeddings to latents.
+machine does meets all of them. Each way runs whole pipelines, from given prompt embeddings to latents. A first run of
+each counts its FLOPs and the memory that it allocates beside the weights.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ import argparse
 import gc
 import json
 import platform
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import timeit
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,11 @@ from diffusers import (
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
-from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 
 import trimtab
 from benchmarks.flops import SD3_MEDIUM, SD15, SDXL
-from benchmarks.speed_plot import Ratio, plot
+from benchmarks.speed_page import drawing, page
+from benchmarks.ways import Way, measure
 from trimtab.pipelines.cards import machine
 
 
@@ -78,21 +78,11 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-@dataclass
-class Way:
-    """One way to sample, and what was measured of it."""
-
-    name: str
-    run: Callable[[], Any] = field(repr=False)
-    seconds: list[float] = field(default_factory=list)
-    flops: int = 0
-    peak: int = 0
-
-
 def build(one: Architecture, device: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
     """The stock pipeline, a guidable one and Diffusers' PAG pipeline, which share one denoiser."""
     torch.manual_seed(0)
-    denoiser = one.denoiser(**one.config).to(device, dtype).eval().requires_grad_(False)
+    with _default(dtype):  # no copy in float32 beside it
+        denoiser = one.denoiser(**one.config).to(device).eval().requires_grad_(False)
     latent_channels = denoiser.config.in_channels
     blocks = 4  # three halvings: eight pixels a latent
     vae = AutoencoderKL(
@@ -114,9 +104,25 @@ def build(one: Architecture, device: str, dtype: torch.dtype) -> tuple[Any, Any,
     return pipeline(one.stock), trimtab.guide(pipeline(one.stock)), pipeline(one.pag, pag_applied_layers=one.layers)
 
 
-def ways_of(one: Architecture, side: int, steps: int, device: str, dtype: torch.dtype, compiled: bool) -> list[Way]:
-    """All ways of one architecture; the first is the stock pipeline with classifier-free guidance."""
-    stock, guided, pag = build(one, device, dtype)
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    outer = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(outer)
+
+
+def ways_of(
+    one: Architecture, stock: Any, guided: Any, pag: Any, side: int, steps: int, dtype: torch.dtype, compiled: bool
+) -> list[Way]:
+    """All ways of one architecture; the first is the stock pipeline with classifier-free guidance.
+
+    Args:
+        stock, guided, pag: its pipelines, from `build`.
+    """
+    device = stock.device
     if compiled:
         for pipe in (stock, guided, pag):
             setattr(pipe, one.component, torch.compile(getattr(pipe, one.component)))
@@ -148,107 +154,28 @@ def ways_of(one: Architecture, side: int, steps: int, device: str, dtype: torch.
         Way("CFG + PAG", ours(["pag"])),
         Way("CFG + PAG, one plain batch", ours(["pag"], rows="batched")),
         Way("CFG + PAG, Diffusers' PAG pipeline", run(pag, pag_scale=3.0)),
-        Way("CFG + PAG, a call each, as guiders do", ours(["pag"], rows="sequential")),
+        Way("CFG + PAG, a call each, as guiders do", ours(["cfg", "pag"], scale=1.0, rows="sequential")),
         Way("PAG alone", ours(["pag"], scale=1.0)),
         Way("PAG alone, Diffusers' PAG pipeline", run(pag, scale=1.0, pag_scale=3.0)),
         Way("CFG + PAG + SEG", ours(["pag", "seg"])),
-        Way("CFG + PAG + SEG, a call each, as guiders do", ours(["pag", "seg"], rows="sequential")),
+        Way("CFG + PAG + SEG, a call each, as guiders do", ours(["cfg", "pag", "seg"], scale=1.0, rows="sequential")),
     ]
 
 
-COMPARED = (
-    ("guidable, nothing attached, CFG", "stock pipeline, CFG"),
-    ("CFG + PAG", "CFG + PAG, Diffusers' PAG pipeline"),
-    ("CFG + PAG", "CFG + PAG, one plain batch"),
-    ("CFG + PAG", "CFG + PAG, a call each, as guiders do"),
-    ("PAG alone", "PAG alone, Diffusers' PAG pipeline"),
-    ("CFG + PAG + SEG", "CFG + PAG + SEG, a call each, as guiders do"),
+FEW = (
+    "stock pipeline, CFG",
+    "CFG + PAG",
+    "CFG + PAG, Diffusers' PAG pipeline",
+    "CFG + PAG + SEG",
+    "CFG + PAG + SEG, a call each, as guiders do",
 )
-"""Which way is divided by which."""
+"""The ways that the goals are about."""
 
 
-def measure(ways: Sequence[Way], repeats: int, device: str) -> None:
-    """Fill in what the ways cost; each first runs once, which counts its FLOPs and warms it up."""
-    with tqdm(total=len(ways) * (repeats + 1), desc="speed") as bar:
-        for way in ways:
-            with FlopCounterMode(display=False) as counter:
-                way.run()
-            way.flops = counter.get_total_flops()
-            bar.update()
-        for _ in range(repeats):
-            for way in ways:
-                gc.collect()
-                _reset_peak(device)
-                started = time.perf_counter()
-                way.run()
-                if device != "cpu":
-                    torch.cuda.synchronize()
-                way.seconds.append(time.perf_counter() - started)
-                way.peak = max(way.peak, _peak(device))
-                bar.update()
-
-
-def _reset_peak(device: str) -> None:
-    if device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")
-    else:
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak(device: str) -> int:
-    """The highest use of memory since the last reset, in bytes: of the process, or allocated on the GPU."""
-    if device != "cpu":
-        return int(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
-def ratio(ways: Sequence[Way], this: str, that: str) -> Ratio:
-    """Those of time, turn by turn, and that of the FLOPs."""
-    by_name = {way.name: way for way in ways}
-    one, other = by_name[this], by_name[that]
-    turns = [a / b for a, b in zip(one.seconds, other.seconds, strict=True)]
-    return Ratio(f"{this} : {that}", turns, one.flops / other.flops)
-
-
-def drawing(results: dict[str, dict[str, Any]]) -> Image.Image:
-    """The ratios as a picture."""
-    groups = {name: _ways(result) for name, result in results.items()}
-    return plot({name: [ratio(ways, *pair) for pair in COMPARED] for name, ways in groups.items()})
-
-
-def _ways(result: dict[str, Any]) -> list[Way]:
-    return [Way(**{**way, "run": lambda: None}) for way in result["ways"]]
-
-
-def page(results: dict[str, dict[str, Any]]) -> str:
-    """The results as a Markdown page."""
-    lines = [
-        "# Speed", "",
-        "Made by `python -m benchmarks.speed`: random weights, one process, the ways take turns, so that whatever else",
-        "the machine does meets all of them. All figures are in `speed.json`.", "",
-        "![Ratios of time](images/speed.png)", "",
-    ]  # fmt: skip
-    for name, result in results.items():
-        ways = _ways(result)
-        about, unit = result["about"], ways[0]
-        lines += [
-            f"## {name}", "",
-            f"{about['side']} x {about['side']} pixels, {about['steps']} steps, {about['dtype']}, {about['machine']}, "
-            f"torch {about['torch']}, Diffusers {about['diffusers']}; {len(unit.seconds)} turns.", "",
-            "| way | FLOPs, stock CFG = 1 | seconds (median) | peak memory, GB |", "| --- | --- | --- | --- |",
-        ]  # fmt: skip
-        for way in ways:
-            seconds, flops = statistics.median(way.seconds), way.flops / unit.flops
-            lines.append(f"| {way.name} | {flops:.3f} | {seconds:.2f} | {way.peak / 1e9:.2f} |")
-        lines += ["", "| time of | divided by that of | median of turns (least to most) | FLOPs |"]
-        lines.append("| --- | --- | --- | --- |")
-        for this, that in COMPARED:
-            found = ratio(ways, this, that)
-            spread = f"{statistics.median(found.turns):.3f} ({min(found.turns):.3f} to {max(found.turns):.3f})"
-            lines.append(f"| {this} | {that} | {spread} | {found.flops:.3f} |")
-        lines.append("")
-    return "\n".join(lines)
+def overhead(guided: Any, calls: int = 1000) -> float:
+    """Seconds that a guidable pipeline with nothing attached spends before the stock call."""
+    guided.clear_guidance()
+    return min(timeit.repeat(lambda: guided._guided_call(lambda pipe: None), number=calls)) / calls
 
 
 def main() -> None:
@@ -258,10 +185,12 @@ def main() -> None:
         "architectures", nargs="*", help=f"of {', '.join(ARCHITECTURES)}; none only draws what is there"
     )
     parser.add_argument("--side", type=int, help="pixels; by default 512")
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--few", action="store_true", help="only the ways that the goals are about")
+    parser.add_argument("--note", default="", help="what the page says of the circumstances")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path, default=Path("runs/speed.json"))
     parser.add_argument("--page", type=Path)
@@ -271,9 +200,13 @@ def main() -> None:
     for name in given.architectures:
         one = ARCHITECTURES[name]
         side = given.side or one.side
-        ways = ways_of(one, side, given.steps, given.device, getattr(torch, given.dtype), given.compile)
+        dtype = getattr(torch, given.dtype)
+        pipes = build(one, given.device, dtype)
+        about = {"overhead": overhead(pipes[1]), "note": given.note and f"; {given.note}"}
+        ways = ways_of(one, *pipes, side, given.steps, dtype, given.compile)
+        ways = [way for way in ways if way.name in FEW] if given.few else ways
         measure(ways, given.repeats, given.device)
-        about = {
+        about |= {
             "side": side, "steps": given.steps, "dtype": given.dtype, "device": given.device, "machine": machine(),
             "compiled": given.compile, "torch": torch.__version__.split("+")[0], "diffusers": diffusers.__version__,
             "python": platform.python_version(),
@@ -282,7 +215,7 @@ def main() -> None:
         results[f"{name}, {given.device}" + (", compiled" if given.compile else "")] = {"about": about, "ways": kept}
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(results, indent=2) + "\n")
-        del ways
+        del ways, pipes
         gc.collect()
     text = page(results)
     print(text)

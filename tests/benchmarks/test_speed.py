@@ -1,0 +1,53 @@
+"""The comparison of ways to guide: what is counted is what happens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from trimtab.benchmarks.speed import ARCHITECTURES, FEW, build, overhead, ways_of
+from trimtab.benchmarks.speed_page import compared, page, ratio
+from trimtab.benchmarks.ways import allocated, measure
+
+MEGA = 1_000_000
+TINY = {
+    "sample_size": 32, "block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 16,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": 8,
+}  # fmt: skip
+
+
+def test_the_peak_is_what_is_held_at_once() -> None:
+    def run() -> torch.Tensor:
+        one = torch.zeros(MEGA, dtype=torch.uint8)
+        two = torch.zeros(2 * MEGA, dtype=torch.uint8)
+        del one
+        return two + two[:1]
+
+    assert allocated(run) == pytest.approx(4 * MEGA, rel=1e-3)
+
+
+def test_the_ways_are_measured_side_by_side() -> None:
+    one = dataclasses.replace(ARCHITECTURES["sd15"], config=TINY, text={"prompt_embeds": (7, 16)})
+    pipes = build(one, "cpu", torch.float32)
+    ways = ways_of(one, *pipes, 64, 1, torch.float32, False)
+    measure(ways, 1, "cpu")
+    found = {way.name: way for way in ways}
+    assert found.keys() >= set(FEW)
+    ours, theirs = found["CFG + PAG"], found["CFG + PAG, Diffusers' PAG pipeline"]
+    assert ours.flops < theirs.flops
+    own_inputs = 2 * (4 * 8 * 8 + 7 * 16) * 4  # which are held as they came and as the pipeline made them
+    assert ours.peak <= theirs.peak + 2 * own_inputs
+    assert found["guidable, nothing attached, CFG"].flops == found["stock pipeline, CFG"].flops
+    assert found["CFG + PAG + SEG, a call each, as guiders do"].flops == 2 * found["stock pipeline, CFG"].flops
+    turns = ratio(ways, "CFG + PAG", "CFG + PAG, Diffusers' PAG pipeline").turns
+    assert turns == [ours.seconds[0] / theirs.seconds[0]]
+    assert compared([found[name] for name in FEW]) == [
+        ("CFG + PAG", "CFG + PAG, Diffusers' PAG pipeline"),
+        ("CFG + PAG + SEG", "CFG + PAG + SEG, a call each, as guiders do"),
+    ]
+    about = dict.fromkeys(("side", "steps", "dtype", "machine", "torch", "diffusers"), "7")
+    result = {"about": {**about, "note": "", "overhead": overhead(pipes[1])}, "ways": [vars(way) for way in ways]}
+    assert "| CFG + PAG | CFG + PAG, Diffusers' PAG pipeline |" in page({"tiny": result})
