@@ -20,7 +20,7 @@ from .observation import TOLERANCE, Observation
 from .parallel.branches import BranchParallel
 from .perturbation import Layout, Perturber, Segment
 from .prediction import primary, with_sample_at
-from .rows import AmbiguousRowsError, check_splittable, join_rows, take_rows
+from .rows import AmbiguousRowsError, check_splittable, index_of, join_rows, take_rows
 
 
 class Denoiser:
@@ -155,7 +155,7 @@ class Denoiser:
                 asked = "cond"
             if not source:
                 raise AmbiguousRowsError(f"no rows of {branch.condition} in this call")
-            part = take_rows((tuple(args), dict(kwargs)), rows, torch.tensor(source))
+            part = take_rows((tuple(args), dict(kwargs)), rows, index_of(source))
             start = len(parents)
             if branch.perturbation is None:
                 part = self._conditions.substitute(asked, self.module, *part) if asked != "cond" else part
@@ -224,7 +224,7 @@ class Denoiser:
         if len(source) < rows:
             try:
                 check_splittable(args, kwargs, rows)
-                args, kwargs = take_rows((args, kwargs), rows, torch.tensor(source))
+                args, kwargs = take_rows((args, kwargs), rows, index_of(source))
                 chosen = list(range(len(source)))
             except AmbiguousRowsError:
                 if not own:

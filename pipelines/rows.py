@@ -79,6 +79,12 @@ def take_rows(value: Any, rows: int, index: torch.Tensor | slice, name: str = ""
     return map_tensors(value, take, name)
 
 
+def index_of(rows: Sequence[int]) -> torch.Tensor | slice:
+    """Rows as an index: a slice, which copies nothing, where they are neighbours."""
+    whole = slice(rows[0], rows[-1] + 1)
+    return whole if list(rows) == list(range(whole.start, whole.stop)) else torch.tensor(rows)
+
+
 def check_splittable(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) -> None:
     """Raise `AmbiguousRowsError` unless every argument is shared or has exactly `rows` rows."""
 

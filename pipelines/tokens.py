@@ -144,17 +144,15 @@ class Apart(TorchFunctionMode):
 
     def _attend(self, stock: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
         self._called = True
-        tainted = query.isnan().any(dim=-1)
+        taint = _taint(query)
         if self._layer in self._wanted:
-            self._note(tainted, key.isnan().any(dim=-1))
-        apart = torch.zeros(*query.shape[:-1], value.shape[-1], dtype=value.dtype, device=value.device)
-        return apart.masked_fill(tainted[..., None], float("nan"))
+            self._note(taint[..., 0].isnan(), _taint(key)[..., 0].isnan())
+        return taint.to(value.dtype).repeat_interleave(value.shape[-1], dim=-1)
 
     def _linear(self, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """A projection, of which only the taint matters; any clean values do that no norm divides by zero."""
         clean = torch.linspace(-1.0, 1.0, weight.shape[0], dtype=states.dtype, device=states.device)
-        tainted = states.isnan().any(dim=-1, keepdim=True)
-        return clean.expand(*states.shape[:-1], -1).masked_fill(tainted, float("nan"))
+        return clean + _taint(states)
 
     def all_found(self) -> dict[str, Places]:
         """The places in every wanted layer."""
@@ -187,6 +185,13 @@ class Apart(TorchFunctionMode):
         return UnsupportedPipelineError(
             f"{type(self.family.module).__name__}: {layer} {reason}, so it cannot be perturbed on image tokens only."
         )
+
+
+def _taint(states: torch.Tensor) -> torch.Tensor:
+    """NaN for each token of `[..., tokens, channels]` that has one, 0 for the others `[..., tokens, 1]`."""
+    # A maximum of NaN and anything is NaN; this reads the states once and writes next to nothing.
+    tainted = states.amax(dim=-1, keepdim=True).isnan()
+    return torch.zeros_like(tainted, dtype=states.dtype).masked_fill(tainted, float("nan"))
 
 
 def _poisoned(sample: Any) -> Any:
