@@ -40,7 +40,9 @@ class EasyControlSettings(TrainingSettings):
         "runs/easycontrol", "folder for the LoRA, its checkpoints and its log; a stopped run continues there"
     )
     base: str = option("black-forest-labs/FLUX.1-dev", "the Flux model, a folder or Hub repository")
-    data: str = option("data", "JSONL file, or folder with the folders source and target")
+    data: str = option("data", "JSONL file with a column caption, or folder, perhaps with captions.jsonl")
+    source: str = option("source", "column or folder of the conditions")
+    target: str = option("target", "column or folder of the images")
     kind: str = option("spatial", "spatial or subject")
     rank: int = option(128, "of the LoRA")
     cond_size: int = option(512, "side of the condition, in pixels")
@@ -136,7 +138,7 @@ def train_easycontrol(settings: EasyControlSettings) -> Path:
     if settings.gradient_checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
     model = EasyControlTraining(pipe.transformer, settings.rank, settings.kind)
-    data = Pairs(settings.data, settings.largest, whole=settings.kind == "subject")
+    data = Pairs(settings.data, settings.largest, settings.source, settings.target, whole=settings.kind == "subject")
     held = {name: [value] if name == "caption" else value[None] for name, value in data[0].items()}
     file = Path(settings.output) / FILE
 

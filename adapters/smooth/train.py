@@ -25,8 +25,8 @@ from ..low_rank import LowRank
 from ..pairs import Pairs
 from ..trained import Trained
 from ..weights import save_weights
+from .unet import projections_of
 
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 FILE = "smooth_lora.safetensors"
 
 
@@ -63,13 +63,10 @@ class SmoothTraining(Trained):
         self.register_buffer("mean_variation", torch.zeros(()))
         self.mean_variation: torch.Tensor
         self.loras: dict[str, LowRank] = {}
-        for name, attention in unet.named_modules():
-            if name.endswith(("attn1", "attn2")):
-                for projection in PROJECTIONS:
-                    linear = attention.get_submodule(projection)
-                    lora = self.low_rank(rank, linear.in_features, linear.out_features, 1 / rank)
-                    self.loras[f"{name}.{projection}"] = lora
-                    linear.forward = _adapted(linear.forward, lora)
+        for name in projections_of(unet):
+            linear = unet.get_submodule(name)
+            self.loras[name] = self.low_rank(rank, linear.in_features, linear.out_features, 1 / rank)
+            linear.forward = _adapted(linear.forward, self.loras[name])
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """The UNet's prediction under the LoRA."""

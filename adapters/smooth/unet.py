@@ -9,10 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ...guidance.errors import WeightsError
 from ...guidance.run import DenoiserCall, Run, Step
 from ...guidance.source import is_repository
 from ..low_rank import LowRank, check_fits, low_ranks
 from ..weights import load_weights
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class Settings(Protocol):
@@ -25,6 +28,12 @@ class Settings(Protocol):
     scale: float
 
     def acts(self, step: Step) -> bool: ...
+
+
+def projections_of(unet: nn.Module) -> list[str]:
+    """The projections of a UNet's attentions, all of which have a LoRA."""
+    attentions = [name for name, _ in unet.named_modules() if name.endswith(("attn1", "attn2"))]
+    return [f"{attention}.{projection}" for attention in attentions for projection in PROJECTIONS]
 
 
 class UNetLora:
@@ -54,12 +63,14 @@ class UNetLora:
             revision=settings.revision,
         )
         found = low_ranks(loaded.path, loaded.tensors)
-        for attention, loras in found.items():
-            for projection, lora in loras.items():
-                check_fits(loaded.path, f"{attention}.{projection}", lora, self._unet)
+        named = {f"{attention}.{name}": lora for attention, loras in found.items() for name, lora in loras.items()}
+        for name, lora in named.items():
+            check_fits(loaded.path, name, lora, self._unet)
+        if missing := [name for name in projections_of(self._unet) if name not in named]:
+            kind = type(self._unet).__name__
+            raise WeightsError(f"{loaded.path} lacks the LoRA of {missing[0]} (and {len(missing) - 1} more) of {kind}.")
         if self._run.dry:
             return
-        named = {f"{attention}.{name}": lora for attention, loras in found.items() for name, lora in loras.items()}
         acting = _Acting(settings, named)
         for name in named:
             linear = self._unet.get_submodule(name)

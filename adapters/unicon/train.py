@@ -35,7 +35,9 @@ class UniConSettings(TrainingSettings):
         "runs/unicon", "folder for the model, its checkpoints and its log; a stopped run continues there"
     )
     base: str = option("stable-diffusion-v1-5/stable-diffusion-v1-5", "the base model, a folder or Hub repository")
-    data: str = option("data", "JSONL file, or folder with the folders source (y) and target (x)")
+    data: str = option("data", "JSONL file with a column caption, or folder, perhaps with captions.jsonl")
+    source: str = option("source", "column or folder of the partners y")
+    target: str = option("target", "column or folder of the images x")
     trigger: str = option("", "put before the captions of y, such as 'depth_map, '")
     size: int = option(512, "root of the area of an image, in pixels")
     aspect: float = option(1.5, "largest aspect ratio")
@@ -105,7 +107,7 @@ def train_unicon(settings: UniConSettings) -> Path:
         pipe.unet.train()
     model = UniConTraining(pipe.unet, settings)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    data = Pairs(settings.data, round(settings.size * settings.aspect**0.5))
+    data = Pairs(settings.data, round(settings.size * settings.aspect**0.5), settings.source, settings.target)
     held = {name: [value] if name == "caption" else value[None] for name, value in data[0].items()}
     folder = Path(settings.output) / "model"
 

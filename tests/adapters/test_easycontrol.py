@@ -96,10 +96,19 @@ def test_it_equals_the_published_code(pipe: Any, loras: Path, name: str, referen
     torch.testing.assert_close(controlled, EXPECTED[f"{name}.{reference}"], rtol=0, atol=1e-5)
 
 
-def test_without_strength_there_is_no_condition_and_it_fades_in_from_there(pipe: Any, loras: Path) -> None:
+def test_the_order_in_which_they_are_attached_does_not_matter(pipe: Any, loras: Path) -> None:
+    for condition, weight in reversed(case.CASES["subject_and_spatial"]):
+        attach(pipe, loras, condition, lora_weight=weight)
+    torch.testing.assert_close(run(pipe), EXPECTED["subject_and_spatial.cached"], rtol=0, atol=1e-5)
+
+
+def test_without_strength_there_is_no_condition_and_it_fades_in_from_there(
+    pipe: Any, loras: Path, fills: list[int]
+) -> None:
     plain = run(pipe)
     control = attach(pipe, loras, strength=0.0)
     assert torch.equal(run(pipe), plain)
+    assert not fills  # nothing was read either
     change = []
     for control.strength in (1e-6, 0.1, 0.5, 1.0):
         change.append((run(pipe) - plain).abs().max().item())
@@ -173,6 +182,11 @@ def test_one_fill_serves_all_images_of_a_prompt_and_all_steps(tmp_path: Path, fi
         loras.setdefault(layer, {})[projection] = LowRank(down / 4, up / 4)
     save_weights(tmp_path / "lora.safetensors", written(loras))
     pictures = [case.picture(case.SPATIAL), case.picture(case.OTHER_SPATIAL)]
+    attach(pipe, tmp_path, weight_name="lora.safetensors")
+    zoo_run(pipe, flux, prompt=["a red fox", "a grey whale", "a red fox"])
+    assert fills == [2]  # one for each distinct prompt
+    pipe.clear_guidance()
+    fills.clear()
     attach(pipe, tmp_path, weight_name="lora.safetensors", image=pictures)
 
     def generators(*seeds: int) -> list[torch.Generator]:

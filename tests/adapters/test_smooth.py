@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,20 @@ def test_weights_that_do_not_fit_are_one_clear_error(weights: Path, tmp_path: Pa
     path = save_weights(tmp_path / "wide.safetensors", {**tensors, name: torch.cat([tensors[name]] * 2)})
     with pytest.raises(WeightsError, match=r"wide\.safetensors: .*to_q\.lora\.up has shape .* needs"):
         pipe.add_guidance("smooth", weights=str(path))
+    first = next(iter(tensors))
+    other = {"nan.safetensors": {**tensors, first: tensors[first] * float("nan")}, "half.safetensors": dict(tensors)}
+    attention = first.partition(".processor.")[0]
+    other["few.safetensors"] = {n: t for n, t in tensors.items() if not n.startswith(attention)}
+    other["half.safetensors"].pop(first)
+    other["rank.safetensors"] = {**tensors, name: tensors[name][:, :2]}
+    messages = ["not finite", "only one of its two matrices", f"lacks .*{attention}", r"shape \(8, 2\), .* \(8, 4\)"]
+    for (file, changed), message in zip(other.items(), messages, strict=True):
+        save_weights(tmp_path / file, changed)
+        with pytest.raises(WeightsError, match=rf"{file}.*{message}"):
+            pipe.add_guidance("smooth", weights=str(tmp_path / file))
+    (tmp_path / "short.safetensors").write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=r"short\.safetensors is no safetensors file"):
+        pipe.add_guidance("smooth", weights=str(tmp_path / "short.safetensors"))
     with pytest.raises(ParameterError, match="weights is missing"):
         pipe.add_guidance("smooth")
     assert not pipe.guidances
@@ -129,6 +144,13 @@ def test_it_is_trained_and_its_lora_attaches(tmp_path: Path) -> None:
     file = train_smooth(SmoothSettings(**values))
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
+    whole, log = load_file(file), (tmp_path / "out" / "log.jsonl").read_text()
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint_1")
+    file.unlink()
+    train_smooth(SmoothSettings(**values))  # continues after the first step, running mean included
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in load_file(file).items())
+    losses = [json.loads(row)["loss"] for row in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 3 and losses[2] == losses[1] == json.loads(log.splitlines()[1])["loss"]
     pipe = trimtab.guide(SD.build())
     plain = run(pipe, SD)
     pipe.add_guidance("smooth", weights=str(file))

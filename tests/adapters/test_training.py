@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from zoo import CASES
 from zoo import run as zoo_run
 
 import trimtab
+from trimtab.adapters.easycontrol.checkpoint import written
 from trimtab.adapters.easycontrol.train import (
     EasyControlSettings,
     EasyControlTraining,
@@ -28,6 +30,7 @@ from trimtab.adapters.easycontrol.train import (
 )
 from trimtab.adapters.easycontrol.train import drawn_size as easycontrol_size
 from trimtab.adapters.pairs import Pairs, crop_and_resize
+from trimtab.adapters.unicon.checkpoint import save
 from trimtab.adapters.unicon.train import (
     UniConSettings,
     UniConTraining,
@@ -36,6 +39,7 @@ from trimtab.adapters.unicon.train import (
     text_mask,
     train_unicon,
 )
+from trimtab.adapters.weights import save_weights
 from trimtab.cli import main
 from trimtab.guidance.errors import ParameterError
 
@@ -162,6 +166,49 @@ def test_gradient_checkpointing_gives_the_same_gradient(flux: Path, data: Path, 
         assert plain.abs().max() > 0
 
 
+def watch(module: torch.nn.Module) -> list[tuple[dict[str, Any], torch.Tensor]]:
+    """The named arguments and the prediction of each call from now on."""
+    calls: list[tuple[dict[str, Any], torch.Tensor]] = []
+    module.register_forward_hook(lambda module, args, given, out: calls.append((given, out[0])), with_kwargs=True)
+    return calls
+
+
+def test_the_trained_transformer_predicts_what_the_guided_pipeline_predicts(tmp_path: Path) -> None:
+    trained = CASES["flux"].build().transformer
+    model = EasyControlTraining(trained, 4, "spatial")
+    with torch.no_grad():
+        for index, weight in enumerate(model.weights):
+            weight.copy_(noise(f"weight.{index}", *weight.shape) / 4)
+    save_weights(tmp_path / "lora.safetensors", {name: t.detach() for name, t in written(model.layers).items()})
+    pipe = trimtab.guide(CASES["flux"].build())
+    picture = Image.fromarray((noise("picture", 16, 16, 3).sigmoid() * 255).to(torch.uint8).numpy())
+    pipe.add_guidance("easycontrol", weights=str(tmp_path / "lora.safetensors"), image=picture, cond_size=16)
+    calls = watch(pipe.transformer)
+    zoo_run(pipe, CASES["flux"])
+    (fill, _), (given, expected) = calls[:2]
+    names = ("encoder_hidden_states", "pooled_projections", "timestep", "guidance", "img_ids", "txt_ids")
+    predicted = model(given["hidden_states"], fill["hidden_states"], **{name: given[name] for name in names})
+    torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        for weight in model.weights:
+            weight.zero_()
+    without = model(given["hidden_states"], fill["hidden_states"], **{name: given[name] for name in names})
+    assert not torch.allclose(without, expected, atol=1e-2)
+
+
+def test_captions_are_left_out(flux: Path, data: Path, tmp_path: Path) -> None:
+    pipe = CASES["flux"].build()
+    model = EasyControlTraining(pipe.transformer, 4, "spatial")
+    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 24)[0].items()}
+
+    def loss(dropout: float, caption: str) -> float:
+        settings = control_settings(flux, data, tmp_path, caption_dropout=dropout)
+        given = {**batch, "caption": [caption]}
+        return flow_matching_loss(model, pipe, given, settings, torch.Generator().manual_seed(0)).item()
+
+    assert loss(1.0, "a fox") == loss(0.0, " ") != loss(0.0, "a fox")
+
+
 def test_the_size_of_a_batch_is_drawn_within_its_range(flux: Path, data: Path, tmp_path: Path) -> None:
     settings = control_settings(flux, data, tmp_path, smallest=32, largest=64)
     sizes = {easycontrol_size(settings, 4, torch.Generator().manual_seed(seed)) for seed in range(50)}
@@ -207,6 +254,50 @@ def test_the_loss_of_an_sdxl_pair_reaches_all_of_the_joint_attention(data: Path,
     scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(0)).backward()
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in model.weights)
+
+
+def test_the_trained_unet_predicts_what_the_guided_pipeline_predicts(tmp_path: Path) -> None:
+    model = UniConTraining(CASES["sd15"].build().unet, UniConSettings(rank=4))
+    with torch.no_grad():
+        for index, weight in enumerate(model.weights):
+            weight.copy_(noise(f"weight.{index}", *weight.shape) / 8)
+    save(tmp_path / "edge", copy.deepcopy(model.blocks))
+    pipe = trimtab.guide(CASES["sd15"].build())
+    pipe.add_guidance("joint", weights=str(tmp_path), model="edge", image=Image.new("RGB", (32, 32)))
+    calls = watch(pipe.unet)
+    zoo_run(pipe, CASES["sd15"])
+    given, expected = calls[0]
+    arguments = {name: given[name] for name in ("sample", "timestep")}
+    assert given["timestep"].unique().numel() == 2  # either side's own
+    predicted = model(**arguments, text=given["encoder_hidden_states"])
+    torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_two_sides_are_noised_independently(sd: Path, data: Path, tmp_path: Path) -> None:
+    pipe, times = CASES["sd15"].build(), []
+
+    def model(noised: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        times.append(t)
+        return noised
+
+    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 20)[0].items()}
+    scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    settings = partner_settings(sd, data, tmp_path)
+    for seed in range(60):
+        pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(seed))
+    both = torch.stack(times).float()
+    assert both.shape == (60, 2) and (both[:, 0] != both[:, 1]).float().mean() > 0.9
+    assert torch.corrcoef(both.T)[0, 1].abs() < 0.4
+    assert (both.amin(0) < 150).all() and (both.amax(0) > 850).all()
+
+
+def test_any_pair_of_folders(sd: Path, data: Path, tmp_path: Path) -> None:
+    for name, other in (("source", "lines"), ("target", "photographs")):
+        shutil.copytree(data / name, tmp_path / "data" / other)
+    names = {"source": "lines", "target": "photographs", "steps": 1, "validate_every": 1}
+    assert train_unicon(partner_settings(sd, tmp_path / "data", tmp_path / "out", **names)).is_dir()
+    with pytest.raises(FileNotFoundError, match="target"):
+        train_unicon(partner_settings(sd, tmp_path / "data", tmp_path / "none", steps=1))
 
 
 def test_texts_are_left_out_of_either_side_and_of_both() -> None:

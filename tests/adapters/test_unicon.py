@@ -404,9 +404,35 @@ def with_nan(folder: Path) -> None:
     save_weights(folder / "model.safetensors", posts)
 
 
+def of_two_ranks(folder: Path) -> None:
+    path = folder / "xy_lora" / "pytorch_lora_weights.safetensors"
+    save_weights(path, {n: t[:, :2] if "mid_block" in n and ".up." in n else t for n, t in load_file(path).items()})
+
+
+def with_infinity(folder: Path) -> None:
+    path = folder / "yx_lora" / "pytorch_lora_weights.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0, 0] = float("inf")
+    save_weights(path, tensors)
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "xy_lora" / "pytorch_lora_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_a_post(folder: Path) -> None:
+    posts = load_file(folder / "model.safetensors")
+    save_weights(folder / "model.safetensors", {n: t for n, t in posts.items() if not n.startswith("mid_block")})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (of_two_ranks, r"xy_lora/pytorch.*mid_block.*\.up has shape \(16, 2\), .* with rank 4 needs \(16, 4\)"),
+        (with_infinity, r"yx_lora/pytorch.*of shape .* holds numbers that are not finite"),
+        (truncated, r"xy_lora/pytorch_lora_weights\.safetensors is no safetensors file that can be read"),
+        (without_a_post, r"depth/model\.safetensors lacks mid_block.*conv1n\.weight"),
         (narrower, r"conv1n\.weight has shape \(4, 4\), but UNet2DConditionModel needs \(8, 8\) or \(16, 16\)"),
         (without_a_lora, r"lacks the LoRA of mid_block\..*attn1n\.to_q"),
         (of_another_width, r"attn1\.to_q\.lora\.up has shape \(16, 4\), but this Attention with rank 4 needs \(8, 4\)"),
