@@ -12,22 +12,31 @@ from torch import nn
 
 from ..guidance.branch import Branch, Point
 from ..guidance.errors import TrimtabError, UnsupportedPipelineError
+from .budget import Budget
 from .call import Call, branches_of
 from .conditions import Conditions
 from .families import Family
 from .interception import cache_hooks, outer_contexts_kept, set_attribute
+from .layout import Layout, Segment
 from .observation import TOLERANCE, Observation
 from .parallel.branches import BranchParallel
-from .perturbation import Layout, Perturber, Segment
+from .perturbation import Perturber
 from .prediction import primary, with_sample_at
 from .rows import AmbiguousRowsError, check_splittable, index_of, join_rows, take_rows
 
 
 class Denoiser:
-    """Follows one candidate module through a run."""
+    """Follows one candidate module through a run.
 
-    def __init__(self, module: nn.Module, conditions: Conditions, stack: ExitStack) -> None:
+    Args:
+        budget: the most rows of one call, shared by the denoisers of a run.
+    """
+
+    def __init__(
+        self, module: nn.Module, conditions: Conditions, stack: ExitStack, budget: Budget | None = None
+    ) -> None:
         self.module = module
+        self.budget = Budget() if budget is None else budget
         self.family = Family(module)
         self.perturber = Perturber(self.family)
         self.observation: Observation | None = None
@@ -117,11 +126,11 @@ class Denoiser:
         return self._joinable and not self.has_step_cache
 
     # -- calls -----------------------------------------------------------------------------------------------------
-    def call_watched(self, call: Call, points: tuple[Point, ...], original: Callable[..., Any] | None = None) -> Any:
+    def call_own(self, call: Call, points: tuple[Point, ...]) -> Any:
         """The pipeline's call as it is, in which points watch attention."""
         rows = call.rows or 1
         layout = Layout(rows, tuple(range(rows)), points=points, branches=branches_of(call.roles))
-        output = self.perturber.call(original or call.original, layout, call.args, call.kwargs)
+        output = self._within_budget(call.original, layout, call.args, call.kwargs)
         call.watched = self.perturber.watched
         return output
 
@@ -173,7 +182,7 @@ class Denoiser:
         layout = Layout(len(parents), tuple(parents), tuple(segments), points, (*own_rows, *joined))
         try:
             if parallel is None:
-                output = self.perturber.call(call.original, layout, all_args, all_kwargs)
+                output = self._within_budget(call.original, layout, all_args, all_kwargs)
             else:
                 output = self._shared(parallel, call.original, layout, all_args, all_kwargs)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -198,10 +207,18 @@ class Denoiser:
     ) -> Any:  # fmt: skip
         """A call that several processes share; where it cannot be, it is not tried again."""
         try:
-            return parallel.call(self.perturber, original, layout, args, kwargs)
+            return parallel.call(self.budget, self.perturber, original, layout, args, kwargs)
         except AmbiguousRowsError:
             self.can_share = False
             raise
+
+    def _within_budget(
+        self, original: Callable[..., Any], layout: Layout, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """A call in as many pieces as it needs; whole where a step cache remembers its rows."""
+        if self.has_step_cache:
+            return self.perturber.call(original, layout, args, kwargs)
+        return self.budget.call(self.perturber, original, layout, args, kwargs)
 
     def call_alone(
         self, call: Call, branch: Branch, original: Callable[..., Any], points: tuple[Point, ...] = (),
@@ -242,7 +259,7 @@ class Denoiser:
         name = self._names.setdefault(branch, f"trimtab_{len(self._names)}")
         try:
             with self.inner_context(name):
-                output = primary(self.perturber.call(original, layout, args, kwargs))
+                output = primary(self._within_budget(original, layout, args, kwargs))
         except (IndexError, ValueError) as error:
             if isinstance(error, TrimtabError):
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from ..guidance.errors import ParameterError, did_you_mean
 from ..guidance.order import ordered
 from ..guidance.parameters import fields_of
 from ..guidance.planner import HOOKS, Plan, PlannedStep, Row, extra_of, repeats_of, wanted_branches
+from .budget import pieces
 from .clean import needs_graph
 from .components import check_condition, denoisers_of, schedulers_of
 from .families import Family
@@ -70,9 +71,10 @@ def make_plan(
             guidance.validate()
             stack.callback(guidance.teardown, views[name])
             guidance.setup(views[name])
-        planned, costs = [], []
+        planned, costs, largest = [], [], [0]
         parallel, perturber = getattr(pipe, "branch_parallel", None), Perturber(families[-1])
         lone = bool(run.around) or any(cache_hooks(family.module) for family in families)
+        piece = None if lone else most
         per_guidance: dict[str, list[int]] = {name: [] for name in guidances}
         for stage, step in ((here, step) for here in (*earlier, last) for step in here.clock.steps()):
             own, own_calls = stage.own, stage.own_calls
@@ -87,15 +89,18 @@ def make_plan(
             joining = [branch for branch in extra if not branch.apart]
             together = images * (len(own) // own_calls + len(joining))
             gradient = any(needs_graph(guidance, seen[name]) for name, guidance in acting.items())
-            apart = joining if sequential or gradient or (most is not None and together > most) else []
-            calls = own_calls + len(apart) + len(extra) - len(joining)
+            apart = joining if sequential or gradient or (lone and most is not None and together > most) else []
+            joined = [branch for branch in joining if branch not in apart]
+            separate = [branch for branch in extra if branch not in joined]
+            each = [[*own, *joined]] if own_calls == 1 else [[own[0], *joined], *([other] for other in own[1:])]
+            calls = sum(len(_pieces(branches, images, None if gradient else piece)) for branches in each)
+            calls += sum(len(_pieces([branch], images, piece)) for branch in separate)
+            if not gradient:
+                largest = max(largest, _pieces(each[0], images, piece), key=sum)
             repeats = repeats_of(acting, seen)
             companions = sum(guidance.companions(seen[name]) for name, guidance in acting.items())
             planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls, repeats, gradient, companions))
             if parallel is not None:
-                joined = [branch for branch in joining if branch not in apart]
-                each = [[*own, *joined]] if own_calls == 1 else [[own[0], *joined], *([other] for other in own[1:])]
-                separate = [branch for branch in extra if branch not in joined]
                 whole = gradient or any(branch.point is not None and branch.point.layers for branch in extra)
                 processes = 1 if lone else parallel.size
                 prefix = getattr(pipe, "guidance_rows", "auto") == "auto"
@@ -103,7 +108,19 @@ def make_plan(
         rows = tuple(row_of(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
     measured = getattr(pipe.__dict__.get("last_guided_run"), "graph_bytes", 0) or None
     notes = cost.notes(parallel, costs, sum(step.gradient for step in planned)) if parallel is not None else ()
+    if len(largest) > 1:
+        split = f"at most {most} rows a call: {sum(largest)} rows of a step in pieces of {', '.join(map(str, largest))}"
+        notes = (*notes, split)
     return Plan(type(pipe).__name__, type(last.scheduler).__name__, tuple(planned), rows, measured, notes)
+
+
+def _pieces(branches: Sequence[Branch], images: int, most: int | None) -> list[int]:
+    """Rows of the forward calls in which the branches of one call are computed."""
+    if most is None:
+        return [len(branches) * images]
+    places = {branch: place for place, branch in enumerate(branches)}
+    parents = [places.get(Branch(one.condition), places[one]) * images + n for one in branches for n in range(images)]
+    return [len(piece) for piece in pieces(parents, most)]
 
 
 def _images_of(arguments: Mapping[str, Any]) -> int:

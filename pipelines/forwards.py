@@ -14,6 +14,7 @@ from ..guidance.base import Guidance
 from ..guidance.branch import Branch, Point
 from ..guidance.planner import extra_of
 from ..guidance.run import AroundDenoiser, Step
+from .budget import Budget
 from .call import OWN, Call, watched_by
 from .clean import needs_graph
 from .denoiser import Denoiser
@@ -36,7 +37,8 @@ class Forwards:
         others: further denoisers that branches name.
         own: the branches that the pipeline computes by itself.
         around: what guidances put around each call.
-        meter, rows, max_rows, parallel: see `GuidedRun`.
+        rows, parallel: see `GuidedRun`.
+        budget: the most rows of one call.
 
     Attributes:
         meter: weighs the gradient graphs of calls.
@@ -47,12 +49,14 @@ class Forwards:
 
     def __init__(
         self, hooks: Hooks, denoisers: Mapping[int, Denoiser], others: OtherDenoisers, own: Sequence[Branch],
-        around: Sequence[AroundDenoiser], meter: GraphMeter, rows: str, max_rows: int | None,
+        around: Sequence[AroundDenoiser], meter: GraphMeter, rows: str, budget: Budget,
         parallel: BranchParallel | None,
     ) -> None:  # fmt: skip
         self._hooks, self._denoisers, self._others, self._own = hooks, denoisers, others, own
         self._around, self._parallel = around, parallel
-        self._rows, self._max_rows = rows, max_rows
+        self._rows, self._budget = rows, budget
+        # What is put around a call sees all its rows.
+        budget.splits = not around
         self.meter = meter
         self.made = self.evaluations = 0
         self.inside = False
@@ -125,10 +129,10 @@ class Forwards:
             except AmbiguousRowsError:
                 call.extra, call.watched = {}, {}
             except torch.OutOfMemoryError:
-                # In this run no more than the pipeline's own rows fit; each branch is a call of its own from here on.
-                call.extra, call.watched, self._max_rows = {}, {}, call.rows
+                # A call that cannot be made in pieces; each branch is a call of its own from here on.
+                call.extra, call.watched, self._rows = {}, {}, "sequential"
                 logger.warning("%d branches more do not fit into memory: each is a call of its own", len(branches))
-        return denoiser.call_watched(call, points) if points else call.original(*call.args, **call.kwargs)
+        return denoiser.call_own(call, points)
 
     def _joining(self, call: Call, acting: Mapping[str, Guidance], step: Step | None) -> list[Branch]:
         """The branches that may ride along in a call."""
@@ -141,7 +145,8 @@ class Forwards:
         asked = [branch for branch in self._hooks.wanted(acting, step) if denoiser.family.is_moved_by(branch)]
         extra = [branch for branch in asked if branch not in own and not branch.apart]
         rows = len(roles) + roles.count("cond") * len(extra)
-        return extra if self._max_rows is None or rows <= self._max_rows else []
+        whole = not self._budget.splits and self._budget.rows is not None and rows > self._budget.rows
+        return [] if whole else extra
 
     # -- further branches ------------------------------------------------------------------------------------------
     def compute_missing(

@@ -39,7 +39,8 @@ class GuidedMixin(Guidable):
     differ; `"batched"` in that call from its beginning; `"sequential"` each in a call of its own. The results agree to
     rounding."""
     guidance_max_rows: int | None = None
-    """The most rows in one denoiser call (images times branches); beyond it, branches become calls of their own."""
+    """A memory budget: the most rows in one denoiser call (images times branches), the pipeline's own included. A call
+    of more is made in pieces, down to one row. Where memory runs out, the run goes on with half as many by itself."""
 
     guidance_checkpointing: bool = False
     """Whether a gradient through the denoiser or the autoencoder keeps only the inputs of their blocks and computes the

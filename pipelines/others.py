@@ -11,6 +11,7 @@ import diffusers
 from torch import nn
 
 from ..guidance.errors import ParameterError
+from .budget import Budget
 from .components import denoisers_of
 from .conditions import Conditions
 from .denoiser import Denoiser
@@ -29,8 +30,8 @@ class OtherDenoisers:
     What was loaded stays with the pipeline for its next run, until a run does without.
     """
 
-    def __init__(self, pipe: Any, conditions: Conditions, stack: ExitStack) -> None:
-        self._pipe, self._conditions, self._stack = pipe, conditions, stack
+    def __init__(self, pipe: Any, conditions: Conditions, stack: ExitStack, budget: Budget | None = None) -> None:
+        self._pipe, self._conditions, self._stack, self._budget = pipe, conditions, stack, budget
         self._kept: dict[str, nn.Module] = pipe.__dict__.get("_trimtab_loaded", {})
         self._denoisers: dict[str | nn.Module, Denoiser] = {}
         stack.callback(self._drop_unused)
@@ -58,7 +59,7 @@ class OtherDenoisers:
                 )
             module = self._kept[source] = self._kept[source].to(self._pipe._execution_device)
             self._pipe.__dict__["_trimtab_loaded"] = self._kept
-        self._denoisers[source] = Denoiser(module, self._conditions, self._stack)
+        self._denoisers[source] = Denoiser(module, self._conditions, self._stack, self._budget)
 
     def of(self, source: str | nn.Module) -> tuple[Denoiser, Callable[..., Any]]:
         """A denoiser that was prepared, and its forward.

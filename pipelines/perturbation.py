@@ -17,51 +17,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.branch import Branch, Perturbation, Point
+from ..guidance.branch import Perturbation, Point
 from .families import Family
 from .grids import image_grids
 from .interception import tap_forward
 from .layers import Layer
+from .layout import Layout
 from .rows import AmbiguousRowsError, check_splittable, hidden_states, map_tensors, take_rows, tensors_in
 from .tokens import Apart, Places, locate, may_hold_others
 
-
-@dataclass(frozen=True)
-class Segment:
-    """Neighbouring rows under one perturbation, and the outer block in which they part from their parents."""
-
-    start: int
-    stop: int
-    perturbation: Perturbation
-    joins_at: int
-
-
 Group = tuple[int, int, Perturbation | None]
 """First row, row past the last, and what perturbs them."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The rows of one denoiser call.
-
-    Args:
-        total: number of rows.
-        parents: for each row, the row that it equals until it joins; a row that is no branch is its own parent.
-        segments: the perturbed rows, last in the batch, those that join first before those that join later.
-        points: those that have attentions to watch.
-        branches: what each row predicts; `None` where that is not known.
-    """
-
-    total: int
-    parents: tuple[int, ...]
-    segments: tuple[Segment, ...] = ()
-    points: tuple[Point, ...] = ()
-    branches: tuple[Branch | None, ...] = ()
-
-    def active(self, block: int) -> int:
-        """How many rows (from the first) are computed in this outer block; all of them outside of the blocks, -1."""
-        late = [segment.start for segment in self.segments if 0 <= block < segment.joins_at]
-        return min([self.total, *late])
 
 
 @dataclass

@@ -24,6 +24,7 @@ from ..guidance.order import ordered
 from ..guidance.planner import extra_of, own_branches
 from ..guidance.run import AroundDenoiser, Step
 from .around import surrounded
+from .budget import Budget
 from .call import Call, observe_calls
 from .clock import Clocks
 from .components import check_controlled, denoisers_of, schedulers_of
@@ -79,7 +80,8 @@ class GuidedRun:
         self.space = ImageSpace(pipe, arguments, self.meter)
         self.around: list[AroundDenoiser] = []
         self.attachments: dict[str, Any] = {}
-        self._rows, self._max_rows, self._checkpointing, self._parallel = rows, max_rows, checkpointing, parallel
+        self._budget = Budget(max_rows)
+        self._rows, self._checkpointing, self._parallel = rows, checkpointing, parallel
         self._calls: list[Call] = []
         self._served: dict[int, Any] = {}
 
@@ -105,16 +107,18 @@ class GuidedRun:
         needing = [name for name, guidance in self.guidances.items() if needs_level(guidance)]
         self.clocks = Clocks(self.schedulers, needing)
         conditions = Conditions(self.pipe, self.arguments, self.stack)
-        self.denoisers = {id(module): Denoiser(module, conditions, self.stack) for module in denoisers_of(self.pipe)}
+        self.denoisers = {
+            id(module): Denoiser(module, conditions, self.stack, self._budget) for module in denoisers_of(self.pipe)
+        }
         if any(guidance.overrides("loss") for guidance in self.guidances.values()):
             self._prepare_gradients()
         self.families = [denoiser.family for denoiser in self.denoisers.values()]
-        self.others = OtherDenoisers(self.pipe, conditions, self.stack)
+        self.others = OtherDenoisers(self.pipe, conditions, self.stack, self._budget)
         self.hooks = Hooks(self.guidances, self, self.space)
         if any(denoiser.has_step_cache for denoiser in self.denoisers.values()):
             self.hooks.check_unwatched()
         self.forwards = Forwards(
-            self.hooks, self.denoisers, self.others, self.own, self.around, self.meter, self._rows, self._max_rows,
+            self.hooks, self.denoisers, self.others, self.own, self.around, self.meter, self._rows, self._budget,
             self._parallel,
         )  # fmt: skip
         self._row_delta = RowDelta(self.pipe, self.arguments, self.hooks, self.forwards)

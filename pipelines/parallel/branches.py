@@ -20,11 +20,13 @@ from torch import distributed
 
 from ...guidance.branch import Branch
 from ...guidance.errors import ParameterError
-from ..perturbation import Layout, Perturber
+from ..budget import Budget
+from ..layout import Layout, part_of
+from ..perturbation import Perturber
 from ..prediction import primary, with_primary
 from ..rows import AmbiguousRowsError, take_rows, tensors_in
 from .lockstep import Lockstep, Moment
-from .shares import load, part_of, shares
+from .shares import load, shares
 
 
 @dataclass
@@ -102,17 +104,17 @@ class BranchParallel:
         self._lockstep.leave()
 
     def call(
-        self, perturber: Perturber, original: Callable[..., Any], layout: Layout, args: Sequence[Any],
+        self, budget: Budget, perturber: Perturber, original: Callable[..., Any], layout: Layout, args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:  # fmt: skip
-        """`perturber.call`, of which this process computes its share; the output has all rows.
+        """`budget.call`, of which this process computes its share; the output has all rows.
 
         Raises:
             AmbiguousRowsError, RuntimeError, torch.OutOfMemoryError: in all processes, where one could not do it.
             GuidanceRuntimeError: see `Lockstep.agree`.
         """
         if layout.total == 1 or self.size == 1:
-            return perturber.call(original, layout, args, kwargs)
+            return budget.call(perturber, original, layout, args, kwargs)
         blocks = len(perturber.family.blocks)
         rows = shares(layout, self.size, blocks)
         # One beyond the last row computes that again, so as to know what a prediction looks like.
@@ -122,7 +124,7 @@ class BranchParallel:
         def compute() -> torch.Tensor:
             nonlocal output
             own_args, own_kwargs = take_rows((tuple(args), dict(kwargs)), layout.total, torch.tensor(mine))
-            output = perturber.call(original, part_of(layout, mine), own_args, own_kwargs)
+            output = budget.call(perturber, original, part_of(layout, mine), own_args, own_kwargs)
             prediction = primary(output)
             if sum(tensor.numel() for tensor in tensors_in(output)) != prediction.numel():
                 raise AmbiguousRowsError("the denoiser returns more than a prediction")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...guidance.branch import Branch
-from ..perturbation import Layout, Perturber, Segment
+from ..layout import Layout, Segment
+from ..perturbation import Perturber
 from .branches import BranchParallel
 from .shares import load, shares
 

@@ -184,46 +184,6 @@ def test_flow_heun_as_well() -> None:
     assert pipe.last_guided_run.evaluations == plan.evaluations == 3 * 5
 
 
-def test_more_rows_than_allowed_become_calls_of_their_own() -> None:
-    pipe, record = prepared("sd15", PAG, guidance_max_rows=2)
-    run(pipe, CASES["sd15"])
-    assert [[forward.rows for forward in step.forwards] for step in record.steps] == [[2, 1]] * 3
-    pipe.guidance_max_rows = 3
-    record.steps.clear()
-    run(pipe, CASES["sd15"])
-    assert [[forward.rows for forward in step.forwards] for step in record.steps] == [[3]] * 3
-
-
-@pytest.mark.parametrize("name", ["sd15", "sd3"])
-def test_rows_that_do_not_fit_into_memory_become_calls_of_their_own(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """On a device where two rows fit the picture is the same to rounding, and it is tried once a run."""
-    pipe, _ = prepared(name, PAG)
-    expected = run(pipe, CASES[name])
-    denoiser, rows = pipe.unet if name == "sd15" else pipe.transformer, []
-    fitting = denoiser.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        given = args[0] if args else kwargs["hidden_states"]
-        rows.append(len(given))
-        if len(given) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return fitting(*args, **kwargs)
-
-    denoiser.forward = forward
-    with caplog.at_level("WARNING", "trimtab"):
-        assert torch.allclose(run(pipe, CASES[name]), expected, atol=1e-5)
-    first = rows.index(3)
-    assert rows[first : first + 4] == [3, 2, 1, 2] and rows.count(3) == 1
-    assert "do not fit into memory" in caplog.text
-
-
-def test_a_plan_knows_of_max_rows() -> None:
-    pipe, record = prepared("sd15", PAG, guidance_max_rows=2)
-    assert set(check("sd15", pipe, record)) == {3}
-
-
 @pytest.fixture(scope="module")
 def flops() -> ModuleType:
     path = Path(__file__).parents[2] / "benchmarks" / "flops.py"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.guidance.branch import Perturbation
-from trimtab.pipelines.parallel.shares import load, part_of, shares
-from trimtab.pipelines.perturbation import Layout, Segment
+from trimtab.pipelines.layout import Layout, Segment, part_of
+from trimtab.pipelines.parallel.shares import load, shares
 
 BLOCKS = 8
 
