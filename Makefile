@@ -1,6 +1,6 @@
 # make demo    install into .venv, make a comparison sheet with the embedded model, print where it is
 # make test    install into .venv, check style and types, run the tests
-# make models  fetch the emoji and train the models on them into runs/; meant for a GPU
+# make models  fetch the emoji and train the models and the controls on them into runs/; meant for a GPU
 # make docs    build the documentation into build/site/
 # make wheel   build the wheel into dist/
 #
@@ -39,6 +39,7 @@ pytest: $(TESTABLE) $(QUANTISED)
 
 # Sized for a GPU. A run that was stopped continues where it was.
 EMOJI := runs/emoji.safetensors
+PAIRS := runs/emoji-edges
 TRAIN := $(BIN)/trimtab train
 GPU := --mixed-precision bf16
 
@@ -54,6 +55,14 @@ models: $(INSTALLED)
 	$(TRAIN) emoji-clip $(GPU)
 	$(TRAIN) emoji-sd $(GPU)
 	$(TRAIN) emoji-flux $(GPU)
+	test -d $(PAIRS) || $(BIN)/python -m trimtab.pipelines.emoji.pairs $(EMOJI) $(PAIRS)
+	$(TRAIN) easycontrol --base runs/emoji-flux/model --data $(PAIRS)/train --output runs/emoji-easycontrol --rank 32 \
+		--cond-size 64 --smallest 64 --largest 64 --aspect 1 --max-sequence-length 40 --batch-size 64 --steps 6000 \
+		--learning-rate 1e-3 $(GPU)
+	$(TRAIN) unicon --base runs/emoji-sd/model --data $(PAIRS)/train --output runs/emoji-unicon --rank 16 --size 64 \
+		--aspect 1 --trigger "edge_map, " --batch-size 64 --steps 6000 --learning-rate 1e-3 $(GPU)
+	$(TRAIN) smooth --base runs/emoji-sd/model --data $(PAIRS)/train --output runs/emoji-smooth --size 64 --batch-size 32 \
+		--accumulate 1 --steps 3000
 
 docs: $(TESTABLE)
 	$(BIN)/python -m mkdocs build --strict

@@ -33,6 +33,7 @@ from .rows import Row, Rows
 
 FRAMES = 9
 STRENGTHS = (0.1, 1.0)
+PAG = 1.0
 TRIGGER, COARSE = "edge_map, ", 0.7
 
 Measured = tuple[Row, Image.Image]
@@ -45,17 +46,23 @@ def as_edges(maps: torch.Tensor) -> torch.Tensor:
 
 
 def ways_of_easycontrol(weights: Path, pairs: DrawingPairs) -> dict[str, Attach]:
-    """Without a condition, with a wrong one, and with the right one."""
+    """Without a condition, with a wrong one, with the right one, and with PAG beside it."""
 
-    def attach(given: torch.Tensor, strength: float = 1.0) -> Attach:
-        return lambda pipe, numbers: pipe.add_guidance(
-            "easycontrol", weights=str(weights), image=[picture(given[i]) for i in numbers], cond_size=SIZE,
-            strength=strength,
-        )  # fmt: skip
+    def attach(given: torch.Tensor, strength: float = 1.0, pag: float = 0.0) -> Attach:
+        def way(pipe: Any, numbers: Sequence[int]) -> None:
+            images = [picture(given[i]) for i in numbers]
+            pipe.add_guidance("easycontrol", weights=str(weights), image=images, cond_size=SIZE, strength=strength)
+            if pag:
+                pipe.add_guidance("pag", scale=pag)
 
-    wrong: dict[str, Attach] = {"another drawing's edges": attach(pairs.sources.roll(1, 0))}
-    right = {f"its edges, strength={strength:g}": attach(pairs.sources, strength) for strength in STRENGTHS}
-    return {"no control": lambda pipe, numbers: None, **wrong, **right}
+        return way
+
+    return {
+        "no control": lambda pipe, numbers: None,
+        "another drawing's edges": attach(pairs.sources.roll(1, 0)),
+        **{f"its edges, strength={strength:g}": attach(pairs.sources, strength) for strength in STRENGTHS},
+        f"its edges, and pag scale={PAG:g}": attach(pairs.sources, pag=PAG),
+    }
 
 
 def easycontrol(sampler: Sampler, weights: Path, pairs: DrawingPairs) -> Measured:
@@ -76,8 +83,12 @@ def unicon(sampler: Sampler, weights: Path, pairs: DrawingPairs) -> Measured:
     others = pairs.sources.roll(1, 0)
     wanted = as_edges(pairs.sources)
 
-    def run(mode: str, given: torch.Tensor | None, **parameters: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(
+        mode: str, given: torch.Tensor | None, pag: float = 0.0, **parameters: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         def attach(pipe: Any, numbers: Sequence[int]) -> Any:
+            if pag:
+                pipe.add_guidance("pag", scale=pag)
             image = None if given is None else [picture(given[i]) for i in numbers]
             options = {"trigger": TRIGGER, "noise_strength": COARSE, **parameters}
             return pipe.add_guidance("joint", weights=str(weights), mode=mode, image=image, **options)
@@ -90,6 +101,7 @@ def unicon(sampler: Sampler, weights: Path, pairs: DrawingPairs) -> Measured:
     plain = sampler(pairs, lambda pipe, numbers: None, "no control")[0]
     condition, wrong = run("condition", pairs.sources)[0], run("condition", others)[0]
     stronger = run("condition", pairs.sources, signal_scale=1.0)[0]
+    perturbed = run("condition", pairs.sources, pag=PAG)[0]
     estimate = run("estimate", pairs.targets)[0]
     both, coarse = run("joint", None), run("coarse", pairs.sources)
     found = {
@@ -97,6 +109,7 @@ def unicon(sampler: Sampler, weights: Path, pairs: DrawingPairs) -> Measured:
         "condition: another drawing's edges": against(edges(wrong), wanted),
         "condition: its edges": against(edges(condition), wanted),
         "condition: its edges, signal_scale=1": against(edges(stronger), wanted),
+        f"condition: its edges, and pag scale={PAG:g}": against(edges(perturbed), wanted),
         "coarse: its edges": against(edges(coarse[0]), wanted),
         "estimate: edges of the drawing": against(as_edges(estimate), wanted),
         "joint: edges beside the image": against(as_edges(both[1]), edges(both[0])),

@@ -66,8 +66,8 @@ def test_easycontrol_is_compared_with_no_control_and_with_another_condition(
     lora = EasyControlTraining(CASES["flux"].build().transformer, 4, "spatial")
     save_weights(weights, {name: one.detach() for name, one in written(lora.layers).items()})
     swapped = DrawingPairs(pairs.targets, pairs.sources.roll(1, 0), pairs.captions)
-    none, wrong, *_, right = controls.ways_of_easycontrol(weights, pairs).values()
-    made = [flux(pairs, way, "")[0] for way in (none, wrong, right)]
+    ways = controls.ways_of_easycontrol(weights, pairs)
+    made = [flux(pairs, ways[name], "")[0] for name in ("no control", "another drawing's edges", RIGHT)]
     assert torch.equal(made[1], flux(swapped, controls.ways_of_easycontrol(weights, swapped)[RIGHT], "")[0])
     assert not torch.equal(made[0], made[2]) and not torch.equal(made[1], made[2])
     found, drawn = controls.easycontrol(flux, weights, pairs)
@@ -83,7 +83,7 @@ def test_unicon_without_effect_makes_what_no_control_makes_and_estimates_nothing
     sd = sampler(tmp_path, "sd15")
     model = UniConTraining(CASES["sd15"].build().unet, UniConSettings(rank=4))  # its post projections are 0
     save(tmp_path / "edge", {name: block for name, block in model.blocks.items()})
-    found, _ = controls.unicon(sd, tmp_path / "edge", pairs)
+    found, _ = controls.unicon(sd, tmp_path / "edge", pairs[range(2)])
     assert found["condition: its edges"] == found["condition: another drawing's edges"] == found["no control"]
     assert found["coarse: its edges"] == found["no control"]
     assert set(found["estimate: edges of the drawing"]) == {"own", "other"}
@@ -100,7 +100,7 @@ def test_smooth_is_compared_at_each_scale_with_none(
         for index, weight in enumerate(lora.weights):
             weight.copy_(noise(f"weight.{index}", *weight.shape) / 4)
     save_weights(tmp_path / "lora.safetensors", {name: t.detach() for name, t in smooth_written(lora.loras).items()})
-    found, _ = controls.smooth(sd, tmp_path / "lora.safetensors", pairs, [1.0], 2, pairs.targets)
+    found, _ = controls.smooth(sd, tmp_path / "lora.safetensors", pairs[range(2)], [1.0], 2, pairs.targets)
     assert list(found) == ["scale=0", "scale=1"]
     assert found["scale=0"]["each"] != found["scale=1"]["each"]
     assert "| scale=0 | " in page({"smooth": found}, "the command", SETTINGS)
