@@ -23,6 +23,9 @@ from zoo import CASES
 
 import trimtab
 from trimtab import RecipeError, SourceError, WeightsError
+from trimtab.adapters.unicon.checkpoint import load as load_unicon
+from trimtab.adapters.unicon.checkpoint import save as save_unicon
+from trimtab.adapters.unicon.train import UniConSettings, UniConTraining
 from trimtab.adapters.weights import load_weights
 from trimtab.guidance import recipe
 
@@ -120,6 +123,26 @@ def test_a_broken_download_leaves_nothing_behind(hub: Hub, options: dict[str, An
         load_weights("owner/lora", weight_name="lora.safetensors", **options)
     hub.faults.clear()
     assert load_weights("owner/lora", **options).tensors.keys() == TENSORS.keys()
+
+
+def test_a_unicon_model_of_which_a_part_does_not_arrive_is_not_taken_for_one_without_it(
+    hub: Hub, options: dict[str, Any], tmp_path: Path
+) -> None:
+    unet = CASES["sd15"].build().unet
+    save_unicon(tmp_path / "depth", UniConTraining(unet, UniConSettings(rank=4)).blocks)
+    files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    own = "depth/y_lora/pytorch_lora_weights.safetensors"
+    hub.add("owner/unicon", files)
+    hub.faults[own] = "truncated"
+    with pytest.raises(SourceError, match=r"y_lora/pytorch.*did not arrive whole"):
+        load_unicon("owner/unicon", unet, subfolder="depth", **options)
+    hub.faults.clear()
+    assert all(block.y_own for block in load_unicon("owner/unicon", unet, subfolder="depth", **options).values())
+    hub.add("owner/without", {name: data for name, data in files.items() if name != own})
+    found = load_unicon("owner/without", unet, subfolder="depth", **options)
+    assert found and not any(block.y_own for block in found.values())
+    with pytest.raises(SourceError, match="the Hub shows no such repository"):
+        load_unicon("owner/none", unet, subfolder="depth", **options)
 
 
 def test_another_hash_is_refused(hub: Hub, options: dict[str, Any]) -> None:

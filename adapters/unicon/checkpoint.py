@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ...guidance import source as sources
-from ...guidance.errors import SourceError, WeightsError
+from ...guidance.errors import WeightsError
 from ...guidance.source import HubOptions
 from ..low_rank import LowRank, check_fits, low_ranks
 from ..weights import load_weights, save_weights
@@ -159,15 +159,14 @@ def convert(path: Path) -> Path:
 
 
 def _post(source: str, folder: str, allow_pth: bool, hub: HubOptions) -> tuple[Path, dict[str, torch.Tensor]]:
-    try:
+    if sources.find(source, f"{folder}{POST}", **hub) is not None:
         loaded = load_weights(source, weight_name=f"{folder}{POST}", **hub)
         return loaded.path, loaded.tensors
-    except SourceError:
-        if not allow_pth:
-            raise WeightsError(
-                f"{source}: there is no {folder}{POST}. If there is a {PICKLED}, write the other from it: "
-                f"`trimtab convert {folder}{PICKLED}`; or read it as it is, tensors only: allow_pth=True."
-            ) from None
+    if not allow_pth:
+        raise WeightsError(
+            f"{source}: there is no {folder}{POST}. If there is a {PICKLED}, write the other from it: "
+            f"`trimtab convert {folder}{PICKLED}`; or read it as it is, tensors only: allow_pth=True."
+        )
     path = sources.fetch(source, f"{folder}{PICKLED}", **hub)
     return path, posts_from_pickle(path)
 
@@ -182,10 +181,10 @@ class _File:
 def _lora(source: str, folder: str, hub: HubOptions) -> _File | None:
     """A LoRA folder; `None` where there is none."""
     for name in LORA_FILES:
-        try:
-            loaded = load_weights(source, weight_name=f"{folder}{name}", **hub)
-        except SourceError:
+        # Not one that did not arrive: without `y_lora` a model that has it would be another, and nothing would say so.
+        if sources.find(source, f"{folder}{name}", **hub) is None:
             continue
+        loaded = load_weights(source, weight_name=f"{folder}{name}", **hub)
         scale = _peft_scale(source, folder, hub) if name.startswith("adapter_model") else 1.0
         return _File(loaded.path, low_ranks(loaded.path, loaded.tensors, scale))
     return None

@@ -100,7 +100,7 @@ def test_smooth_is_compared_at_each_scale_with_none(
         for index, weight in enumerate(lora.weights):
             weight.copy_(noise(f"weight.{index}", *weight.shape) / 4)
     save_weights(tmp_path / "lora.safetensors", {name: t.detach() for name, t in smooth_written(lora.loras).items()})
-    found, _ = controls.smooth(sd, tmp_path / "lora.safetensors", pairs[range(2)], [1.0], 2, pairs.targets)
+    found, _ = controls.smooth(sd, tmp_path / "lora.safetensors", pairs, [1.0], 2, pairs.targets)
     assert list(found) == ["scale=0", "scale=1"]
     assert found["scale=0"]["each"] != found["scale=1"]["each"]
     assert "| scale=0 | " in page({"smooth": found}, "the command", SETTINGS)
