@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
@@ -62,24 +61,6 @@ def check_guidable(pipe: Any) -> None:
         raise UnsupportedPipelineError(
             f"{kind} cannot be guided: it has no denoiser (a Diffusers model whose prediction goes to the scheduler); "
             f"it holds {present}."
-        )
-
-
-def check_controlled(pipe: Any, arguments: Mapping[str, Any], branch: Branch, asked_by: str) -> None:
-    """Refuse a branch with another prompt in a call that is controlled by more than its prompt.
-
-    Raises:
-        UnsupportedPipelineError: a ControlNet's residuals, or an IP-Adapter's images, are there for the pipeline's own
-            rows only.
-    """
-    adapted = any(arguments.get(name) is not None for name in ("ip_adapter_image", "ip_adapter_image_embeds"))
-    controlled = getattr(pipe, "controlnet", None) is not None
-    if branch.condition != "cond" and (adapted or controlled):
-        control = "ControlNet" if controlled else "IP-Adapter"
-        raise UnsupportedPipelineError(
-            f"{asked_by} needs the branch {branch}, but its {control} acts on {type(pipe).__name__}'s own rows only. "
-            "Let the pipeline compute its unconditional prediction, with a guidance scale above 1 and what to avoid as "
-            "its negative_prompt: 'cfg' without a negative_prompt then takes the place of that scale."
         )
 
 

@@ -17,6 +17,7 @@ import torch
 
 from ..guidance.branch import Condition, Prompt
 from ..guidance.errors import UnsupportedPipelineError
+from .controls import Controls
 from .interception import tap_method
 from .rows import map_tensors
 from .source import returned_names
@@ -45,6 +46,7 @@ class Conditions:
         self._call_arguments = call_arguments
         self._encodings: list[Encoding] = []
         self._made: dict[Condition, dict[str, torch.Tensor]] = {}
+        self._controls = Controls(pipe, stack)
         self._encode = getattr(pipe, "encode_prompt", None)
         if self._encode is not None:
             self._signature = inspect.signature(self._encode)
@@ -100,11 +102,19 @@ class Conditions:
 
     # -- other conditions ------------------------------------------------------------------------------------------
     def substitute(self, condition: Condition, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments of rows that carry the prompt, with another condition in its place.
+        """The arguments of rows that carry the prompt, with another condition in its place, and its controls.
 
         Raises:
             UnsupportedPipelineError: the pipeline has no such condition, or its embeddings are not among the arguments.
         """
+
+        def prompted(model: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            return self._prompted(condition, model, args, kwargs)
+
+        return self._controls.of_other_prompt(condition, prompted(module, args, kwargs), self.roles, prompted)
+
+    def _prompted(self, condition: Condition, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments with another condition in place of the prompt."""
         kind = type(self._pipe).__name__
         if isinstance(kwargs.get("class_labels"), torch.Tensor) and not isinstance(condition, Prompt):
             null = self._null_class(module)

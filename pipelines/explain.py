@@ -20,6 +20,7 @@ from ..guidance.planner import HOOKS, Plan, PlannedStep, Row, extra_of, repeats_
 from .budget import pieces
 from .clean import needs_graph
 from .components import check_condition, denoisers_of, schedulers_of
+from .controls import check_controlled
 from .families import Family
 from .hooks import SetupView, needs_level
 from .interception import cache_hooks
@@ -85,6 +86,7 @@ def make_plan(
                 asked = stage.moved(extra_of(wanted_branches({name: guidance}, seen), own))
                 for branch in asked:
                     check_condition(pipe, branch, name)
+                    check_controlled(pipe, arguments, branch, own, name)
                 per_guidance[name].append(len(asked))
             joining = [branch for branch in extra if not branch.apart]
             together = images * (len(own) // own_calls + len(joining))

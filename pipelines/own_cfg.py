@@ -76,6 +76,15 @@ def copies_of_latents(kind: Any) -> list[int]:
     ]
 
 
+def shares_residuals(kind: Any) -> bool:
+    """Whether a pipeline gives the residuals that its ControlNet found for the prompt to its negative prompt as well.
+
+    Its call then calls the denoiser more often than the ControlNet.
+    """
+    called = [_name(node.func) for node in _nodes(kind) if isinstance(node, ast.Call)]
+    return 0 < called.count("controlnet") < called.count("transformer") + called.count("unet")
+
+
 def may_rescale(kind: Any) -> bool:
     """Whether a pipeline's call measures the size of a prediction, as one that rescales its combination must."""
     nodes = _nodes(kind)

@@ -27,8 +27,9 @@ from .around import surrounded
 from .budget import Budget
 from .call import Call, observe_calls
 from .clock import Clocks
-from .components import check_controlled, denoisers_of, schedulers_of
+from .components import denoisers_of, schedulers_of
 from .conditions import Conditions
+from .controls import check_controlled
 from .converting import check_sample_is_left, is_converted, only_converts
 from .denoiser import Denoiser
 from .evaluation import Evaluation
@@ -157,7 +158,7 @@ class GuidedRun:
         for name, guidance in acting.items():
             assert step is not None
             for branch in extra_of(self.hooks.wanted({name: guidance}, step), self.own):
-                check_controlled(self.pipe, self.arguments, branch, name)
+                check_controlled(self.pipe, self.arguments, branch, self.own, name)
         if self.around and step is None:
             raise UnsupportedPipelineError(
                 f"{type(self.pipe).__name__}: which of its {len(self.schedulers)} schedulers a denoiser call belongs "

@@ -1,4 +1,4 @@
-"""Several ControlNets and guess mode: extra rows are controlled as the conditional row is."""
+"""Several ControlNets and guess mode: extra rows are controlled as the pipeline controls its own rows of their kind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
+from configured import close
+from diffusers import (
+    FluxControlNetModel,
+    FluxControlNetPipeline,
+    MultiControlNetModel,
+    StableDiffusionControlNetPipeline,
+    UNet2DConditionModel,
+)
 from fingerprint import of_pipeline
 from recorder import recorded
 from zoo import CASES, picture, run
@@ -50,18 +57,76 @@ def test_controls_reach_every_branch(build: Any, call: dict[str, Any]) -> None:
     assert torch.equal(run(pipe, CASE, **call), stock)
 
 
-@pytest.mark.parametrize(
-    ("plugin", "parameters", "scale"),
-    [("cfg", {"scale": 7.0}, 1.0), ("cfg", {"scale": 7.0, "negative_prompt": "blurry"}, 5.0)],
-)
+@pytest.mark.parametrize("rows", ["auto", "sequential"])
+@pytest.mark.parametrize("own", [1.0, 5.0])
 @pytest.mark.parametrize(("build", "call"), [(CASE.build, {}), (CASE.build, GUESS), (several, SEVERAL)])
-def test_a_branch_for_which_there_is_no_control_is_refused_before_the_first_call(
-    build: Any, call: dict[str, Any], plugin: str, parameters: dict[str, Any], scale: float
+def test_a_further_prompt_is_controlled_as_the_pipelines_negative_one(
+    build: Any, call: dict[str, Any], own: float, rows: str
 ) -> None:
-    """Its residuals would be those of another prompt."""
+    """The ControlNet runs once more, with that prompt; in guess mode the negative prompt has no residuals."""
     pipe = build()
+    stock = run(pipe, CASE, guidance_scale=7.0, negative_prompt="blurry", **call)
+    prompts: list[int] = []
+    pipe.controlnet.register_forward_pre_hook(
+        lambda module, args, kwargs: prompts.append(len(kwargs["encoder_hidden_states"])), with_kwargs=True
+    )
+    trimtab.guide(pipe).add_guidance("cfg", scale=7.0, negative_prompt="blurry")
+    pipe.guidance_rows = rows
+    frame = of_pipeline(pipe, values=False)
+    close(run(pipe, CASE, guidance_scale=own, **call), stock, 1e-5)
+    asked = 1 if call is GUESS else 2
+    assert len(prompts) == asked * CASE.call["num_inference_steps"]
+    assert of_pipeline(pipe, values=False) == frame
+
+
+def test_a_branch_of_that_prompt_is_controlled_alike() -> None:
+    """Perp-Neg with a negative prompt of nothing is CFG, whose unconditional prediction is the pipeline's own."""
+    pipe = CASE.build()
+    stock = run(pipe, CASE, guidance_scale=7.0, negative_prompt="")
+    with trimtab.guide(pipe).guidance("perp_neg", scale=7.0, negative_prompt=""):
+        close(run(pipe, CASE, guidance_scale=1.0, negative_prompt=""), stock, 1e-5)
+    with pipe.guidance("perp_neg", scale=7.0, negative_prompt="blurry"):
+        assert not torch.allclose(run(pipe, CASE, guidance_scale=1.0), stock, atol=1e-3)
+
+
+def flux() -> Any:
+    """Flux, whose negative prompt is a call of its own that is given the residuals of the prompt."""
+    pipe: Any = CASES["flux_true_cfg"].build()
+    control: Any = FluxControlNetModel.from_transformer(
+        pipe.transformer, num_layers=1, num_single_layers=0, num_attention_heads=2, attention_head_dim=16
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for layer in (*control.controlnet_blocks, control.controlnet_x_embedder):
+            layer.reset_parameters()
+    pipe = FluxControlNetPipeline(**pipe.components, controlnet=control)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_residuals_that_a_pipeline_shares_between_its_prompts_are_shared() -> None:
+    case, pipe = CASES["flux_true_cfg"], flux()
+    call = {"control_image": picture(), "negative_prompt": "blurry"}
+    stock = run(pipe, case, true_cfg_scale=4.0, **call)
+    without = run(pipe, case, true_cfg_scale=4.0, controlnet_conditioning_scale=0.0, **call)
+    assert not torch.allclose(without, stock, atol=1e-3)
+    with trimtab.guide(pipe).guidance("cfg", scale=4.0):
+        close(run(pipe, case, true_cfg_scale=1.0, **call), stock, 1e-5)
+
+
+class Halving(UNet2DConditionModel):
+    """Stands for a pipeline that changes the residuals on their way to the denoiser."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["mid_block_additional_residual"] = 0.5 * kwargs["mid_block_additional_residual"]
+        return super().__call__(*args, **kwargs)
+
+
+def test_a_further_prompt_is_refused_where_the_residuals_are_not_found() -> None:
+    pipe = CASE.build()
     record = recorded(pipe, "unet")
-    trimtab.guide(pipe).add_guidance(plugin, **parameters)
-    with pytest.raises(trimtab.UnsupportedPipelineError, match=r"its ControlNet .* guidance scale above 1"):
-        run(pipe, CASE, **call, guidance_scale=scale)
+    pipe.unet.__class__ = Halving
+    trimtab.guide(pipe).add_guidance("cfg", scale=7.0)
+    with pytest.raises(trimtab.UnsupportedPipelineError, match=r"ControlNet returned is not found .* guidance_scale"):
+        run(pipe, CASE, guidance_scale=1.0)
     assert not record.forwards

@@ -11,7 +11,8 @@ from configured import close
 from fingerprint import of_pipeline
 from recorder import recorded
 from safetensors.torch import save_file
-from zoo import CASES, run
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from zoo import CASES, picture, run
 
 import trimtab
 
@@ -41,6 +42,16 @@ def pipe(tmp_path: Path) -> Any:
     save_file(weights, tmp_path / "adapter.safetensors")
     pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name="adapter.safetensors", image_encoder_folder=None)
     return pipe
+
+
+def vision() -> CLIPVisionModelWithProjection:
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, projection_dim=IMAGE, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CLIPVisionModelWithProjection(config).eval()
 
 
 def seen(scale_of_cfg: float = 5.0) -> dict[str, Any]:
@@ -82,9 +93,36 @@ def test_cfg_is_the_pipelines_own_guidance_at_that_scale(pipe: Any) -> None:
         assert not torch.allclose(run(pipe, CASE, **seen()), expected, atol=1e-3)
 
 
-def test_an_unconditional_branch_that_would_see_the_image_is_refused_before_the_first_call(pipe: Any) -> None:
+@pytest.mark.parametrize("rows", ["auto", "sequential"])
+def test_a_further_prompt_sees_the_embedding_of_no_image(pipe: Any, rows: str) -> None:
+    """As the pipeline's own negative prompt does."""
+    expected = run(pipe, CASE, **seen(7.0), negative_prompt="blurry")
+    trimtab.guide(pipe).guidance_rows = rows
+    with pipe.guidance("cfg", scale=7.0, negative_prompt="blurry"):
+        close(run(pipe, CASE, **seen(5.0)), expected, 1e-5)
+
+
+@pytest.mark.parametrize("own", [1.0, 5.0])
+def test_the_embedding_of_no_image_is_made_where_the_pipeline_needs_none(pipe: Any, own: float) -> None:
+    """From `ip_adapter_image`, by the pipeline's own image encoder."""
+    pipe.register_modules(image_encoder=vision(), feature_extractor=CLIPImageProcessor(size=16, crop_size=16))
+    call = {"ip_adapter_image": picture(), "negative_prompt": "blurry"}
+    expected = run(pipe, CASE, guidance_scale=7.0, **call)
+    trimtab.guide(pipe)
+    frame = of_pipeline(pipe, values=False)
+    with pipe.guidance("cfg", scale=7.0):
+        close(run(pipe, CASE, guidance_scale=own, **call), expected, 1e-5)
+    assert of_pipeline(pipe, values=False) == frame
+
+
+def test_a_branch_that_would_see_the_image_is_refused_by_plan_and_run_before_the_first_call(pipe: Any) -> None:
+    """An embedding was given, and none of no image beside it."""
     record = recorded(pipe, "unet")
     trimtab.guide(pipe).add_guidance("cfg", scale=7.0)
-    with pytest.raises(trimtab.UnsupportedPipelineError, match=r"its IP-Adapter .* guidance scale above 1"):
+    refusal = r"its IP-Adapter .* guidance scale above 1"
+    with pytest.raises(trimtab.UnsupportedPipelineError, match=refusal) as planned:
+        pipe.explain_guidance(**{**CASE.call, **seen(1.0)})
+    with pytest.raises(trimtab.UnsupportedPipelineError, match=refusal) as refused:
         run(pipe, CASE, **seen(1.0))
+    assert str(planned.value) == str(refused.value)
     assert not record.forwards
