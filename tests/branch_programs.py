@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import FirstBlockCacheConfig
+from torch import distributed
 from zoo import CASES, run
 
 import trimtab
@@ -20,6 +22,7 @@ from trimtab.pipelines.generate import batch
 from trimtab.pipelines.generate.jobs import Job
 from trimtab.pipelines.generate.options import guidances
 from trimtab.pipelines.generate.request import Request
+from trimtab.pipelines.parallel.lockstep import Lockstep
 
 
 @dataclass
@@ -200,6 +203,32 @@ def hang() -> dict[str, Any]:
     else:
         time.sleep(4.0)
     return {"errors": errors, "noticed": time.monotonic() - began}
+
+
+def interrupt() -> dict[str, Any]:
+    """One process is interrupted; the other learns of it at once."""
+    pipe, case = SETTINGS["rows of one call"]().pipe(), CASES["sd15"]
+    mesh = pipe.enable_branch_parallel(timeout=20.0)
+    errors: dict[str, str] = {}
+
+    def stop(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if mesh.rank == 1:
+            raise KeyboardInterrupt
+        return tensors
+
+    began = time.monotonic()
+    with kept(errors, "interrupted"), suppress(KeyboardInterrupt):
+        run(pipe, case, callback_on_step_end=stop)
+    return {"errors": errors, "noticed": time.monotonic() - began, "lost": mesh.lost, "_": time.sleep(2.0)}
+
+
+def elsewhere() -> list[list[float]]:
+    """Numbers in host memory, in a group whose predictions travel between devices that are not there."""
+    distributed.destroy_process_group()
+    distributed.Backend.register_backend("elsewhere", distributed.ProcessGroupGloo, devices=["meta"])
+    with tempfile.TemporaryDirectory() as folder:
+        distributed.init_process_group("elsewhere", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        return Lockstep(1, timeout=5.0).gather(torch.tensor([1.0, 2.0])).tolist()
 
 
 def make(model: str, folder: str, count: int, sharing: int) -> list[str]:

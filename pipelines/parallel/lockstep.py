@@ -82,6 +82,9 @@ class Lockstep:
                 with suppress(Exception):
                     self.agree(Moment.END_OF_RUN, failure=error)
             raise
+        except BaseException:
+            self.leave()  # who is interrupted waits for nobody, and lets nobody wait
+            raise
         self.agree(Moment.END_OF_RUN)
 
     def agree(self, moment: Moment, given: Any = (), failure: Exception | None = None) -> None:
@@ -125,7 +128,8 @@ class Lockstep:
 
     def gather(self, value: torch.Tensor) -> torch.Tensor:
         """`value` of every process, `[processes, ...]`."""
-        return self._all(value, self._tensors)
+        # What carries predictions between GPUs carries nothing else.
+        return self._all(value, self._words if value.device.type == "cpu" else self._tensors)
 
     def leave(self) -> None:
         """Let go of the group; processes that wait for this one then notice."""
@@ -190,7 +194,8 @@ def _fingerprint(given: Any) -> list[float]:
     for tensor in tensors_in(given):
         if tensor.numel():
             flat = tensor.detach().flatten()
-            places = torch.linspace(0, flat.numel() - 1, SAMPLES, device=flat.device).long()
+            # In whole numbers: a float32 cannot tell the last of 20 million elements from the one after it.
+            places = torch.arange(SAMPLES, device=flat.device) * (flat.numel() - 1) // (SAMPLES - 1)
             size = flat.float().square().mean().sqrt().reshape(1)
             total += torch.cat([flat[places].float() / (size + 1e-12), size.log1p()]).cpu().double()
     return total.nan_to_num(0.0, 0.0, 0.0).tolist()

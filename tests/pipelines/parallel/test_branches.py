@@ -18,6 +18,7 @@ from zoo.class_conditional import class_conditional
 import trimtab
 from trimtab.guidance.errors import ParameterError
 from trimtab.pipelines.generate.manifest import FILE
+from trimtab.pipelines.parallel.lockstep import _fingerprint
 
 WHOLE = {"another point", "a step cache"}
 """What every process computes for itself."""
@@ -125,6 +126,23 @@ def test_a_process_that_hangs_is_not_waited_for_longer_than_its_limit(tmp_path: 
     waiting, _ = together(2, programs.hang, tmp_path / "hang")
     assert "did not answer for 1 s" in waiting["errors"]["hung"]
     assert 1.0 <= waiting["noticed"] < 4.0
+
+
+def test_an_interrupted_process_lets_nobody_wait(tmp_path: Path) -> None:
+    waiting, interrupted = together(2, programs.interrupt, tmp_path / "interrupt")
+    assert "one of the processes 0, 1 has ended" in waiting["errors"]["interrupted"]
+    assert waiting["noticed"] < 10.0 and interrupted["errors"] == {} and interrupted["lost"]
+
+
+# -- what is sent ------------------------------------------------------------------------------------------------------
+def test_numbers_in_host_memory_are_not_sent_by_what_joins_devices(tmp_path: Path) -> None:
+    assert together(1, programs.elsewhere, tmp_path / "elsewhere") == [[[1.0, 2.0]]]
+
+
+def test_the_places_that_are_compared_lie_in_tensors_of_any_size() -> None:
+    many = torch.zeros(20 * 2**20, dtype=torch.bool)  # float32 rounds the last index up to the size
+    many[-1] = True
+    assert _fingerprint(many) != _fingerprint(torch.zeros_like(many))
 
 
 # -- beside data parallelism -------------------------------------------------------------------------------------------
