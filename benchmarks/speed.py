@@ -1,7 +1,7 @@
 """Time, memory and FLOPs of guidance against what people do today, on denoisers of real size with random weights.
 
     python -m benchmarks.speed sd15 sdxl sd3 --json docs/speed.json --page docs/speed.md --plot docs/images/speed.png
-    python -m benchmarks.speed sdxl --few --repeats 3
+    python -m benchmarks.speed sdxl --side 1024 --ways pag --repeats 2
     python -m benchmarks.speed sdxl --device cuda --side 1024 --compile
 
 All ways of one architecture share the denoiser's weights, run in one process and take turns, so that whatever else the
@@ -162,14 +162,10 @@ def ways_of(
     ]
 
 
-FEW = (
-    "stock pipeline, CFG",
-    "CFG + PAG",
-    "CFG + PAG, Diffusers' PAG pipeline",
-    "CFG + PAG + SEG",
-    "CFG + PAG + SEG, a call each, as guiders do",
-)
-"""The ways that the goals are about."""
+PAG = ("CFG + PAG", "CFG + PAG, Diffusers' PAG pipeline")
+GOALS = ("stock pipeline, CFG", *PAG, "CFG + PAG + SEG", "CFG + PAG + SEG, a call each, as guiders do")
+CHOICES = {"all": None, "goals": GOALS, "pag": PAG}
+"""Which ways to measure; not all of them where that takes hours."""
 
 
 def overhead(guided: Any, calls: int = 1000) -> float:
@@ -189,7 +185,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--few", action="store_true", help="only the ways that the goals are about")
+    parser.add_argument("--ways", default="all", choices=CHOICES, help="only those that the goals are about, or PAG")
     parser.add_argument("--note", default="", help="what the page says of the circumstances")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path, default=Path("runs/speed.json"))
@@ -204,7 +200,8 @@ def main() -> None:
         pipes = build(one, given.device, dtype)
         about = {"overhead": overhead(pipes[1]), "note": given.note and f"; {given.note}"}
         ways = ways_of(one, *pipes, side, given.steps, dtype, given.compile)
-        ways = [way for way in ways if way.name in FEW] if given.few else ways
+        chosen = CHOICES[given.ways]
+        ways = [way for way in ways if chosen is None or way.name in chosen]
         measure(ways, given.repeats, given.device)
         about |= {
             "side": side, "steps": given.steps, "dtype": given.dtype, "device": given.device, "machine": machine(),
@@ -212,7 +209,8 @@ def main() -> None:
             "python": platform.python_version(),
         }  # fmt: skip
         kept = [{key: value for key, value in vars(way).items() if key != "run"} for way in ways]
-        results[f"{name}, {given.device}" + (", compiled" if given.compile else "")] = {"about": about, "ways": kept}
+        title = f"{name}, {side} pixels, {given.device}" + (", compiled" if given.compile else "")
+        results[title] = {"about": about, "ways": kept}
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(results, indent=2) + "\n")
         del ways, pipes

@@ -64,7 +64,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
             f"torch {about['torch']}, Diffusers {about['diffusers']}; {len(unit.seconds)} turns{about['note']}. "
             f"Guidable with nothing attached: {about['overhead'] * 1e6:.1f} microseconds a run before the stock call.",
             "",
-            "| way | FLOPs, stock CFG = 1 | seconds (median) | peak memory, MB |", "| --- | --- | --- | --- |",
+            "| way | FLOPs, the first = 1 | seconds (median) | peak memory, MB |", "| --- | --- | --- | --- |",
         ]  # fmt: skip
         for way in ways:
             seconds, flops = statistics.median(way.seconds), way.flops / unit.flops

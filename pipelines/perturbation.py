@@ -168,8 +168,9 @@ def _in_groups(
         groups = _groups(perturbed, first, last)
         if len(groups) == 1 and groups[0][2] is None and not watching:
             return original(*args, **kwargs)
-        each, rest = divmod(hidden_states(args, kwargs).shape[0], last - first)
-        if len(groups) > 1 and (rest or not each):
+        entries, rows = hidden_states(args, kwargs).shape[0], last - first
+        each = entries // rows
+        if len(groups) > 1 and (not each or entries != each * rows):
             raise AmbiguousRowsError(f"{layer.name} is given what does not split into rows")
         kept: list[tuple[Point, list[torch.Tensor]]] = [(point, []) for point, _ in watching]
         outputs = []

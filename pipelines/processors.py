@@ -32,7 +32,16 @@ _WITHOUT = {
 """Processors that compute attention by other means, each with the one that computes the same by the function."""
 
 Attention = Callable[..., torch.Tensor]
-_present = threading.local()
+
+
+class _Present(threading.local):
+    """The attention function that acts in a thread; always there, as a compiler asks whether it is."""
+
+    def __init__(self) -> None:
+        self.function: Any = None
+
+
+_present = _Present()
 
 
 def stand_in(attention: nn.Module) -> Any:
@@ -62,7 +71,7 @@ class Replaced:
         self._attention, self.processor, self._function = attention, processor, function
 
     def __enter__(self) -> None:
-        self._outer = getattr(_present, "function", None)
+        self._outer = _present.function
         self._stock = self._attention.processor
         _present.function, self._attention.processor = self._function, self.processor
 

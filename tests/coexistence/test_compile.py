@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -77,14 +78,14 @@ def test_guidance_acts_in_one_more_graph_that_the_first_step_makes(name: str, pl
     assert torch.equal(output, stock) and made == [0, 0, 0]
 
 
-@pytest.mark.parametrize("name", ["sd15", "flux"])
-def test_blocks_that_are_compiled_one_by_one_share_graphs(name: str) -> None:
+@pytest.mark.parametrize(("name", "fullgraph"), [("sd15", True), ("sd15", False), ("flux", True)])
+def test_blocks_that_are_compiled_one_by_one_share_graphs(name: str, fullgraph: bool) -> None:
     pipe: Any = trimtab.guide(CASES[name].build())
     stock = run(pipe, CASES[name])
     with pipe.guidance("pag", scale=3.0):
         eager = run(pipe, CASES[name])
     graphs = Graphs()
-    getattr(pipe, CASES[name].denoiser).compile_repeated_blocks(backend=graphs, fullgraph=True)
+    getattr(pipe, CASES[name].denoiser).compile_repeated_blocks(backend=graphs, fullgraph=fullgraph)
     run(pipe, CASES[name])
     for _ in range(2):
         with pipe.guidance("pag", scale=3.0):
@@ -93,6 +94,7 @@ def test_blocks_that_are_compiled_one_by_one_share_graphs(name: str) -> None:
         close(output, eager)
         assert not any(made[1:])
     assert made == [0, 0, 0]
+    assert graphs.made <= torch._dynamo.config.recompile_limit  # beyond which blocks are no longer compiled
     assert torch.equal(counted(pipe, name, graphs)[0], stock)
 
 
@@ -119,6 +121,16 @@ def test_another_perturbation_is_another_graph(name: str, plans: list[tuple[str,
         close(output, expected, 1e-6)
         assert made[0] <= 1 and not any(made[1:])
     assert graphs.made == 2
+
+
+def test_what_no_thread_has_perturbed_before_is_one_graph_as_well() -> None:
+    pipe: Any = trimtab.guide(CASES["sd15"].build())
+    graphs = Graphs()
+    pipe.unet.compile(backend=graphs, fullgraph=True)
+    pipe.add_guidance("pag", scale=3.0)
+    with ThreadPoolExecutor(1) as another:
+        _, made = another.submit(counted, pipe, "sd15", graphs).result()
+    assert made == [1, 0, 0]
 
 
 def test_another_strength_is_no_other_graph() -> None:
