@@ -21,7 +21,7 @@ from zoo import CASES
 from zoo.class_conditional import class_conditional
 
 import trimtab
-from trimtab import cli
+from trimtab import cli, parser
 from trimtab.guidance import listing, recipe, registry
 from trimtab.pipelines.embedded import MODEL_FOLDER
 from trimtab.pipelines.generate import pictures
@@ -420,7 +420,7 @@ def test_the_package_runs_as_a_module() -> None:
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("what", cli.TRAININGS)
+@pytest.mark.parametrize("what", parser.TRAININGS)
 def test_every_training_explains_its_options(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", what, "--help"])

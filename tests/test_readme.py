@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab import cli
+from trimtab import parser
 from trimtab.guidance import registry
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def test_every_command_shown_is_one_that_the_program_takes(page: str, line: str)
     """What it does is tested elsewhere; some of these load from the Hub, or name a file of the reader's."""
     words = shlex.split(line)
     arguments = words[words.index("trimtab") + 1 :]
-    assert cli.build_parser().parse_args(arguments).action
+    assert parser.build_parser().parse_args(arguments).command
 
 
 def test_commands_are_shown() -> None:

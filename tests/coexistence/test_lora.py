@@ -43,7 +43,12 @@ def fused(name: str, weight: float) -> Callable[..., torch.Tensor]:
     return expected
 
 
-@pytest.mark.parametrize(("configure", "weight"), [(loaded, 1.0), (scaled, 0.5)])
+def fused_in(pipe: Any) -> None:
+    loaded(pipe)
+    pipe.fuse_lora(components=["unet" if hasattr(pipe, "unet") else "transformer"])
+
+
+@pytest.mark.parametrize(("configure", "weight"), [(loaded, 1.0), (scaled, 0.5), (fused_in, 1.0)])
 @pytest.mark.parametrize("name", PARTS)
 def test_a_lora_beside_the_weights_is_guided_as_one_within_them(name: str, configure: Any, weight: float) -> None:
     """To rounding, as the products are added up in another order."""
