@@ -45,6 +45,12 @@ class Evaluation:
     calls: Sequence[Call]
     own: torch.Tensor
 
+    def __post_init__(self) -> None:
+        # Under autocast a prediction is less precise than the sample, which several schedulers return likewise.
+        assert self.step.sample is not None
+        dtype = torch.promote_types(self.own.dtype, self.step.sample.dtype)
+        object.__setattr__(self, "own", self.own.to(dtype))
+
     def guided(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What the guidances make of the pipeline's own combination, and of x_t `[batch, ...]`."""
         available: dict[Branch, torch.Tensor] = {}

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from guided_runs import built, close
 from zoo import CASES, run
 from zoo.class_conditional import class_conditional
@@ -222,10 +223,15 @@ def test_losses_are_computed_in_float32_under_autocast() -> None:
     assert set(Brightness.seen) == {torch.float32}
 
 
-def test_edits_of_the_sample_are_computed_in_its_own_precision_under_autocast() -> None:
-    """A measurement that is put in after the last step holds as exactly as without autocast."""
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler])
+def test_edits_of_the_sample_are_computed_in_its_own_precision_under_autocast(scheduler: Any) -> None:
+    """A measurement that is put in after the last step holds as exactly as without autocast.
+
+    The Euler schedulers return samples in the prediction's type, which autocast makes that of half precision.
+    """
     small = torch.rand(1, 1, 3, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     pipe = trimtab.guide(class_conditional(["one", "two"]))
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     pipe.add_guidance("steered", task="super_resolution", image=small)
     with torch.autocast("cpu", torch.bfloat16):
         images = pipe(0, num_inference_steps=2, output_type="pt").images
