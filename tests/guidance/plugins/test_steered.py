@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from guided_runs import built
 from PIL import Image
 from zoo import CASES, mask, picture
@@ -19,7 +20,7 @@ from zoo import run as run_case
 import trimtab
 from trimtab import Guidance, Step, parameter
 from trimtab.guidance import recipe, registry
-from trimtab.guidance.losses import Term
+from trimtab.guidance.losses import EmbeddingCosine, Term
 from trimtab.guidance.noise import Level, noise_algebra
 from trimtab.guidance.operators import LinearOperator, luminance, resampling
 from trimtab.guidance.parameters import same
@@ -117,6 +118,29 @@ def test_losses_move_the_estimate_as_the_paper_says_each_in_its_window() -> None
     torch.testing.assert_close(guided, x_t, atol=2e-4, rtol=1e-3)
     plan = pipe.explain_guidance(steps)
     assert [step.gradient for step in plan.steps] == [True] * 5
+
+
+def test_a_text_edits_through_the_towers_of_clip() -> None:
+    """The image comes nearer to a text in the space that both towers share."""
+    towers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "projection_dim": 8}  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        seeing = transformers.CLIPVisionModelWithProjection(
+            transformers.CLIPVisionConfig(**towers, image_size=16, patch_size=8)
+        )
+        reading = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**towers, vocab_size=40))
+    with torch.no_grad():
+        text = reading.eval()(torch.tensor([[1, 7, 12, 2]])).text_embeds
+    loss, pipe, spy = EmbeddingCosine(seeing, text), built("ddpm"), Spy()
+
+    def distance(**parameters: Any) -> float:
+        with pipe.guidance("steered", losses=(loss,), **parameters), pipe.guidance(spy, name="spy"):
+            run_case(pipe, CASES["ddpm"])
+        with torch.no_grad():
+            return float(loss(spy.samples[-1]).mean())
+
+    assert distance(scale=20.0) < distance(scale=0.0) - 0.05
 
 
 def test_outside_their_windows_losses_cost_nothing() -> None:

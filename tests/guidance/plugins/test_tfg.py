@@ -36,23 +36,31 @@ Shift = Callable[[torch.Tensor, torch.Tensor, float, Level, Level], torch.Tensor
 """Takes x_t, x0, k, and both levels; returns by what the paper's update moves x_s, against plain DDIM."""
 
 
-def by_hand(shift: Shift, steps: int = STEPS) -> torch.Tensor:
+def by_hand(shift: Shift, steps: int = STEPS, times: int = 1) -> torch.Tensor:
+    """Plain DDIM with the shift, where each step is taken several times from an x_t that is noised back."""
+    generator = torch.Generator().manual_seed(1)
     scheduler = pipeline([MEAN], [VARIANCE]).scheduler
     scheduler.set_timesteps(steps)
     levels = [*noise_algebra(scheduler).levels(), Level(1.0, 0.0)]
     x_t = noise()
     for t, s in pairwise(levels):
-        k = t.alpha * VARIANCE / (t.sigma**2 + t.alpha**2 * VARIANCE)
-        x0 = MEAN + k * (x_t - t.alpha * MEAN)
-        n = (x_t - t.alpha * x0) / t.sigma
-        x_t = s.alpha * x0 + s.sigma * n + shift(x_t, x0, k, t, s)
+        ratio = t.alpha / s.alpha
+        for left in reversed(range(times)):
+            k = t.alpha * VARIANCE / (t.sigma**2 + t.alpha**2 * VARIANCE)
+            x0 = MEAN + k * (x_t - t.alpha * MEAN)
+            n = (x_t - t.alpha * x0) / t.sigma
+            x_s = s.alpha * x0 + s.sigma * n + shift(x_t, x0, k, t, s)
+            if left:
+                z = torch.randn(x_t.shape, generator=generator)
+                x_t = ratio * x_s + math.sqrt(t.sigma**2 - (ratio * s.sigma) ** 2) * z
+        x_t = x_s
     return x_t
 
 
 def guided(preset: str, energy: Any, **parameters: Any) -> torch.Tensor:
     pipe = pipeline([MEAN], [VARIANCE])
     pipe.add_guidance("tfg", preset=preset, energy=energy, **parameters)
-    return pipe(noise(), STEPS)
+    return pipe(noise(), STEPS, generator=torch.Generator().manual_seed(1))
 
 
 def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -101,7 +109,8 @@ def test_smoothing_a_gaussian_likelihood_widens_it_by_the_variance_of_the_sample
     torch.testing.assert_close(guided("lgd", square, samples=3_000), by_hand(shift), atol=0.05, rtol=0)
 
 
-def test_ugd_forward_and_backward() -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_ugd_forward_and_backward(times: int) -> None:
     """eps <- eps + s sigma grad_{x_t} E - (alpha / sigma) D, with D from gradient steps at the clean estimate."""
     mu, iterations, scale = 0.2, 3, 0.5
 
@@ -110,8 +119,8 @@ def test_ugd_forward_and_backward() -> None:
         change = scale * t.sigma * k * (x0 - TARGET) - t.alpha / t.sigma * backward
         return (s.sigma - s.alpha * t.sigma / t.alpha) * change
 
-    actual = guided("ugd", square, rho=scale, mu=mu, iterations=iterations, recurrence=1)
-    check(actual, by_hand(shift))
+    actual = guided("ugd", square, rho=scale, mu=mu, iterations=iterations, recurrence=times)
+    check(actual, by_hand(shift, times=times))
 
 
 def test_tfg_with_its_schedule() -> None:
@@ -129,6 +138,15 @@ def test_tfg_with_its_schedule() -> None:
 
     actual = guided("tfg", square, rho=rho, mu=mu, iterations=iterations, smoothing=0.0)
     check(actual, by_hand(shift))
+
+
+def test_freedom_is_a_gradient_step_and_goes_back_in_time() -> None:
+    """x_s <- x_s - rho grad_{x_t} E, then from x_t noised back, twice in all, which is its preset."""
+
+    def shift(x_t: torch.Tensor, x0: torch.Tensor, k: float, t: Level, s: Level) -> torch.Tensor:
+        return -s.alpha / t.alpha * 0.2 * k * (x0 - TARGET)
+
+    check(guided("freedom", square, rho=0.2), by_hand(shift, times=2))
 
 
 def test_freedom_evaluates_each_step_again_and_comes_closer() -> None:
