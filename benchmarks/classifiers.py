@@ -3,10 +3,11 @@
 The requested class is judged by a network that never guides, and the distance to real test images is taken on its
 features. Compared: no guidance; a plain classifier at the clean estimate, and EluCD's settings one by one; at x_t the
 same clean classifier, one that was trained on noisy images, and PPAP with 1, 3 and 5 experts, trained from the model's
-own images. Each row's scale is the one of `SCALES` with the lowest distance on images of other seeds. Networks that are
-missing are trained first; images and rows are kept as they come, so that an interrupted run continues, and one with a
-larger `--count` goes on from the images that there are. With `--efficientnet`, EfficientNet-Lite0 guides too, by the
-likeness of its features to the mean ones of each class.
+own images. Each row's scale is the power of two with the lowest distance on images of other seeds; it is searched from
+`SCALES` outwards until a worse one lies on either side. Networks that are missing are trained first; images and rows
+are kept as they come, so that an interrupted run continues, and one with a larger `--count` goes on from the images
+that there are. With `--efficientnet`, EfficientNet-Lite0 guides too, by the likeness of its features to the mean ones
+of each class.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "+ sine schedule (EluCD)": {"beta": 3.0, "tau2": 0.5, "gamma": 0.3},
 }
 EXPERTS = (5, 1, 3)
-SCALES = {"x0": (0.25, 0.5, 1.0, 2.0), "x_t": (1.0, 2.0, 4.0, 8.0)}
-"""From which each row takes its own, by what the classifier sees."""
+SCALES = {"x0": (0.5, 1.0, 2.0), "x_t": (2.0, 4.0, 8.0)}
+"""Where the search for each row's own begins, by what the classifier sees."""
+LEAST, MOST = 1 / 16, 64.0
+"""Where it ends in any case."""
 TUNING_SEED = 10**6
 Attached = tuple[str, dict[str, Any]] | None
 """A plug-in's name and parameters, the scale apart; `None` for no guidance."""
@@ -153,10 +156,10 @@ class Sampling:
         """What the judge sees in images given as bytes."""
         return in_batches(self.judge.features, from_bytes(images), "judge")
 
-    def distances(self, name: str, attached: Attached, scales: tuple[float, ...]) -> dict[float, float]:
-        """The Fréchet distance of some images of other seeds at each scale."""
-        given = {scale: self.images(name, attached, scale, self.args.tuning, TUNING_SEED) for scale in scales}
-        return {s: frechet_distance(Gaussian(self.features(images)), self.real) for s, images in given.items()}
+    def distance(self, name: str, attached: Attached, scale: float) -> float:
+        """The Fréchet distance of some images of other seeds."""
+        images = self.images(name, attached, scale, self.args.tuning, TUNING_SEED)
+        return frechet_distance(Gaussian(self.features(images)), self.real)
 
     def measured(self, images: torch.Tensor) -> dict[str, Estimate]:
         """Accuracy of the requested class and Fréchet distance."""
@@ -169,6 +172,19 @@ class Sampling:
         }
 
 
+def search(distance: Callable[[float], float], scales: tuple[float, ...]) -> dict[float, float]:
+    """The distance at these scales, and at halves and doubles of them until the lowest has a neighbour on each side."""
+    found = {scale: distance(scale) for scale in scales}
+    while True:
+        best, lowest, highest = min(found, key=found.__getitem__), min(found), max(found)
+        if best == lowest > LEAST:
+            found[lowest / 2] = distance(lowest / 2)
+        elif best == highest < MOST:
+            found[highest * 2] = distance(highest * 2)
+        else:
+            return dict(sorted(found.items()))
+
+
 def measure(rows: Rows, args: argparse.Namespace) -> None:
     """Fill the rows that are missing."""
     pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
@@ -178,9 +194,12 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
         if name in rows:
             continue
         attached = configured()
-        scales = SCALES["x_t" if attached is not None and "estimate" in attached[1] else "x0"]
-        tried = {} if attached is None else sampling.distances(name, attached, scales)
-        scale = min(tried, key=tried.__getitem__, default=0.0)
+        if attached is None:
+            scale, tried = 0.0, {0.0: sampling.distance(name, None, 0.0)}
+        else:
+            begin = SCALES["x_t" if "estimate" in attached[1] else "x0"]
+            tried = search(lambda s, n=name, a=attached: sampling.distance(n, a, s), begin)
+            scale = min(tried, key=tried.__getitem__)
         started = time.process_time()
         images = sampling.images(name, attached, scale, args.count, 0)
         row: dict[str, Any] = {"scale": scale, "tried": tried, "seconds": (time.process_time() - started) / args.count}

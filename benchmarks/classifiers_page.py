@@ -10,7 +10,11 @@ from trimtab.evaluation.distances import Estimate
 from .rows import Row, interval
 
 DIFFERENCES = (
+    ("+ softplus", "plain classifier"),
+    ("+ temperatures", "+ softplus"),
+    ("+ sine schedule (EluCD)", "+ temperatures"),
     ("+ sine schedule (EluCD)", "plain classifier"),
+    ("+ sine schedule (EluCD)", "no guidance"),
     ("PPAP, 5 experts", "clean classifier at x_t"),
     ("PPAP, 5 experts", "PPAP, 1 expert"),
     ("noise-aware classifier at x_t", "PPAP, 5 experts"),
@@ -47,6 +51,18 @@ def differences(rows: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
+def tried(rows: Mapping[str, Row]) -> str:
+    """The distance at each scale that was tried, by powers of two."""
+    scales = sorted({float(scale) for row in rows.values() for scale in row["tried"]})
+    lines = ["| | " + " | ".join(f"{scale:g}" for scale in scales) + " |", "| --- " * (len(scales) + 1) + "|"]
+    for name, row in rows.items():
+        found = {float(scale): distance for scale, distance in row["tried"].items()}
+        best = min(found, key=found.__getitem__)
+        cells = [f"{'**' * (s == best)}{found[s]:.0f}{'**' * (s == best)}" if s in found else "" for s in scales]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def agreements(rows: Mapping[str, Row]) -> str:
     """How often the experts name the teacher's class, by noise."""
     taught = {name: row["agreement"] for name, row in rows.items() if "agreement" in row}
@@ -73,6 +89,10 @@ Made by
 
 {table}
 
+The scale is that with the lowest distance of {tuning} images of other seeds:
+
+{tried}
+
 Differences, paired by seed:
 
 {differences}
@@ -92,6 +112,7 @@ def page(rows: Mapping[str, Row], command: str, args: argparse.Namespace) -> str
     most = rows["PPAP, 5 experts"]
     return PAGE.format(
         command=command, count=args.count, steps=args.steps, autocast=", in bfloat16" if args.autocast else "",
-        table=table(rows), differences=differences(rows), agreements=agreements(rows),
+        table=table(rows), tried=tried(rows), tuning=args.tuning, differences=differences(rows),
+        agreements=agreements(rows),
         each=most["trainable_share"] / 5, five=most["trainable_share"], parameters=most["base_parameters"],
     )  # fmt: skip

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trimtab.benchmarks.classifiers_page import differences, table
+import pytest
+
+from trimtab.benchmarks.classifiers import LEAST, MOST, search
+from trimtab.benchmarks.classifiers_page import differences, table, tried
 from trimtab.benchmarks.rows import Rows, interval
 
 ROW = {"scale": 2.0, "accuracy": [0.5, [0.4, 0.6]], "frechet": [10.0, [9.0, 11.0]]}
@@ -15,6 +18,17 @@ def test_rows_are_kept_as_they_come_and_only_for_the_same_settings(tmp_path: Pat
     Rows(file, {"count": 100})["plain classifier"] = ROW
     assert dict(Rows(file, {"count": 100})) == {"plain classifier": ROW}
     assert not Rows(file, {"count": 200})
+
+
+@pytest.mark.parametrize(
+    ("best", "ends"),
+    [(1.0, (0.5, 2.0)), (0.2, (0.125, 2.0)), (9.0, (0.5, 16.0)), (0.0, (LEAST, 2.0)), (1e9, (0.5, MOST))],
+)
+def test_scales_are_searched_until_the_best_lies_inside(best: float, ends: tuple[float, float]) -> None:
+    found = search(lambda scale: abs(scale - best), (0.5, 1.0, 2.0))
+    assert (min(found), max(found)) == ends
+    row = {"scale": 1.0, "tried": {str(scale): value for scale, value in found.items()}}
+    assert tried({"a row": row}).splitlines()[2].count("**") == 2
 
 
 def test_the_interval_is_twice_the_standard_error() -> None:
