@@ -44,7 +44,8 @@ class Change:
     @classmethod
     def of(cls, change: torch.Tensor, changed: torch.Tensor) -> Change:
         """A change of `changed`, both `[batch, ...]`."""
-        moved, origin = change.detach().double().flatten(1), changed.detach().double().flatten(1)
+        # Not every device has doubles.
+        moved, origin = (tensor.detach().flatten(1).cpu().double() for tensor in (change, changed))
         norm, size = moved.norm(dim=1), origin.norm(dim=1)
         relative = norm / size.clamp_min(1e-300)
         cosine = (moved * origin).sum(1) / (norm * size).clamp_min(1e-300)

@@ -26,6 +26,7 @@ from ..guidance.files import replacing
 from .generate import jobs, pictures
 from .generate.jobs import Job
 from .generate.samples import call_arguments
+from .guided import stock_class
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,13 @@ class Interpolation:
 
 def slerp(a: torch.Tensor, b: torch.Tensor, w: float) -> torch.Tensor:
     """The point at share w of the arc from a to b, each `[batch, ...]`; on the line where they are parallel."""
-    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    flat_a, flat_b = a.flatten(1).cpu().double(), b.flatten(1).cpu().double()  # not every device has doubles
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
     theta = cosine.arccos()[:, None]
     parallel = theta.sin().abs() < 1e-6
     sine = torch.where(parallel, 1.0, theta.sin())
     on_arc = (((1 - w) * theta).sin() * flat_a + (w * theta).sin() * flat_b) / sine
-    return torch.where(parallel, (1 - w) * flat_a + w * flat_b, on_arc).to(a.dtype).view_as(a)
+    return torch.where(parallel, (1 - w) * flat_a + w * flat_b, on_arc).to(a).view_as(a)
 
 
 def istd(frames: Sequence[Image.Image]) -> float:
@@ -112,7 +113,7 @@ def interpolate(pipe: Any, ends: Sequence[End], count: int, **call: Any) -> Inte
         **call: further arguments of the pipeline's call.
 
     Raises:
-        UnsupportedPipelineError: the pipeline's call takes no latents, or has no embeddings to interpolate.
+        UnsupportedPipelineError: the pipeline's call takes no latents, it has no UNet, or no embeddings to interpolate.
         ParameterError: less than 2 images.
     """
     if count < 2:
@@ -120,6 +121,11 @@ def interpolate(pipe: Any, ends: Sequence[End], count: int, **call: Any) -> Inte
     takes = inspect.signature(type(pipe).__call__).parameters
     if "latents" not in takes:
         raise UnsupportedPipelineError(f"{type(pipe).__name__} takes no latents, so its noise cannot be interpolated.")
+    if getattr(pipe, "unet", None) is None or getattr(pipe, "vae", None) is None:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__}: the shape of its noise is not known; interpolated are pipelines with a UNet and an "
+            "autoencoder, such as Stable Diffusion and SDXL."
+        )
     shape = _shape(pipe, call)
     first, last = (_noise(pipe, end, shape, call) for end in ends)
     if ends[0].prompt == ends[1].prompt:
@@ -140,7 +146,7 @@ def interpolate(pipe: Any, ends: Sequence[End], count: int, **call: Any) -> Inte
 
 
 def invert(pipe: Any, image: Image.Image, prompt: str | None, **call: Any) -> torch.Tensor:
-    """The noise `[1, ...]` from which the deterministic sampler makes an image, without classifier-free guidance."""
+    """The noise `[1, ...]` from which the deterministic sampler makes an image, without any guidance."""
     height, width = (side * pipe.vae_scale_factor for side in _shape(pipe, call)[2:])
     pixels = pipe.image_processor.preprocess(image, height=height, width=width)
     with torch.no_grad():
@@ -151,7 +157,7 @@ def invert(pipe: Any, image: Image.Image, prompt: str | None, **call: Any) -> to
     try:
         steps = {"num_inference_steps": call["num_inference_steps"]} if "num_inference_steps" in call else {}
         given = {"prompt": prompt or "", "guidance_scale": 1.0, "output_type": "latent", **steps}
-        return pipe(latents=latents, **given).images
+        return stock_class(type(pipe)).__call__(pipe, latents=latents, **given).images
     finally:
         pipe.scheduler = scheduler
 

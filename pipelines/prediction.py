@@ -131,7 +131,7 @@ def locate(given: torch.Tensor, sample: torch.Tensor) -> tuple[int, int, float] 
             continue
         if torch.equal(part, sample):
             return dim, start, 1.0
-        wanted, x = part.double(), sample.double()
+        wanted, x = part.cpu().double(), sample.cpu().double()  # not every device has doubles
         factor = float((wanted * x).sum() / x.square().sum().clamp_min(1e-30))
         if (wanted - factor * x).norm() <= 1e-2 * wanted.norm():
             return dim, start, factor

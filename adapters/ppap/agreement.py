@@ -22,6 +22,7 @@ def agreement(
     """One row for each of `bins` equal ranges of timesteps, from little noise to much.
 
     Args:
+        experts, teacher: wherever a training left them.
         images: clean `[n, ...]` in -1..1.
         kind: 'depth' compares maps; the others the classes with the highest logit.
 
@@ -30,6 +31,8 @@ def agreement(
         x_t against what the teacher makes of x_0; the share of equal classes, or for depth the mean squared difference.
     """
     generator = torch.Generator().manual_seed(seed)
+    images = images.to(next(experts.parameters()))
+    teacher = teacher.to(images.device)
     wanted = tensor_of(teacher(preprocessing(images))).float()
     rows = []
     edges = [experts.timesteps * index // bins for index in range(bins + 1)]

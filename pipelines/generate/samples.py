@@ -15,12 +15,14 @@ from typing import Any
 
 import diffusers
 import torch
+from accelerate import PartialState
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from ...guidance.base import Guidance
 from ...guidance.errors import did_you_mean
 from ..embedded import REPOSITORY
+from ..launch import launched
 from ..loading import GuidedPipeline
 from .request import Request, RequestError
 
@@ -35,6 +37,8 @@ def load_pipeline(request: Request) -> Any:
     options = {} if request.revision is None else {"revision": request.revision}
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
+    if launched():
+        PartialState(cpu=request.device == "cpu")  # "cuda" is another one for each process from here on
     pipe = GuidedPipeline.from_pretrained(request.model, dtype=getattr(torch, request.dtype), **options)
     try:
         pipe.to(request.device)

@@ -18,6 +18,7 @@ from zoo.class_conditional import class_conditional
 
 import trimtab
 from trimtab import cli
+from trimtab.adapters.ppap.agreement import agreement
 from trimtab.adapters.ppap.experts import Experts, load_experts
 from trimtab.adapters.ppap.guidance import PPAP
 from trimtab.adapters.ppap.noise import noised
@@ -165,6 +166,13 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(trained: Path, tmp_path: 
     assert whole.keys() == again.keys()
     for name in whole:
         torch.testing.assert_close(again[name], whole[name], atol=1e-6, rtol=0)
+
+
+def test_experts_are_compared_with_the_teacher_wherever_a_training_left_them() -> None:
+    # Another type stands for another device, which need not be here.
+    experts, teacher = Experts(Teacher(), 2, 4).double(), Teacher().double()
+    rows = agreement(experts, teacher, images(), pipe().scheduler, Preprocessing(), bins=2)
+    assert all(row["untaught"] == row["experts"] for row in rows)
 
 
 def test_students_come_to_see_in_noise_what_the_teacher_sees_without(tmp_path: Path) -> None:

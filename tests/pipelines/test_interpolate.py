@@ -66,6 +66,18 @@ def test_an_inverted_image_comes_back() -> None:
     assert (again - latents).abs().max() < 0.05 * latents.abs().max()
 
 
+def test_an_image_is_inverted_without_the_guidances_that_are_attached() -> None:
+    pipe = trimtab.guide(CASES["sd15"].build())
+    alone = invert(pipe, picture(32), "a fox", num_inference_steps=2)
+    pipe.add_guidance("pag", scale=3.0)
+    assert torch.equal(invert(pipe, picture(32), "a fox", num_inference_steps=2), alone)
+
+
+def test_a_pipeline_without_a_unet_is_refused() -> None:
+    with pytest.raises(UnsupportedPipelineError, match="FluxPipeline: the shape of its noise is not known"):
+        interpolate(CASES["flux"].build(), [End(0), End(1)], 3)
+
+
 def test_a_pipeline_without_latents_is_refused() -> None:
     with pytest.raises(UnsupportedPipelineError, match="DDPMPipeline takes no latents"):
         interpolate(CASES["ddpm"].build(), [End(0), End(1)], 3)
