@@ -18,7 +18,7 @@ from .features import EvaluationError
 from .folders import of_files, read_folder
 from .processes import shared
 
-MAKING = ("guidance", "recipe", "classes", "seeds", "prompts", "class_balanced", "frames")
+MAKING = ("guidance", "recipe", "classes", "seeds", "prompts", "class_balanced", "branch_parallel", "frames")
 """Options that say what to make."""
 
 
@@ -38,7 +38,13 @@ def evaluate(args: Namespace, names: Sequence[str]) -> Callable[[], dict[str, An
         pictures = read_folder(args.images)
         return lambda: evaluation(pictures)
     job = jobs.read(args, names)
-    return lambda: evaluate_made(job, evaluation, args.output, args.prompts, args.class_balanced, args.frames)
+    if args.frames is not None:
+        for name in ("class_balanced", "branch_parallel"):
+            if getattr(args, name) is not None:
+                raise EvaluationError(f"--{name.replace('_', '-')}: strips are not made so; leave out this, or --frames.")
+        return lambda: evaluate_strips(job, evaluation, args.output, args.prompts, args.frames)
+    sharing = args.branch_parallel or 1
+    return lambda: evaluate_made(job, evaluation, args.output, args.prompts, args.class_balanced, sharing)
 
 
 def evaluation_of(args: Namespace) -> Evaluation:
@@ -48,7 +54,7 @@ def evaluation_of(args: Namespace) -> Evaluation:
 
 
 def evaluate_made(
-    job: Job, evaluation: Evaluation, folder: Path, prompts: Path | None, count: int | None, frames: int | None = None
+    job: Job, evaluation: Evaluation, folder: Path, prompts: Path | None, count: int | None, sharing: int = 1
 ) -> dict[str, Any]:
     """Make a batch and measure it; what is there is not made again.
 
@@ -56,8 +62,7 @@ def evaluate_made(
         job: the settings of all images.
         evaluation: what they are measured by.
         folder: for the images.
-        prompts, count: see `trimtab.pipelines.generate.batch.expand`.
-        frames: make strips of so many images between two seeds each instead.
+        prompts, count, sharing: see `trimtab.pipelines.generate.batch.run_batch`.
 
     Returns:
         As `evaluation` does; `about` says the recipe, and the evaluations of the denoiser that an image took.
@@ -67,10 +72,7 @@ def evaluate_made(
         EvaluationError: see `Evaluation`.
     """
     pipe = load_pipeline(job.requests[0])
-    if frames is not None:
-        result = evaluation(of_files(folder, _strips(job, folder, prompts, frames, pipe)))
-        return {**result, "about": {**result["about"], "frames": frames}}
-    made = make_batch(job, folder, prompts, count, pipe)
+    made = make_batch(job, folder, prompts, count, pipe, sharing)
     made.check()
     result = evaluation(of_files(folder, made.files))
     about = {
@@ -80,11 +82,30 @@ def evaluate_made(
     return {**result, "about": {**result["about"], **about}}
 
 
-def _strips(job: Job, folder: Path, prompts: Path | None, frames: int, pipe: Any) -> list[Path]:
-    """For each prompt an interpolation between the first two seeds, one between the next two, and so on."""
-    if len(job.seeds) < 2:
-        raise EvaluationError("--frames: an interpolation goes from one seed to another; give --seeds 0-9 for five.")
+def evaluate_strips(
+    job: Job, evaluation: Evaluation, folder: Path, prompts: Path | None, frames: int
+) -> dict[str, Any]:
+    """Make strips, for each prompt one between the first two seeds, one between the next two, and so on; measure them.
+
+    Args:
+        job, evaluation, folder, prompts: see `evaluate_made`.
+        frames: images of a strip, both ends included.
+
+    Returns:
+        As `evaluation` does, with `about` the frames.
+
+    Raises:
+        EvaluationError: a seed without another, or see `Evaluation`.
+    """
+    if len(job.seeds) < 2 or len(job.seeds) % 2:
+        raise EvaluationError(
+            "--frames: an interpolation goes from one seed to another; give an even number of seeds, --seeds 0-9 for "
+            "five strips."
+        )
+    pipe = load_pipeline(job.requests[0])
     requests = job.requests if prompts is None else read_prompts(prompts, job.requests[0])
-    pairs = zip(job.seeds[::2], job.seeds[1::2], strict=False)
+    pairs = zip(job.seeds[::2], job.seeds[1::2], strict=True)
     ways = [dataclasses.replace(job, requests=[one], seeds=pair) for pair in pairs for one in requests]
-    return shared(lambda index: make(ways[index], folder, frames, pipe=pipe)[0], len(ways), "strips")
+    files = shared(lambda index: make(ways[index], folder, frames, pipe=pipe)[0], len(ways), "strips")
+    result = evaluation(of_files(folder, files))
+    return {**result, "about": {**result["about"], "frames": frames}}

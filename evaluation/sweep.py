@@ -101,7 +101,8 @@ def sweep(args: Namespace, names: Sequence[str]) -> Callable[[], Iterator[Path]]
     job = jobs.read(args, names)
     grid = cells(texts, job.guidances or {})
     evaluation = evaluation_of(args)
-    return lambda: run(job, grid, evaluation, args.output, args.prompts, args.class_balanced, args.quality)
+    made_of = args.prompts, args.class_balanced, args.branch_parallel or 1
+    return lambda: run(job, grid, evaluation, args.output, *made_of, args.quality)
 
 
 def run(
@@ -111,6 +112,7 @@ def run(
     folder: Path,
     prompts: Path | None,
     count: int | None,
+    sharing: int = 1,
     quality: str | None = None,
 ) -> Iterator[Path]:
     """Make and measure all cells; the first process then writes and yields the results, the plot and the sheet.
@@ -120,7 +122,7 @@ def run(
         grid: the cells.
         evaluation: what they are measured by.
         folder: for a folder a cell, and the results.
-        prompts, count: see `trimtab.pipelines.generate.batch.expand`.
+        prompts, count, sharing: see `trimtab.pipelines.generate.batch.run_batch`.
         quality: the measure that is drawn; by default the first that was taken.
 
     Raises:
@@ -131,10 +133,14 @@ def run(
     found, rows = [], []
     for cell in tqdm(grid, desc="cells", disable=not first()):
         place = folder / cell.folder
-        made = batch.make_batch(dataclasses.replace(job, guidances=dict(cell.guidances)), place, prompts, count, pipe)
+        job = dataclasses.replace(job, guidances=dict(cell.guidances))
+        made = batch.make_batch(job, place, prompts, count, pipe, sharing)
         made.check()
         plan = jobs.plan_of(pipe, made.requests[0])
         result = _measured(evaluation, place, made.files)
+        if quality is not None and quality not in result["measures"]:
+            measured = ", ".join(result["measures"])
+            raise EvaluationError(f"--quality: {quality} was not measured here; measured: {measured}.")
         found.append({"label": cell.label, "folder": cell.folder, "recipe": made.requests[0].guidance} | {
             "evaluations": plan.evaluations, "backward_passes": plan.backward_passes, **result,
         })  # fmt: skip
@@ -142,10 +148,7 @@ def run(
         rows.append(pictures.Row(f"{cell.label}: {plan.evaluations} evaluations", shown))
     if not first():
         return
-    measured = found[0]["measures"]
-    quality = quality or next(name for name in MEASURES if name in measured)
-    if quality not in measured:
-        raise EvaluationError(f"--quality: {quality} was not measured here; measured: {', '.join(measured)}.")
+    quality = quality or next(name for name in MEASURES if name in found[0]["measures"])
     front = pareto([(one["evaluations"], one["measures"][quality]["value"]) for one in found], MEASURES[quality])
     for one, on_front in zip(found, front, strict=True):
         one["pareto"] = on_front

@@ -86,3 +86,20 @@ def test_interpolations_are_made_and_measured(tmp_path: Path, capsys: pytest.Cap
     opened = [Image.open(path) for path in (tmp_path / "out").glob("*.png")]
     strips = [[strip.crop((32 * i, 0, 32 * i + 32, 32)) for i in range(3)] for strip in opened]
     assert found["measures"]["istd"]["value"] == pytest.approx(sum(map(istd, strips)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--frames", "3", "--seeds", "0-3", "--class-balanced", "4"], "--class-balanced: strips are not made so"),
+        (["--frames", "3", "--seeds", "0-3", "--branch-parallel", "2"], "--branch-parallel: strips are not made so"),
+        (["--frames", "3", "--seeds", "0-2"], "give an even number of seeds"),
+        (["--class-balanced", "2", "--branch-parallel", "2"], "this is the only process"),
+    ],
+)
+def test_no_option_is_passed_over(
+    model: str, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--model", model, "--device", "cpu", "--steps", "2", "-o", str(tmp_path), *options]
+    assert cli.main(command) == 2
+    assert message in capsys.readouterr().err

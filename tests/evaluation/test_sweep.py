@@ -122,6 +122,7 @@ def test_a_killed_sweep_continues_in_other_processes_to_the_same_numbers(model: 
     [
         (["--quality", "beauty"], "'beauty' is no measure; allowed: kernel_distance"),
         (["--quality", "psnr"], "psnr was not measured here; measured: accuracy, confidence"),
+        (["--branch-parallel", "2"], "this is the only process"),
         (["--guidance", "cfg:scale=1"], "cfg is given twice"),
         (["--guidance", "slg:scale=x,1"], "scale='x' cannot be read"),
     ],
@@ -131,3 +132,4 @@ def test_what_cannot_be_swept_is_refused(
 ) -> None:
     assert cli.main(command(model, tmp_path, *more)) == 2
     assert message in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) <= 1  # before a second cell is made
