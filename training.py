@@ -29,6 +29,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from .guidance.errors import ParameterError
+
 Batch = Any
 
 
@@ -75,7 +77,7 @@ class TrainingSettings:
 
 def processes() -> PartialState:
     """The processes that were launched together; on CPUs too, which Accelerate must be told."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def part() -> None:
@@ -105,10 +107,13 @@ def train(
 
     Returns:
         whether all steps were taken (`settings.minutes` may end a run before).
+
+    Raises:
+        ParameterError: there are too few samples for a batch a process.
     """
     output = Path(settings.output)
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else several processes without GPUs know nothing of each other
+        cpu=processes().device.type == "cpu",
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(settings.accumulate, sync_with_dataloader=False),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),
@@ -121,6 +126,11 @@ def train(
     )
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps)
     loader = DataLoader(data, settings.batch_size, shuffle=True, drop_last=True)
+    if len(loader) < accelerator.num_processes:
+        raise ParameterError(
+            f"train {name}: batch_size={settings.batch_size}: the data make {len(loader)} whole batches for "
+            f"{accelerator.num_processes} processes; give a smaller one, or more data."
+        )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     average.to(accelerator.device)
     progress = _Progress()
@@ -209,14 +219,14 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def validations(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """What was validated, by name: pairs of step and value.
+    """What was validated, by name, in the order of the log: pairs of step and value.
 
     Args:
         rows: of `read_log`.
     """
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        for name in row.keys() - _PLAIN:
+        for name in (name for name in row if name not in _PLAIN):
             found.setdefault(name, []).append((row["step"], row[name]))
     return found
 

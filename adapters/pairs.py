@@ -30,7 +30,8 @@ class Pairs(Dataset[dict[str, Any]]):
         whole: whether `source` is padded with grey to the square, and not cut.
 
     Raises:
-        ParameterError: there are none, or a row that lacks a column; the message says where.
+        ParameterError: there are none, a folder or one of a pair is missing, or a row lacks a column; the message says
+            which.
     """
 
     def __init__(
@@ -83,10 +84,16 @@ def _of_file(path: Path, source: str, target: str) -> Iterator[Mapping[str, Any]
 def _of_folder(path: Path, source: str, target: str) -> Iterator[Mapping[str, Any]]:
     if not path.is_dir():
         raise ParameterError(f"data={str(path)!r} is neither a file nor a folder.")
+    for name, folder in (("source", source), ("target", target)):
+        if folder and not (path / folder).is_dir():
+            there = ", ".join(sorted(found.name for found in path.iterdir() if found.is_dir())) or "none"
+            raise ParameterError(f"{name}={folder!r} is no folder in {path}; allowed are those that there are: {there}.")
     captions = path / "captions.jsonl"
     rows = [json.loads(line) for line in captions.read_text().splitlines()] if captions.is_file() else []
     texts = {row["file"]: row["caption"] for row in rows}
     for file in sorted((path / target).iterdir()):
         if file.suffix.lower() in IMAGES:
             pair = {"target": file} | ({"source": path / source / file.name} if source else {})
+            if missing := [str(one) for one in pair.values() if not one.is_file()]:
+                raise ParameterError(f"{missing[0]} is missing, the other of the pair with {file}; add or remove one.")
             yield pair | {"caption": texts.get(file.name, "")}

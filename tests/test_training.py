@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from trimtab.training import TrainingSettings, read_log, summary, train
+from trimtab.guidance.errors import ParameterError
+from trimtab.training import TrainingSettings, read_log, summary, train, validations
 
 
 class Interrupt:
@@ -113,3 +114,14 @@ def test_the_log_says_what_a_card_needs(tmp_path: Path) -> None:
     assert [row["step"] for row in rows if "error" in row] == [3, 6, 7]
     assert said["error"] == rows[-1]["error"] and said["hours"] > 0
     assert said["loss"] == pytest.approx(sum(row["loss"] for row in rows) / 7)
+
+
+def test_too_few_samples_for_a_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="batch_size=49: the data make 0 whole batches for 1 processes"):
+        run(tmp_path, batch_size=49)
+
+
+def test_what_was_validated_is_listed_in_the_order_of_the_log() -> None:
+    names = [f"measure {number}" for number in range(9, 0, -1)]
+    row = {"step": 3, "loss": 0.5, "lr": 0.1, "seconds": 1.0, **dict.fromkeys(names, 2.0)}
+    assert list(validations([row]).items()) == [(name, [(3, 2.0)]) for name in names]
