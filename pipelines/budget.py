@@ -14,7 +14,7 @@ from ..guidance.branch import Point
 from ..guidance.errors import TrimtabError
 from .layout import Layout, in_order, part_of
 from .perturbation import Perturber
-from .rows import AmbiguousRowsError, check_splittable, map_tensors, take_rows, tensors_in
+from .rows import AmbiguousRowsError, check_splittable, index_of, map_tensors, take_rows, tensors_in
 
 logger = logging.getLogger("trimtab")
 
@@ -96,7 +96,7 @@ def _in_pieces(
     outputs: list[Any] = []
     watched: dict[tuple[Point, str], list[torch.Tensor]] = {}
     for rows in split:
-        own_args, own_kwargs = take_rows((tuple(args), dict(kwargs)), layout.total, torch.tensor(rows))
+        own_args, own_kwargs = take_rows((tuple(args), dict(kwargs)), layout.total, index_of(rows))
         outputs.append(perturber.call(original, part_of(layout, rows), own_args, own_kwargs))
         if any(tensor.ndim == 0 or len(tensor) != len(rows) for tensor in tensors_in(outputs[-1])):
             raise AmbiguousRowsError(f"the denoiser returned something else than {len(rows)} rows")

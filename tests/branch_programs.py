@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import PartialState
 from diffusers import FirstBlockCacheConfig
 from torch import distributed
 from zoo import CASES, run
@@ -22,6 +23,7 @@ from trimtab.pipelines.generate import batch
 from trimtab.pipelines.generate.jobs import Job
 from trimtab.pipelines.generate.options import guidances
 from trimtab.pipelines.generate.request import Request
+from trimtab.pipelines.generate.samples import load_pipeline
 from trimtab.pipelines.parallel.lockstep import Lockstep
 
 
@@ -176,9 +178,11 @@ def disturb() -> dict[str, Any]:
         handle.remove()
         raise torch.OutOfMemoryError("full")
 
+    whole = pipe.last_guided_run.forward_calls
     if mesh.rank == 1:
         handle = pipe.unet.mid_block.register_forward_pre_hook(full)
     seen["out of memory"] = difference(run(pipe, case), alone)
+    seen["further calls"] = pipe.last_guided_run.forward_calls - whole
 
     began = time.monotonic()
     with kept(errors, "ended"):
@@ -236,6 +240,12 @@ def make(model: str, folder: str, count: int, sharing: int) -> list[str]:
     request = Request(model=model, device="cpu", steps=2)
     job = Job([request], [0], guidances(["cfg:scale=2", "pag:scale=2"]))
     return [path.name for path in batch.run_batch(job, Path(folder), None, count, sharing)]
+
+
+def load(model: str) -> bool:
+    """Whether a process knows which device is its own once its pipeline is on one."""
+    load_pipeline(Request(model=model, device="cpu"))
+    return bool(PartialState._shared_state)
 
 
 def refuse() -> list[str]:

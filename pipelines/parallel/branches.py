@@ -24,7 +24,7 @@ from ..budget import Budget
 from ..layout import Layout, part_of
 from ..perturbation import Perturber
 from ..prediction import primary, with_primary
-from ..rows import AmbiguousRowsError, take_rows, tensors_in
+from ..rows import AmbiguousRowsError, index_of, take_rows, tensors_in
 from .lockstep import Lockstep, Moment
 from .shares import load, shares
 
@@ -123,7 +123,7 @@ class BranchParallel:
 
         def compute() -> torch.Tensor:
             nonlocal output
-            own_args, own_kwargs = take_rows((tuple(args), dict(kwargs)), layout.total, torch.tensor(mine))
+            own_args, own_kwargs = take_rows((tuple(args), dict(kwargs)), layout.total, index_of(mine))
             output = budget.call(perturber, original, part_of(layout, mine), own_args, own_kwargs)
             prediction = primary(output)
             if sum(tensor.numel() for tensor in tensors_in(output)) != prediction.numel():

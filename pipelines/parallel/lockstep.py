@@ -19,7 +19,7 @@ from ...guidance.errors import GuidanceRuntimeError, TrimtabError
 from ..rows import AmbiguousRowsError, tensors_in
 
 SAMPLES = 7
-"""Numbers of each tensor that are compared between processes, beside its size."""
+"""Values of each tensor that are compared between processes, beside their size and how many there are."""
 ALIKE = 0.05
 """How far these may be apart, in units of a tensor's own size; other kinds of devices round otherwise."""
 MESSAGE_BYTES = 512
@@ -190,7 +190,7 @@ def _state(moment: Moment, failure: Exception | None) -> State:
 
 def _fingerprint(given: Any) -> list[float]:
     """A few numbers that differ where the tensors do, each tensor in units of its own size."""
-    total = torch.zeros(SAMPLES + 1, dtype=torch.float64)
+    total, count = torch.zeros(SAMPLES + 1, dtype=torch.float64), 0
     for tensor in tensors_in(given):
         if tensor.numel():
             flat = tensor.detach().flatten()
@@ -198,4 +198,5 @@ def _fingerprint(given: Any) -> list[float]:
             places = torch.arange(SAMPLES, device=flat.device) * (flat.numel() - 1) // (SAMPLES - 1)
             size = flat.float().square().mean().sqrt().reshape(1)
             total += torch.cat([flat[places].float() / (size + 1e-12), size.log1p()]).cpu().double()
-    return total.nan_to_num(0.0, 0.0, 0.0).tolist()
+            count += flat.numel()
+    return [*total.nan_to_num(0.0, 0.0, 0.0).tolist(), float(count)]

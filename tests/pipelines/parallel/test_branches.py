@@ -110,6 +110,7 @@ def test_an_error_in_one_process_is_an_error_in_all_that_names_it(
 
 def test_where_one_has_too_little_memory_all_make_calls_of_their_own(disturbed: list[dict[str, Any] | None]) -> None:
     assert disturbed[0] is not None and disturbed[0]["out of memory"] < 1e-5
+    assert disturbed[0]["further calls"] > 0
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -145,6 +146,11 @@ def test_the_places_that_are_compared_lie_in_tensors_of_any_size() -> None:
     assert _fingerprint(many) != _fingerprint(torch.zeros_like(many))
 
 
+def test_what_would_not_fit_together_is_not_alike() -> None:
+    rows = torch.ones(4, 8)
+    assert _fingerprint(rows) == _fingerprint(rows.clone()) != _fingerprint(rows[:3])
+
+
 # -- beside data parallelism -------------------------------------------------------------------------------------------
 def test_a_mesh_of_two_by_two_makes_the_images_of_one_process(tmp_path: Path) -> None:
     class_conditional(["Cat", "Sea lion"], side=16, prediction_type="v_prediction").save_pretrained(tmp_path / "model")
@@ -157,6 +163,11 @@ def test_a_mesh_of_two_by_two_makes_the_images_of_one_process(tmp_path: Path) ->
         assert abs(one - other).max() <= 1  # a rounding may end in another of 256 values
     rows = [json.loads(line) for line in (Path(mesh) / FILE).read_text().splitlines()]
     assert [(row["index"], row["status"]) for row in rows] == [(index, "done") for index in range(5)]
+
+
+def test_a_process_has_its_own_device_before_a_pipeline_is_loaded_onto_it(tmp_path: Path) -> None:
+    class_conditional(["Cat"], side=16).save_pretrained(tmp_path / "model")
+    assert together(2, programs.load, tmp_path / "load", str(tmp_path / "model")) == [True, True]
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------
