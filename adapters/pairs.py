@@ -87,7 +87,9 @@ def _of_folder(path: Path, source: str, target: str) -> Iterator[Mapping[str, An
     for name, folder in (("source", source), ("target", target)):
         if folder and not (path / folder).is_dir():
             there = ", ".join(sorted(found.name for found in path.iterdir() if found.is_dir())) or "none"
-            raise ParameterError(f"{name}={folder!r} is no folder in {path}; allowed are those that there are: {there}.")
+            raise ParameterError(
+                f"{name}={folder!r} is no folder in {path}; allowed are those that there are: {there}."
+            )
     captions = path / "captions.jsonl"
     rows = [json.loads(line) for line in captions.read_text().splitlines()] if captions.is_file() else []
     texts = {row["file"]: row["caption"] for row in rows}

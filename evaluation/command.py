@@ -41,7 +41,9 @@ def evaluate(args: Namespace, names: Sequence[str]) -> Callable[[], dict[str, An
     if args.frames is not None:
         for name in ("class_balanced", "branch_parallel"):
             if getattr(args, name) is not None:
-                raise EvaluationError(f"--{name.replace('_', '-')}: strips are not made so; leave out this, or --frames.")
+                raise EvaluationError(
+                    f"--{name.replace('_', '-')}: strips are not made so; leave out this, or --frames."
+                )
         return lambda: evaluate_strips(job, evaluation, args.output, args.prompts, args.frames)
     sharing = args.branch_parallel or 1
     return lambda: evaluate_made(job, evaluation, args.output, args.prompts, args.class_balanced, sharing)

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import torch
 
+NEIGHBOUR = 5
+"""Which neighbour's distance is a ball's radius, where nothing else is said."""
+
 
 class Coverage:
     """The four measures of generated features `[n, d]` against real ones `[m, d]`.
@@ -23,7 +26,7 @@ class Coverage:
         k: which neighbour's distance is a ball's radius.
     """
 
-    def __init__(self, generated: torch.Tensor, real: torch.Tensor, k: int = 5) -> None:
+    def __init__(self, generated: torch.Tensor, real: torch.Tensor, k: int = NEIGHBOUR) -> None:
         for name, features in (("generated", generated), ("real", real)):
             if len(features) <= k:
                 raise ValueError(f"{name}: {len(features)} images have no {k}th neighbour; needed: more than {k}.")

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from .coverage import Coverage
+from .coverage import NEIGHBOUR, Coverage
 from .distances import Gaussian, Interval, KernelDistance, bootstrap, frechet_distance
 from .each import Likeness, Measure, clip_score, evenness, garments
 from .features import EvaluationError, feature_network
@@ -95,6 +95,12 @@ class Evaluation:
         Raises:
             EvaluationError: nothing to compare with, or things that cannot be compared.
         """
+        for given in (images, self.reference) if self.reference is not None else ():
+            if len(given) <= NEIGHBOUR:
+                raise EvaluationError(
+                    f"--reference: the {len(given)} images of {given.folder} are too few to be compared as a set; "
+                    f"needed: more than {NEIGHBOUR}."
+                )
         if self.likeness is not None:
             self.likeness.check(images)
         values, features = self._of(images)

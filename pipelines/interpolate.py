@@ -123,8 +123,8 @@ def interpolate(pipe: Any, ends: Sequence[End], count: int, **call: Any) -> Inte
         raise UnsupportedPipelineError(f"{type(pipe).__name__} takes no latents, so its noise cannot be interpolated.")
     if getattr(pipe, "unet", None) is None or getattr(pipe, "vae", None) is None:
         raise UnsupportedPipelineError(
-            f"{type(pipe).__name__}: the shape of its noise is not known; interpolated are pipelines with a UNet and an "
-            "autoencoder, such as Stable Diffusion and SDXL."
+            f"{type(pipe).__name__}: the shape of its noise is not known; needed is a pipeline with a UNet and an "
+            "autoencoder, such as Stable Diffusion or SDXL."
         )
     shape = _shape(pipe, call)
     first, last = (_noise(pipe, end, shape, call) for end in ends)

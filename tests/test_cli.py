@@ -344,7 +344,7 @@ def test_a_check_fails_for_a_broken_plugin_only(broken: str, capsys: pytest.Capt
     [
         ([], r"needs a class: --class NAME or INDEX, one of 0 'Cat', 1 'Sea lion'"),
         (["a cat"], r"takes a class, not a prompt: --class .*'Sea lion'"),
-        (["--class", "sea lino"], r"no class 'sea lino'\. Did you mean 'sea lion'\?"),
+        (["--class", "sea lino"], r"no class 'sea lino'\. Did you mean 'Sea lion'\?"),
         (["--class", "2"], r"no class '2'"),
         (["--class", "0", "--negative-prompt", "x"], r"--negative-prompt: .* has no such option"),
         (["--class", "0", "--height", "64"], r"--height: .* has no such option"),

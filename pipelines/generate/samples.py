@@ -152,7 +152,7 @@ def _class(pipe: Any, label: str) -> int | None:
         return int(label)
     if label.lower() == "none" and hasattr(pipe, "null_class"):
         return None
-    raise RequestError(f"--class: no class {label!r}.{did_you_mean(label.lower(), names)} {_classes(pipe)}")
+    raise RequestError(f"--class: no class {label!r}.{did_you_mean(label, class_names(pipe))} {_classes(pipe)}")
 
 
 def _classes(pipe: Any) -> str:

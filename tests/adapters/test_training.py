@@ -296,7 +296,7 @@ def test_any_pair_of_folders(sd: Path, data: Path, tmp_path: Path) -> None:
         shutil.copytree(data / name, tmp_path / "data" / other)
     names = {"source": "lines", "target": "photographs", "steps": 1, "validate_every": 1}
     assert train_unicon(partner_settings(sd, tmp_path / "data", tmp_path / "out", **names)).is_dir()
-    with pytest.raises(ParameterError, match="source='source' is no folder in .* there are: lines, photographs"):
+    with pytest.raises(ParameterError, match=r"source='source' is no folder in .* there are: lines, photographs"):
         train_unicon(partner_settings(sd, tmp_path / "data", tmp_path / "none", steps=1))
     next((tmp_path / "data" / "lines").iterdir()).unlink()
     with pytest.raises(ParameterError, match="is missing, the other of the pair with"):

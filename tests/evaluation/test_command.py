@@ -103,3 +103,12 @@ def test_no_option_is_passed_over(
     command = ["evaluate", "--model", model, "--device", "cpu", "--steps", "2", "-o", str(tmp_path), *options]
     assert cli.main(command) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_set_of_too_few_images_is_refused_before_it_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    assert cli.main(["evaluate", str(tmp_path), "--reference", str(tmp_path)]) == 2
+    assert f"the 3 images of {tmp_path} are too few to be compared as a set" in capsys.readouterr().err
