@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from ..guidance.branch import COND, UNCOND, Branch, Point
 from ..guidance.errors import GuidanceRuntimeError, UnsupportedPipelineError
 from .observation import UNRELATED, Observation, observe
-from .prediction import sample_argument
+from .prediction import sample_argument, with_sample_at
 
 OWN = {"cond": COND, "uncond": UNCOND}
 """The branches that the pipeline's own rows are, by role."""
@@ -116,3 +116,18 @@ def observe_calls(
 def branches_of(roles: Sequence[str] | None) -> tuple[Branch | None, ...]:
     """What rows with these roles predict; `None` where that is not known."""
     return tuple(OWN.get(role) for role in roles or ())
+
+
+def with_sample(call: Call, batch: int, sample: torch.Tensor, replacement: torch.Tensor) -> Call:
+    """The same call at another x_t, not made yet.
+
+    Args:
+        batch: images of the run; the call has a row, or several, for each.
+        sample, replacement: the old x_t and the new one `[batch, ...]`.
+    """
+    groups = len(call.output) // batch
+    old, new = (torch.cat([tensor] * groups) for tensor in (sample, replacement))
+    args, kwargs = with_sample_at(call.args, call.kwargs, range(len(call.output)), old, new)
+    return replace(
+        call, args=args, kwargs=kwargs, extra={}, at={}, watched={}, extra_watched={}, graph=None, leaf=None, counted=0
+    )

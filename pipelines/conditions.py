@@ -113,6 +113,10 @@ class Conditions:
 
         return self._controls.of_other_prompt(condition, prompted(module, args, kwargs), self.roles, prompted)
 
+    def controlled_at(self, args: Any, kwargs: Any, batch: int, sample: Any, x_t: Any) -> tuple[Any, Any]:
+        """The arguments at another x_t, with the controls that belong to it; see `Controls.of_other_sample`."""
+        return self._controls.of_other_sample((args, kwargs), batch, sample, x_t)
+
     def _prompted(self, condition: Condition, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments with another condition in place of the prompt."""
         kind = type(self._pipe).__name__

@@ -21,6 +21,7 @@ from ..guidance.branch import UNCOND, Branch, Condition
 from ..guidance.errors import UnsupportedPipelineError
 from .interception import tap_call, tap_method
 from .own_cfg import shares_residuals
+from .prediction import with_sample_at
 from .rows import map_tensors, take_rows, tensors_in
 
 Arguments = tuple[Any, Any]
@@ -54,7 +55,13 @@ def check_controlled(
 
 @dataclass
 class _ControlCall:
-    """A ControlNet's last call, and what it said for further prompts."""
+    """A ControlNet's last call.
+
+    Args:
+        said: for further prompts: the residuals of the prompt's rows, and those that take their place.
+        x_t: at which it was made again, if it was.
+        before: what it said before that.
+    """
 
     module: nn.Module
     original: Callable[..., Any]
@@ -62,6 +69,8 @@ class _ControlCall:
     kwargs: Any
     output: Any
     said: dict[Condition, tuple[list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=dict)
+    x_t: torch.Tensor | None = None
+    before: list[torch.Tensor] = field(default_factory=list)
 
 
 class Controls:
@@ -122,6 +131,29 @@ class Controls:
             )
         return arguments
 
+    def of_other_sample(self, arguments: Arguments, batch: int, sample: torch.Tensor, x_t: torch.Tensor) -> Arguments:
+        """A denoiser's arguments at another x_t, with the residuals that the ControlNet has for that.
+
+        Args:
+            batch: images of the run.
+            sample, x_t: the x_t of the pipeline's call, and the other `[batch, ...]`.
+
+        Raises:
+            UnsupportedPipelineError: x_t or the residuals are not found.
+        """
+        if self._call is None:
+            return arguments
+        if self._call.x_t is not x_t:  # a second call of the pipeline may share the residuals of the first
+            self._call = _at(self._call, batch, sample, x_t)
+        old, new = self._call.before, tensors_in(self._call.output)
+        arguments, found = _exchanged(arguments, old, new)
+        if found < len(old):
+            raise UnsupportedPipelineError(
+                f"{self._kind}: what its ControlNet returned is not found among the denoiser's arguments, so a step "
+                "cannot be evaluated again; use a guidance without recurrence, or guess_mode=False."
+            )
+        return arguments
+
     def _residuals(
         self, call: _ControlCall, roles: Callable[..., list[str] | None],
         prompted: Callable[[nn.Module, Any, Any], Arguments],
@@ -143,6 +175,17 @@ class Controls:
             return old, old  # this one sees no prompt
         with torch.no_grad():
             return old, tensors_in(call.original(*args, **kwargs))
+
+
+def _at(call: _ControlCall, batch: int, sample: torch.Tensor, x_t: torch.Tensor) -> _ControlCall:
+    """The same call of the ControlNet at another x_t."""
+    before = tensors_in(call.output)
+    rows = len(before[0])
+    there, here = (torch.cat([tensor] * (rows // batch)) for tensor in (sample, x_t))
+    args, kwargs = with_sample_at(call.args, call.kwargs, range(rows), there, here)
+    with torch.no_grad():
+        output = call.original(*args, **kwargs)
+    return _ControlCall(call.module, call.original, args, kwargs, output, x_t=x_t, before=before)
 
 
 def _exchanged(arguments: Arguments, old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> tuple[Arguments, int]:

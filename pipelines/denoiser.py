@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from ..guidance.branch import Branch, Point
 from ..guidance.errors import TrimtabError, UnsupportedPipelineError
 from .budget import Budget
-from .call import Call, branches_of
+from .call import Call, branches_of, with_sample
 from .conditions import Conditions
 from .families import Family
 from .interception import cache_hooks, outer_contexts_kept, set_attribute
@@ -124,6 +125,12 @@ class Denoiser:
     def can_join(self) -> bool:
         """Whether further rows may share the pipeline's own call: not where a step cache would see them."""
         return self._joinable and not self.has_step_cache
+
+    def call_at(self, call: Call, batch: int, sample: torch.Tensor, x_t: torch.Tensor) -> Call:
+        """The same call at another x_t, with the controls that belong to it, not made yet; see `call.with_sample`."""
+        call = with_sample(call, batch, sample, x_t)
+        args, kwargs = self._conditions.controlled_at(call.args, call.kwargs, batch, sample, x_t)
+        return replace(call, args=args, kwargs=kwargs)
 
     # -- calls -----------------------------------------------------------------------------------------------------
     def call_own(self, call: Call, points: tuple[Point, ...]) -> Any:

@@ -18,7 +18,7 @@ from .forwards import Forwards
 from .graph import call_with_graph
 from .hooks import Hooks
 from .observation import Observation
-from .recurrence import check_repeatable, noised_back, with_sample
+from .recurrence import check_repeatable, noised_back
 from .renoising import renoise
 from .row_delta import RowDelta
 
@@ -83,10 +83,13 @@ class Evaluation:
             )
         assert step.sample is not None
         x_t = noised_back(step, prediction, lambda onward: self.hooks.after_step(acting, step, onward), generator)
-        calls = [with_sample(call, observation.batch, step.sample, x_t) for call in self.calls]
-        for ordinal, call in enumerate(calls):
-            with self.forwards.denoiser_of(call).inner_context(f"trimtab_again_{call.context or ordinal}"):
+        calls = []
+        for ordinal, earlier in enumerate(self.calls):
+            denoiser = self.forwards.denoiser_of(earlier)
+            call = denoiser.call_at(earlier, observation.batch, step.sample, x_t)
+            with denoiser.inner_context(f"trimtab_again_{call.context or ordinal}"):
                 self.forwards.make(call, acting, step)
+            calls.append(call)
         own = observation.combine([call.output for call in calls], x_t)
         return dataclasses.replace(self, step=dataclasses.replace(step, sample=x_t), calls=calls, own=own)
 

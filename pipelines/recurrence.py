@@ -8,7 +8,6 @@ level t again. Lugmayr et al., "RePaint", arXiv:2201.09865; Bansal et al., "Univ
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +17,6 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..guidance.errors import UnsupportedSchedulerError
 from ..guidance.run import Step
-from .call import Call
-from .prediction import with_sample_at
 
 STARTS_ELSEWHERE = {
     "DPMSolverSinglestepScheduler": "DPMSolverMultistepScheduler",
@@ -63,18 +60,3 @@ def noised_back(
     z = randn_tensor(onward.shape, generator=generator, device=onward.device, dtype=onward.dtype)
     again = ratio * onward + math.sqrt(max(t.sigma**2 - (ratio * s.sigma) ** 2, 0.0)) * z
     return again.to(step.sample.dtype)
-
-
-def with_sample(call: Call, batch: int, sample: torch.Tensor, replacement: torch.Tensor) -> Call:
-    """The same call at another x_t, not made yet.
-
-    Args:
-        batch: images of the run; the call has a row, or several, for each.
-        sample, replacement: the old x_t and the new one `[batch, ...]`.
-    """
-    groups = len(call.output) // batch
-    old, new = (torch.cat([tensor] * groups) for tensor in (sample, replacement))
-    args, kwargs = with_sample_at(call.args, call.kwargs, range(len(call.output)), old, new)
-    return dataclasses.replace(
-        call, args=args, kwargs=kwargs, extra={}, at={}, watched={}, extra_watched={}, graph=None, leaf=None, counted=0
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -130,3 +132,57 @@ def test_a_further_prompt_is_refused_where_the_residuals_are_not_found() -> None
     with pytest.raises(trimtab.UnsupportedPipelineError, match=r"ControlNet returned is not found .* guidance_scale"):
         run(pipe, CASE, guidance_scale=1.0)
     assert not record.forwards
+
+
+@dataclass
+class Twice(trimtab.Guidance):
+    """Evaluates each step twice, and asks for a further prompt at that."""
+
+    def branches(self, step: trimtab.Step) -> Sequence[trimtab.Branch]:
+        return (trimtab.Branch(trimtab.Prompt("blurry")),)
+
+    def repeats(self, step: trimtab.Step) -> int:
+        return 2
+
+
+@pytest.mark.parametrize("build", [CASE.build, several])
+def test_where_a_step_is_evaluated_again_the_residuals_are_those_of_its_sample(build: Any) -> None:
+    """And of each row's prompt: the ControlNet, asked for them once more, says the same."""
+    pipe = build()
+    asked: list[dict[str, Any]] = []
+    hook = pipe.controlnet.register_forward_pre_hook(
+        lambda module, args, kwargs: asked.append(kwargs), with_kwargs=True
+    )
+    record = recorded(pipe, "unet")
+    trimtab.guide(pipe).add_guidance(Twice(), name="twice")
+    run(pipe, CASE, **(SEVERAL if build is several else {}))
+    hook.remove()
+    assert [forward.rows for forward in record.forwards] == [3] * 2 * CASE.call["num_inference_steps"]
+    for forward in record.forwards:
+        given = forward.arguments
+        text = given["encoder_hidden_states"]
+        call = {
+            **asked[0],
+            "encoder_hidden_states": text,
+            "controlnet_cond": of_rows(asked[0]["controlnet_cond"], text),
+        }
+        with torch.no_grad():
+            down, mid = pipe.controlnet(given["sample"], given["timestep"], **call)
+        residuals = (*given["down_block_additional_residuals"], given["mid_block_additional_residual"])
+        for actual, expected in zip(residuals, (*down, mid), strict=True):
+            close(actual, expected, 1e-5)
+
+
+def of_rows(images: Any, like: torch.Tensor) -> Any:
+    """Conditioning images, the same for each row."""
+    if isinstance(images, list):
+        return [of_rows(image, like) for image in images]
+    return images[:1].expand(len(like), -1, -1, -1)
+
+
+def test_in_guess_mode_a_step_is_not_evaluated_again() -> None:
+    """The residuals of its unconditional rows, which are none, are joined to those of the others."""
+    pipe = trimtab.guide(CASE.build())
+    pipe.add_guidance(Twice(), name="twice")
+    with pytest.raises(trimtab.UnsupportedPipelineError, match=r"cannot be evaluated again; .* guess_mode=False"):
+        run(pipe, CASE, **GUESS)

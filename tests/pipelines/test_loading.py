@@ -90,6 +90,11 @@ def test_it_passes_through_auto_pipelines_and_from_pipe_in_both_directions(pipe:
         assert type(converted) is kind
         assert converted.unet is pipe.unet and converted.vae is pipe.vae
     assert text.unet is pipe.unet
+    direct.set_progress_bar_config(disable=True)
+    stock = run(direct, CASES["sd_img2img"])
+    guided = run(pipe, CASE)
+    assert torch.equal(run(direct, CASES["sd_img2img"]), stock)  # beside the guided one, it stays stock
+    assert torch.equal(run(pipe, CASE), guided)
     back = trimtab.guide(AutoPipelineForText2Image.from_pipe(image))
     assert isinstance(back, StableDiffusionPipeline) and back.unet is pipe.unet and not back.guidances
     with back.guidance("pag"):
