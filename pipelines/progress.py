@@ -34,9 +34,11 @@ def name_guidances(stack: ExitStack, pipe: Any, names: Iterable[str]) -> None:
 def prepared(pipe: Any, names: Iterable[str]) -> Iterator[str]:
     """The names one after the other; a line says which one it is where one takes long."""
     stage = stages_of(pipe)[0]
-    hidden = not hasattr(stage, "set_progress_bar_config") or settings_of(stage).get("disable", False)
+    if not hasattr(stage, "set_progress_bar_config") or settings_of(stage).get("disable", False):
+        yield from names
+        return
     for name in names:
-        with tqdm(desc=f"prepare {name}", bar_format="{desc}", delay=math.inf, leave=False, disable=hidden) as line:
+        with tqdm(desc=f"prepare {name}", bar_format="{desc}", delay=math.inf, leave=False) as line:
             shown = threading.Timer(PATIENCE, line.display)
             shown.daemon = True
             shown.start()

@@ -61,6 +61,7 @@ def test_what_takes_long_to_prepare_is_named_and_what_does_not_is_not(
     assert "prepare slow" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_bar_that_is_switched_off_stays_off(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
