@@ -27,7 +27,7 @@ import torch
 
 from .branch import Branch, Predictions
 from .errors import ParameterError
-from .parameters import check_value, fields_of, parameter, unknown_parameter
+from .parameters import check_value, fields_of, parameter, shown, unknown_parameter
 from .run import Run, Step
 
 API_VERSION = "1.0"
@@ -66,6 +66,15 @@ class Guidance:
     sigma_min: float = parameter(
         0.0, "It acts only while sigma / alpha is at least this.", ge=0, unit="noise per signal"
     )
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Guidance.__repr__  # type: ignore[method-assign]  # dataclass would print whole tensors
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={shown(value)}" for name, value in self.parameters.items())
+        return f"{type(self).__qualname__}({values})"
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in fields_of(type(self)):

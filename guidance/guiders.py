@@ -7,6 +7,7 @@ from a name, so a recipe can run no code of its own.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,8 +36,27 @@ NATIVE = {
 }
 """For those that cannot serve: the plug-in that does what they do."""
 
+_WORD = re.compile(r"[A-Z0-9]+[a-z]*")
+
 OVER_ALL_AXES = frozenset({"MagnitudeAwareGuidance"})
 """Those whose norm over all axes of an image is one that torch takes over two axes only (Diffusers 0.42)."""
+
+
+def known_as(name: str) -> str | None:
+    """The class in `EXPORTED` that a name means: `"apg"`, `"cfg_zero_star"` or `"TangentialClassifierFreeGuidance"`.
+
+    Papers call a method by the first letters of its words, or of some of them: APG, CFG-Zero*.
+    """
+    wanted = re.sub(r"[^a-z0-9]", "", name.lower().replace("*", "star")).removesuffix("guidance")
+    for cls in EXPORTED:
+        words = [word.lower() for word in _WORD.findall(cls.removesuffix("Guidance"))]
+        initials = ["".join(word[0] for word in words[:end]) for end in range(len(words) + 1)]
+        spelled = {
+            short + g + "".join(words[end:]) for end, short in enumerate(initials) for g in ("", "g") if short or not g
+        }
+        if len(wanted) > 2 and wanted in spelled:
+            return cls
+    return None
 
 
 def combine(guider: BaseGuidance, predictions: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -68,12 +88,14 @@ def check_usable(guider: BaseGuidance) -> None:
 
 
 def create(name: str, config: Mapping[str, Any] | None = None) -> BaseGuidance:
-    """A new guider of Diffusers.
+    """A new guider of Diffusers, by the name of its class or what its paper calls it, see `known_as`.
 
     Raises:
         ParameterError: Diffusers exports no guider of this name, or it does not take this configuration.
     """
     usable = [known for known in EXPORTED if known not in NATIVE]
+    if isinstance(name, str) and name not in EXPORTED:
+        name = known_as(name) or name
     if not isinstance(name, str) or name not in EXPORTED:
         raise ParameterError(
             f"Diffusers has no guider {name!r}.{did_you_mean(str(name), usable)} It has: {', '.join(usable)}."

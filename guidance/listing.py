@@ -17,6 +17,9 @@ from .errors import PluginError
 from .parameters import describe_range, fields_of, in_words, off_values, types_of
 from .registry import describe
 
+_HELPERS = frozenset({"setup", "with_respect_to", "reshape_gradient", "repeats", "teardown"})
+"""Hooks that are no phase of a step; a table leaves them out beside others."""
+
 _COST = re.compile(r"^Cost: *(.*?)(?:\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -90,7 +93,8 @@ def table(listings: Sequence[Mapping[str, Any]]) -> str:
         source = f"{one['distribution']} {one['version']}" if one["distribution"] else one["value"]
         cost = textwrap.shorten(one["cost"] or "-", 48, placeholder=" ...")
         state = "deprecated" if one["deprecated"] else one["status"]
-        lines.append((one["name"], state, ", ".join(one["phases"]) or "-", cost, source, one["origin"]))
+        phases = [hook for hook in one["phases"] if hook not in _HELPERS] or one["phases"]
+        lines.append((one["name"], state, ", ".join(phases) or "-", cost, source, one["origin"]))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     broken = [f"\n{one['name']} is broken:\n{one['error'].rstrip()}" for one in listings if one["status"] == "broken"]

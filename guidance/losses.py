@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .errors import ParameterError
 from .images import Preprocessing
 from .networks import tensor_of
 
@@ -50,6 +51,11 @@ class EmbeddingCosine:
     wanted: torch.Tensor
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
+    @property
+    def targets(self) -> int:
+        """For how many images there is a target."""
+        return len(self.wanted) if self.wanted.ndim > 1 else 1
+
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         embedded = tensor_of(self.network(self.preprocessing(images))).float()
         return 1 - F.cosine_similarity(embedded, self.wanted.to(embedded), dim=-1)
@@ -68,6 +74,11 @@ class SemanticMap:
     network: nn.Module
     classes: torch.Tensor
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    @property
+    def targets(self) -> int:
+        """For how many images there is a target."""
+        return len(self.classes)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         logits = tensor_of(self.network(self.preprocessing(images))).float()
@@ -93,6 +104,11 @@ class Content:
     layers: Sequence[str]
     reference: torch.Tensor
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    @property
+    def targets(self) -> int:
+        """For how many images there is a target."""
+        return len(self.reference)
 
     def statistic(self, features: torch.Tensor) -> torch.Tensor:
         """What of the features is compared."""
@@ -123,6 +139,32 @@ class Style(Content):
     def statistic(self, features: torch.Tensor) -> torch.Tensor:
         flat = features.flatten(2)
         return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+
+
+def check_target(loss: Loss, images: torch.Tensor, parameter: str) -> None:
+    """Try a loss of this module on blank images, so that a target that does not fit is an error before a run.
+
+    A function of the user's own is not called: what it does to a blank image is not known.
+
+    Args:
+        loss: any.
+        images: blank, as large as the run's.
+        parameter: for the message.
+
+    Raises:
+        ParameterError: the loss does not take them; the message says why.
+    """
+    if not isinstance(loss, (EmbeddingCosine, SemanticMap, Content)):
+        return
+    images = images[:1].expand(loss.targets, -1, -1, -1)
+    try:
+        with torch.no_grad():
+            loss(images)
+    except (RuntimeError, ValueError, IndexError, AttributeError) as error:
+        raise ParameterError(
+            f"{parameter}, {type(loss).__name__}, does not take the pipeline's images {list(images.shape)}: {error} "
+            "Make its target fit, or give it a Preprocessing."
+        ) from error
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from .errors import ParameterError
+
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luminance of ITU-R BT.601, which grey images of PIL hold."""
 
@@ -86,3 +88,34 @@ def luminance() -> LinearOperator:
         return (x * x.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
     return LinearOperator(grey, lambda y: y.expand(-1, 3, -1, -1))
+
+
+def check_operator(operator: LinearOperator, images: torch.Tensor, measured: torch.Tensor, plugin: str) -> None:
+    """Try an operator on blank images.
+
+    Args:
+        operator: what is tried.
+        images: one or several, as large as those that will be measured.
+        measured: what the user says that the operator gives.
+        plugin: for messages.
+
+    Raises:
+        ParameterError: it does not take them, or what it returns has another shape.
+    """
+    try:
+        found = operator.forward(images)
+        back = operator.right_inverse(found)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ParameterError(
+            f"{plugin}: operator does not take the pipeline's images {list(images.shape)}: {error}"
+        ) from error
+    if found.shape[1:] != measured.shape[1:]:
+        raise ParameterError(
+            f"{plugin}: image is {list(measured.shape)}, but operator measures the pipeline's images "
+            f"{list(images.shape)} as {list(found.shape)}; give an image of that shape."
+        )
+    if back.shape != images.shape:
+        raise ParameterError(
+            f"{plugin}: operator's right_inverse makes {list(back.shape)} of {list(found.shape)}; needed: the shape of "
+            f"the pipeline's images, {list(images.shape)}."
+        )

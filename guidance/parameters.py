@@ -127,7 +127,14 @@ def check_value(plugin: str, owner: type, name: str, value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value in one line; of a tensor or an image its kind and size."""
+    """A value in one line; of a tensor or an image its kind and size, of a module its class."""
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        items, single = ", ".join(map(shown, value)), "," if len(value) == 1 else ""
+        return f"[{items}]" if isinstance(value, list) else f"({items}{single})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, torch.nn.Module):
+        return f"<{type(value).__name__}>"
     if isinstance(value, torch.Tensor):
         return f"<{str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)}>"
     if isinstance(value, Image.Image):

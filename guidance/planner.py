@@ -10,6 +10,7 @@ from diffusers.guiders import BaseGuidance
 from .base import Guidance
 from .branch import COND, UNCOND, Branch
 from .guiders import describe
+from .parameters import shown
 from .run import Step
 
 HOOKS = ("branches", "delta", "project", "guide_x0", "loss", "renoise", "after_step")
@@ -178,7 +179,7 @@ class Plan:
 
 
 def _in_short(value: object) -> str:
-    return describe(value) if isinstance(value, BaseGuidance) else repr(value)
+    return describe(value) if isinstance(value, BaseGuidance) else shown(value)
 
 
 def extra_of(wanted: Sequence[Branch], own: Sequence[Branch]) -> tuple[Branch, ...]:

@@ -19,6 +19,7 @@ from .base import Guidance
 from .blocking import blocked_by
 from .contract import check_contract, check_name
 from .errors import PluginError, UnknownGuidanceError, did_you_mean
+from .guiders import NATIVE, known_as
 from .parameters import fields_of, unknown_parameter
 
 GROUP = "trimtab.guidance"
@@ -100,7 +101,12 @@ def describe(name: str) -> Plugin:
     known = plugins() if name in plugins() else plugins(refresh=True)
     if name in known:
         return known[name]
-    meant = did_you_mean(name, known)
+    if (guider := known_as(name)) is not None and guider not in NATIVE:
+        raise UnknownGuidanceError(
+            f"There is no guidance {name!r}, but Diffusers has it as a guider: add_guidance({guider}(...)) after "
+            f"`from diffusers.guiders import {guider}`; in a command, --guidance guider:guider={guider}."
+        )
+    meant = f" Did you mean {NATIVE[guider]!r}?" if guider is not None else did_you_mean(name, known)
     message = f"There is no guidance {name!r}.{meant} Installed: {', '.join(known) or 'none'}."
     if not meant and re.fullmatch(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", name):
         package = "trimtab-" + re.sub(r"[._]", "-", name.lower())

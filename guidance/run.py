@@ -95,6 +95,14 @@ class Run(Protocol):
     def around_denoiser(self, around: AroundDenoiser) -> None:
         """Put something around every call of the denoiser in this run; what was put there last is outermost."""
 
+    def check_image(self, check: Callable[[torch.Tensor], None]) -> None:
+        """Have `check(blank)` called before the first denoiser call, to refuse what does not fit the run's images.
+
+        `blank` `[rows, channels, height, width]` is zero and as large as they are; its rows are those of that call, a
+        multiple of the images. Where their size cannot be told before (videos, samples that hold more than an image),
+        nothing is called.
+        """
+
     def attachment(self, kind: str) -> Any:
         """What attaches this kind of learned weights to the pipeline's denoiser: one for all guidances of a run.
 

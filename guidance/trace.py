@@ -144,7 +144,9 @@ class Trace:
             if data.pop("format") != FORMAT:
                 raise ValueError(f"another format than {FORMAT}")
             return cls(**{**data, "steps": [_step(step) for step in data["steps"]]})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except KeyError as missing:
+            raise ParameterError(f"{str(path)!r} is no trace that trimtab wrote: it lacks {missing}.") from missing
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ParameterError(f"{str(path)!r} is no trace that trimtab wrote: {error}.") from error
 
     def plot(self, path: str | os.PathLike[str]) -> None:

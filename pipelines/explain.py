@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
-
 from ..guidance.base import Guidance
 from ..guidance.branch import Branch
 from ..guidance.errors import ParameterError, did_you_mean
@@ -65,6 +63,7 @@ def make_plan(
             families=families,
             own=last.own,
             around=[],
+            image_checks=[],
             attachments={},
         )
         views = {name: SetupView(name, run, dry=True) for name in guidances}
@@ -144,10 +143,5 @@ def row_of(name: str, guidance: Guidance, view: SetupView, extras: list[int]) ->
     watched = tuple(layer for branch in branches for layer in getattr(branch.point, "layers", ()))
     counts = sorted(set(extras)) or [0]
     extra = f"+{counts[0]}" if len(counts) == 1 else f"+{counts[0]} to +{counts[-1]}"
-    own = {key: _brief(value) for key, value in guidance.parameters.items() if key not in fields_of(Guidance)}
+    own = {key: value for key, value in guidance.parameters.items() if key not in fields_of(Guidance)}
     return Row(name, guidance.label, phases, ", ".join(windows) or "all", len(extras), extra, layers, watched, own)
-
-
-def _brief(value: Any) -> Any:
-    """A parameter's value as one line: of a module, its class."""
-    return f"<{type(value).__name__}>" if isinstance(value, nn.Module) else value

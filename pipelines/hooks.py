@@ -35,8 +35,8 @@ class SetupView:
 
     Args:
         name: under which the guidance is attached.
-        run: has `stack`, `pipe`, `arguments`, `families`, `own` branches, `others`, and what guidances share: `around`
-            and `attachments`.
+        run: has `stack`, `pipe`, `arguments`, `families`, `own` branches, `others`, and what guidances share: `around`,
+            `image_checks` and `attachments`.
         dry: whether the run is only explained.
     """
 
@@ -98,6 +98,9 @@ class SetupView:
 
     def around_denoiser(self, around: AroundDenoiser) -> None:
         self._run.around.append(around)
+
+    def check_image(self, check: Callable[[torch.Tensor], None]) -> None:
+        self._run.image_checks.append((self._name, check))
 
     def attachment(self, kind: str) -> Any:
         if kind not in self._run.attachments:

@@ -8,7 +8,7 @@ pipeline without an autoencoder steps on the image itself.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from ..guidance.errors import UnsupportedPipelineError
 from .graph import GraphMeter
+from .prediction import sample_argument
 
 AUTOENCODERS = ("vae", "vqvae", "movq", "vqgan")
 """Names of the component that decodes, in Diffusers' pipelines."""
@@ -74,6 +75,36 @@ class ImageSpace:
         latents = self._run("encode", image[:, :, None] if takes_frames else image).float()
         latents = (latents - _along_channels(shift, latents)) * _along_channels(scale, latents)
         return self._packed(latents)
+
+    def blank(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+        """Zeros `[rows, channels, height, width]` as large as the images of a denoiser call; `None` if nobody can tell.
+
+        Args:
+            args, kwargs: of that call.
+        """
+        key = sample_argument(args, kwargs)
+        given = None if key is None else args[key] if isinstance(key, int) else kwargs[key]
+        if not isinstance(given, torch.Tensor) or given.ndim not in (3, 4):
+            return None
+        channels, factor = given.shape[1], 1
+        if self.autoencoder is not None:
+            config = self.autoencoder.config
+            channels = next((config[n] for n in ("out_channels", "in_channels", "input_channels") if n in config), 0)
+            blocks = config.get("block_out_channels")
+            own = 2 ** (len(blocks) - 1) if blocks else 0
+            factor = getattr(self._pipe, "vae_scale_factor", own)
+            if own not in (0, factor):
+                return None
+        if given.ndim == 3:
+            try:
+                given = self._unpacked(given)
+            except (RuntimeError, UnsupportedPipelineError):
+                return None  # tokens of further images are among them
+        # Of a pixel model's input with more channels, some are joined to the sample.
+        if not factor or channels not in (1, 3, 4) or (given.ndim == 5 and given.shape[2] != 1):
+            return None
+        height, width = given.shape[-2:]
+        return given.new_zeros(1, dtype=torch.float32).expand(len(given), channels, height * factor, width * factor)
 
     def forget(self) -> None:
         """Release the last image and its graph."""

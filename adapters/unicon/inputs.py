@@ -76,6 +76,12 @@ class Inputs:
     def _latents(self, value: Any, name: str) -> torch.Tensor:
         """An image's latents `[images, ...]`, drawn from what the autoencoder says; latents are taken as they are."""
         if isinstance(value, torch.Tensor):
+            wanted = (self._pipe.vae.config.latent_channels, *self._size)
+            if tuple(value.shape[1:]) != wanted:
+                raise ParameterError(
+                    f"joint: {name} is a tensor {list(value.shape)}; needed: latents [images, "
+                    f"{', '.join(map(str, wanted))}] as the pipeline's own, or an image, which is resized."
+                )
             latents = value
         else:
             height, width = (side * int(self._pipe.vae_scale_factor) for side in self._size)

@@ -41,7 +41,8 @@ class Guider(Guidance):
     before: ClassVar[tuple[str, ...]] = ("dynamic_threshold", "rescale")
 
     guider: BaseGuidance | str = parameter(
-        "ClassifierFreeGuidance", "The guider, or the name of a class in diffusers.guiders for one with its defaults."
+        "ClassifierFreeGuidance",
+        "The guider, or a name in diffusers.guiders, such as 'apg', for one with its defaults.",
     )
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,9 +12,9 @@ from torch import nn
 from ..errors import GuidanceRuntimeError, ParameterError
 from ..gradient import GradientGuidance
 from ..images import Given, as_images
-from ..losses import Term
+from ..losses import Term, check_target
 from ..networks import borrow
-from ..operators import LinearOperator, inpainting, luminance, resampling
+from ..operators import LinearOperator, check_operator, inpainting, luminance, resampling
 from ..parameters import parameter
 from ..run import Run, Step
 
@@ -92,6 +93,11 @@ class Steered(GradientGuidance):
                 state.measured = luminance().forward(state.measured)
         if self.task == "inpainting":
             state.known = self._known()
+            if state.known.shape[-2:] != state.measured.shape[-2:]:
+                raise ParameterError(
+                    f"steered: mask is {_size(state.known)}, but image is {_size(state.measured)}; needed: one size."
+                )
+        run.check_image(lambda blank: self._check(run, blank))
         if not run.dry:
             for term in state.terms:
                 network = getattr(term.loss, "network", term.loss)
@@ -143,10 +149,12 @@ class Steered(GradientGuidance):
         return self._projected(step, image.float()).to(sample.dtype) if image is sample else sample
 
     def _projected(self, step: Step, image: torch.Tensor) -> torch.Tensor:
-        operator = self._operator(step, image)
+        operator = self._operator(step.state, image)
         projected = operator.project(image, step.state.measured)
         if projected.shape != image.shape:
-            raise self._misfit(step, image)
+            raise GuidanceRuntimeError(
+                f"steered: image {list(step.state.measured.shape)} does not fit the pipeline's {list(image.shape)}."
+            )
         return projected
 
     def _descended(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
@@ -155,46 +163,77 @@ class Steered(GradientGuidance):
             with torch.enable_grad():
                 leaf = x0.detach().requires_grad_(True)
                 image = step.decode(leaf)
-                residual = self._operator(step, image).forward(image) - step.state.measured
+                residual = self._operator(step.state, image).forward(image) - step.state.measured
                 half = residual.square().flatten(1).sum(1) / 2
             gradient = torch.autograd.grad(half, leaf, torch.ones_like(half))[0]
             length = half.detach() / gradient.square().flatten(1).sum(1).clamp_min(1e-20)
             x0 = x0 - length.view(-1, *[1] * (x0.ndim - 1)) * gradient
         return x0
 
-    def _operator(self, step: Step, image: torch.Tensor) -> LinearOperator:
+    def _operator(self, state: SimpleNamespace, image: torch.Tensor) -> LinearOperator:
         """The measurement of images of this size; made at the first."""
-        state = step.state
         if state.operator is None:
             state.measured = state.measured.to(image.device, torch.float32)
             if self.operator is not None:
                 state.operator = self.operator
-                return self.operator
-            size, channels = tuple(image.shape[-2:]), image.shape[1]
-            measured = tuple(state.measured.shape[-2:])
-            wanted = 1 if self.task == "colourisation" else channels
-            fits = measured == size if self.task != "super_resolution" else all(
-                m <= s for m, s in zip(measured, size, strict=True)
-            )  # fmt: skip
-            if not fits or state.measured.shape[1] != wanted or (self.task == "colourisation" and channels != 3):
-                raise self._misfit(step, image)
-            if self.task == "inpainting":
-                if tuple(state.known.shape[-2:]) != size:
-                    raise self._misfit(step, image)
+            elif self.task == "inpainting":
                 state.operator = inpainting(state.known.to(image.device))
             elif self.task == "super_resolution":
-                state.operator = resampling((size[0], size[1]), (measured[0], measured[1]))
+                (height, width), (low, narrow) = image.shape[-2:], state.measured.shape[-2:]
+                state.operator = resampling((height, width), (low, narrow))
             else:
                 state.operator = luminance()
         found: LinearOperator = state.operator
         return found
 
-    def _misfit(self, step: Step, image: torch.Tensor) -> GuidanceRuntimeError:
-        mask = f", mask {tuple(step.state.known.shape)}" if self.task == "inpainting" else ""
-        return GuidanceRuntimeError(
-            f"steered: task={self.task!r} with image {tuple(step.state.measured.shape)}{mask} does not fit the "
-            f"pipeline's images {tuple(image.shape)} (batch, channels, height, width)."
+    # -- what does not fit -----------------------------------------------------------------------------------------
+    def _check(self, run: Run, blank: torch.Tensor) -> None:
+        """Refuse an image that is no measurement of images like this one, and losses whose target does not fit it."""
+        if self.scale == 0:
+            return
+        for index, term in enumerate(run.state.terms):
+            check_target(term.loss, blank, f"steered: losses[{index}]")
+        if run.state.measured is not None:
+            self._check_measured(run, blank)
+
+    def _check_measured(self, run: Run, blank: torch.Tensor) -> None:
+        given, (channels, height, width) = run.state.measured, blank.shape[1:]
+        for name, held in {"image": given, "mask": getattr(run.state, "known", given)}.items():
+            if len(blank) % len(held):
+                raise ParameterError(
+                    f"steered: {name} holds {len(held)} images, but the denoiser is called with {len(blank)} rows; "
+                    "give one, or one for each image that is made."
+                )
+        if self.operator is not None:
+            check_operator(self.operator, blank[:1], given, "steered")
+            return
+        if self.task == "colourisation" and channels != 3:
+            raise ParameterError(
+                f"steered: task='colourisation' needs a pipeline of colour images; this one's have {channels} channel."
+            )
+        if self.task != "colourisation" and given.shape[1] != channels:
+            mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+            raise ParameterError(
+                f"steered: image has {given.shape[1]} channels, but the pipeline's images have {channels}; convert it: "
+                f"image.convert({mode!r})."
+            )
+        small = self.task == "super_resolution"
+        fits = (
+            (given.shape[-2] <= height and given.shape[-1] <= width) if small else given.shape[-2:] == blank.shape[-2:]
         )
+        if fits:
+            return
+        what = "image is" if self.mask is None or small else "image and mask are"
+        call = ", or call the pipeline with height={} and width={}".format(*given.shape[-2:])
+        raise ParameterError(
+            f"steered: {what} {_size(given)}, but the pipeline makes {_size(blank)}; needed: "
+            f"{'at most ' if small else ''}that size, such as image.resize(({width}, {height}))"
+            f"{call if 'height' in run.arguments else ''}."
+        )
+
+
+def _size(image: torch.Tensor) -> str:
+    return f"{image.shape[-1]} x {image.shape[-2]} pixels"
 
 
 def _is_tensor(value: Any) -> bool:

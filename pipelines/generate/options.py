@@ -14,7 +14,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from ...guidance import registry
 from ...guidance.base import Guidance
@@ -51,7 +54,8 @@ def guidance(text: str) -> Guidance:
     """A guidance from `name` or `name:parameter=value,parameter=value`.
 
     Each value is read as the type that its parameter declares. A list's items are joined with `+`, `none` is `None`,
-    an image is given by its file, and a comma belongs to the value unless `parameter=` follows it.
+    an image is given by its file, a tensor by a .safetensors file that holds one, and a comma belongs to the value
+    unless `parameter=` follows it.
 
     Raises:
         UnknownGuidanceError: no plug-in has this name.
@@ -137,10 +141,22 @@ def _value(plugin: str, cls: type[Guidance], name: str, text: str) -> Any:
     hint = types_of(cls)[name]
     try:
         return _typed(hint, text)
+    except _UnreadableError as why:
+        raise ParameterError(f"{plugin}: {name}={text!r} {why}.") from None
     except ValueError:
-        allowed = "an image file" if Image.Image in _alternatives(hint) else describe_range(fields_of(cls)[name])
+        if not any(map(_typable, _alternatives(hint))):
+            raise ParameterError(
+                f"{plugin}: {name} cannot be typed; give it in Python: pipe.add_guidance({plugin!r}, {name}=...)."
+            ) from None
+        kinds = {Image.Image: "an image file", torch.Tensor: "a .safetensors file that holds one tensor"}
+        files = " or ".join(words for kind, words in kinds.items() if kind in _alternatives(hint))
+        allowed = files or describe_range(fields_of(cls)[name])
         ending = "." if allowed == "any" else f"; allowed: {allowed}."
         raise ParameterError(f"{plugin}: {name}={text!r} cannot be read as {in_words(hint)}{ending}") from None
+
+
+class _UnreadableError(Exception):
+    """A file that is meant to hold a tensor and does not."""
 
 
 def _typed(hint: Any, text: str) -> Any:
@@ -165,6 +181,11 @@ def _is_sequence(kind: Any) -> bool:
     return isinstance(origin, type) and issubclass(origin, Sequence) and origin is not str
 
 
+def _typable(kind: Any) -> bool:
+    """Whether some text stands for a value of this plain type, other than `none`."""
+    return kind in (bool, int, float, str, Path, Any, Image.Image, torch.Tensor) or _is_sequence(kind)
+
+
 def _looseness(kind: Any, text: str) -> int:
     if _is_sequence(kind):
         return 1 if "+" in text else 3
@@ -181,6 +202,8 @@ def _read(kind: Any, text: str) -> Any:
         return kind(text)
     if kind is Image.Image:
         return _image(text)
+    if kind is torch.Tensor and Path(text).suffix == ".safetensors":
+        return _tensor(text)
     if kind is Any:
         return text
     if _is_sequence(kind):
@@ -196,3 +219,14 @@ def _image(text: str) -> Image.Image:
             return image.convert("RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB")
     except OSError as error:
         raise ValueError(text) from error
+
+
+def _tensor(text: str) -> torch.Tensor:
+    try:
+        tensors = load_file(text)
+    except (OSError, SafetensorError) as error:
+        raise _UnreadableError(f"cannot be read as a tensor: {error}") from error
+    if len(tensors) != 1:
+        held = ", ".join(sorted(tensors)[:10]) or "nothing"
+        raise _UnreadableError(f"holds {len(tensors)} tensors ({held}); needed: a file that holds one")
+    return next(iter(tensors.values()))

@@ -7,10 +7,11 @@ import math
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from PIL import Image
 
 from trimtab.guidance.base import Guidance
 from trimtab.guidance.branch import COND, UNCOND, Branch, Predictions
@@ -131,3 +132,17 @@ def test_copies_are_equal_and_independent() -> None:
         assert tilt.scale == 2.0
     with pytest.raises(ParameterError):
         replace(tilt, scale=-1.0)
+
+
+def test_printed_it_is_one_line_whatever_it_holds() -> None:
+    @dataclass
+    class Holder(Guidance):
+        """Holds anything."""
+
+        held: Any = parameter(None, "Anything.")
+
+    held = (torch.zeros(3, 64, 64), [Image.new("L", (8, 9))], {"net": torch.nn.ReLU()}, 0.5, "a")
+    assert repr(Holder(held=held, start=0.1)).endswith(
+        "Holder(start=0.1, stop=1.0, sigma_max=inf, sigma_min=0.0, "
+        "held=(<float32 tensor [3, 64, 64]>, [<L image 8x9>], {'net': <ReLU>}, 0.5, 'a'))"
+    )

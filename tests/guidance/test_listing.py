@@ -63,6 +63,11 @@ def test_advice_names_each_thing_that_is_lacking(provide: Provide, tilt: Path) -
     assert advice(status("pag")) == []
 
 
+def test_the_table_shows_the_phases_of_a_step() -> None:
+    assert "guide_x0, loss, after_step  " in table([status("tfg")])
+    assert table([status("smooth")]).splitlines()[1].split()[:3] == ["smooth", "ok", "setup"]
+
+
 @pytest.mark.parametrize("write", [lambda listing: table([listing]), sheet])
 def test_a_broken_plug_in_shows_its_traceback(provide: Provide, write: Callable[..., str]) -> None:
     provide("acme-bad", "0.1", {"acme.bad": "acme_bad:Bad"}, acme_bad="1 / 0")

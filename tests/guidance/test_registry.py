@@ -11,6 +11,7 @@ from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers.guiders
 import pytest
 
 from trimtab.guidance.base import Guidance
@@ -109,6 +110,34 @@ def test_a_name_like_no_other_may_come_from_a_package(tilt: Path) -> None:
     with pytest.raises(UnknownGuidanceError) as caught:
         find("zephyr")
     assert str(caught.value).endswith("perhaps (if you trust its author): pip install trimtab-zephyr")
+
+
+@pytest.mark.parametrize(
+    ("name", "guider"),
+    [
+        ("apg", "AdaptiveProjectedGuidance"),
+        ("cfg_zero_star", "ClassifierFreeZeroStarGuidance"),
+        ("CFG-Zero*", "ClassifierFreeZeroStarGuidance"),
+        ("tcfg", "TangentialClassifierFreeGuidance"),
+        ("fdg", "FrequencyDecoupledGuidance"),
+        ("mag", "MagnitudeAwareGuidance"),
+        ("apg_mix", "AdaptiveProjectedMixGuidance"),
+        ("adaptive_projected_guidance", "AdaptiveProjectedGuidance"),
+    ],
+)
+def test_a_guider_of_diffusers_is_named_as_what_it_is(name: str, guider: str) -> None:
+    with pytest.raises(UnknownGuidanceError) as caught:
+        find(name)
+    assert str(caught.value) == (
+        f"There is no guidance {name!r}, but Diffusers has it as a guider: add_guidance({guider}(...)) after "
+        f"`from diffusers.guiders import {guider}`; in a command, --guidance guider:guider={guider}."
+    )
+    assert hasattr(diffusers.guiders, guider)
+
+
+def test_a_guider_that_cannot_serve_is_named_by_its_plug_in() -> None:
+    with pytest.raises(UnknownGuidanceError, match="Did you mean 'slg'"):
+        find("skip_layer_guidance")
 
 
 def test_no_command_is_made_of_a_name_that_is_not_plain() -> None:

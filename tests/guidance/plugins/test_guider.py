@@ -193,6 +193,10 @@ def test_a_misspelt_guider_is_told_from_those_that_there_are() -> None:
         built("sd15").add_guidance("guider", guider="AdaptivProjectedGuidance")
 
 
+def test_a_guider_is_named_as_its_paper_calls_it() -> None:
+    assert isinstance(Guider(guider="apg").guider, guiders.AdaptiveProjectedGuidance)
+
+
 # -- kept and loaded ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", MADE)
 def test_a_recipe_keeps_class_and_configuration(name: str) -> None:

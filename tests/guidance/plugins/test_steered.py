@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +21,7 @@ from zoo import run as run_case
 import trimtab
 from trimtab import Guidance, Step, parameter
 from trimtab.guidance import recipe, registry
-from trimtab.guidance.losses import EmbeddingCosine, Term
+from trimtab.guidance.losses import Content, EmbeddingCosine, SemanticMap, Term
 from trimtab.guidance.noise import Level, noise_algebra
 from trimtab.guidance.operators import LinearOperator, luminance, resampling
 from trimtab.guidance.parameters import same
@@ -247,15 +248,74 @@ def test_what_is_missing_is_said_when_it_is_attached(parameters: dict[str, Any],
         trimtab.guide(class_conditional(["one"])).add_guidance("steered", **parameters)
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"task": "inpainting", "image": GREY[..., :4], "mask": HOLE},
-        {"task": "inpainting", "image": GREY, "mask": HOLE[..., :4]},
+MEAN = LinearOperator(lambda x: x.mean((-2, -1), keepdim=True), lambda y: y.expand(-1, -1, 8, 8))
+ANYWHERE = SemanticMap(torch.nn.Conv2d(1, 2, 1), torch.zeros(1, 8, 8).long())
+UNFITTING: list[tuple[dict[str, Any], str]] = [
+    (
+        {"task": "inpainting", "image": GREY[..., :4], "mask": HOLE[..., :4]},
+        "steered: image and mask are 4 x 8 pixels, but the pipeline makes 8 x 8 pixels; needed: that size, such as "
+        "image.resize((8, 8)).",
+    ),
+    (
         {"task": "super_resolution", "image": torch.zeros(1, 1, 16, 16)},
+        "steered: image is 16 x 16 pixels, but the pipeline makes 8 x 8 pixels; needed: at most that size, such as "
+        "image.resize((8, 8)).",
+    ),
+    (
+        {"task": "super_resolution", "image": Image.new("RGB", (4, 4))},
+        "steered: image has 3 channels, but the pipeline's images have 1; convert it: image.convert('L').",
+    ),
+    (
         {"task": "colourisation", "image": GREY},
-    ],
-)
-def test_sizes_that_do_not_fit_are_an_error_that_shows_them(parameters: dict[str, Any]) -> None:
-    with pytest.raises(trimtab.GuidanceRuntimeError, match=r"does not fit the pipeline's images \(1, 1, 8, 8\)"):
-        grey(**parameters)
+        "steered: task='colourisation' needs a pipeline of colour images; this one's have 1 channel.",
+    ),
+    (
+        {"task": "super_resolution", "image": [GREY[0]] * 3},
+        "steered: image holds 3 images, but the denoiser is called with 1 rows; give one, or one for each image that "
+        "is made.",
+    ),
+    (
+        {"operator": MEAN, "image": GREY},
+        "steered: image is [1, 1, 8, 8], but operator measures the pipeline's images [1, 1, 8, 8] as [1, 1, 1, 1]; "
+        "give an image of that shape.",
+    ),
+    (
+        {"operator": dataclasses.replace(MEAN, right_inverse=lambda y: y), "image": GREY[..., :1, :1]},
+        "steered: operator's right_inverse makes [1, 1, 1, 1] of [1, 1, 1, 1]; needed: the shape of the pipeline's "
+        "images, [1, 1, 8, 8].",
+    ),
+    (
+        {"losses": (ANYWHERE, Content(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1)), ["0"], GREY[..., :4]))},
+        "steered: losses[1], Content, does not take the pipeline's images [1, 1, 8, 8]: The size of tensor a (8) must "
+        "match the size of tensor b (4) at non-singleton dimension 3 Make its target fit, or give it a Preprocessing.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("parameters", "message"), UNFITTING)
+def test_sizes_that_do_not_fit_are_an_error_before_the_first_denoiser_call(
+    parameters: dict[str, Any], message: str
+) -> None:
+    pipe, calls = trimtab.guide(class_conditional(["one", "two"])), []
+    pipe.add_guidance("steered", **parameters)
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(trimtab.ParameterError) as raised:
+        pipe(0, num_inference_steps=2)
+    assert str(raised.value) == message
+    assert not calls
+    pipe.guidances["steered"].scale = 0.0
+    pipe(0, num_inference_steps=2)
+
+
+def test_a_pipeline_that_can_make_another_size_is_said_to() -> None:
+    pipe, large = built("flux"), {"task": "super_resolution", "image": picture(96)}
+    with pytest.raises(trimtab.ParameterError) as raised, pipe.guidance("steered", **large):
+        run_case(pipe, CASES["flux"])
+    assert str(raised.value).endswith("image.resize((16, 16)), or call the pipeline with height=96 and width=96.")
+
+
+def test_a_mask_of_another_size_than_the_image_is_refused_when_it_is_attached() -> None:
+    with pytest.raises(trimtab.ParameterError, match=r"mask is 4 x 8 pixels, but image is 8 x 8 pixels; needed: one"):
+        trimtab.guide(class_conditional(["one"])).add_guidance(
+            "steered", task="inpainting", image=GREY, mask=HOLE[..., :4]
+        )

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from trimtab.guidance import registry
 from trimtab.guidance.base import Guidance
@@ -35,6 +37,7 @@ class Everything(Guidance):
     mapping: dict[str, int] = parameter({}, "No command line can say this.")
     mask: Image.Image | None = parameter(None, "An image.")
     pictures: Image.Image | str | tuple[Image.Image | str, ...] = parameter((), "One or several.")
+    noise: torch.Tensor | str | None = parameter(None, "A tensor or a word.")
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +98,26 @@ def test_an_image_is_given_by_its_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert [type(one) for one in guidance.pictures] == [Image.Image, Image.Image, str]
 
 
+def test_a_tensor_is_given_by_a_safetensors_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file({"any": torch.arange(3.0)}, "one.safetensors")
+    assert torch.equal(options.guidance("test.everything:noise=one.safetensors").noise, torch.arange(3.0))
+    assert options.guidance("test.everything:noise=word").noise == "word"
+
+
+def test_a_file_that_holds_no_single_tensor_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, "two.safetensors")
+    Path("broken.safetensors").write_bytes(b"no header")
+    for file, why in (
+        ("two", r"holds 2 tensors \(a, b\); needed: a file that holds one\."),
+        ("broken", "cannot be read as a tensor: "),
+        ("absent", "cannot be read as a tensor: No such file or directory"),
+    ):
+        with pytest.raises(ParameterError, match=rf"^test\.everything: noise='{file}\.safetensors' {why}"):
+            options.guidance(f"test.everything:noise={file}.safetensors")
+
+
 def test_a_bare_name_takes_the_defaults() -> None:
     assert options.guidance("test.everything") == Everything()
 
@@ -109,7 +132,7 @@ def test_a_bare_name_takes_the_defaults() -> None:
         ("kind=c", "allowed: one of 'a', 'b'"),
         ("number", "type test.everything:parameter=value"),
         ("number=1,number=2", "number is given twice"),
-        ("mapping=a", "cannot be read as dict of str, int"),
+        ("mapping=a", r"mapping cannot be typed; give it in Python: pipe\.add_guidance\('test\.everything', mapping="),
         ("mask=absent.png", "mask='absent.png' cannot be read as Image or None; allowed: an image file"),
     ],
 )
