@@ -125,6 +125,7 @@ def report(checked: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for one in checked:
         lines.append(f"{one['name']}: {one['status']}")
+        lines += [f"    Deprecated. {one['deprecated']}"] if one["deprecated"] else []
         lines += textwrap.indent(one["error"].rstrip(), "    ").splitlines() if one["error"] else []
         lines += [f"    {sentence}" for sentence in one["advice"]]
     lines.append("To check what they compute: pytest --trimtab-plugin NAME")

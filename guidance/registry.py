@@ -6,6 +6,7 @@ The entry point's name is the plug-in's. Names without a dot are this package's 
 
 from __future__ import annotations
 
+import inspect
 import re
 import threading
 import warnings
@@ -134,10 +135,10 @@ def create(name: str, /, **parameters: Any) -> Guidance:
     for unknown in sorted(parameters.keys() - fields_of(cls).keys()):
         raise unknown_parameter(name, unknown, cls)
     if cls.deprecated:
-        warnings.warn(f"Plug-in {plugins()[name]} is deprecated. {cls.deprecated}", FutureWarning, stacklevel=2)
+        _warn(f"Plug-in {plugins()[name]} is deprecated. {cls.deprecated}")
     for given in parameters:
         if instead := fields_of(cls)[given].metadata["deprecated"]:
-            warnings.warn(f"{name}: {given} is deprecated. {instead}", FutureWarning, stacklevel=2)
+            _warn(f"{name}: {given} is deprecated. {instead}")
     return cls(**parameters)
 
 
@@ -214,6 +215,15 @@ def _discover() -> dict[str, Plugin]:
         distribution, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
         claims.setdefault(point.name, []).append(Plugin(point.name, point.value, distribution, version))
     return {name: replace(first, rivals=tuple(rest)) for name, (first, *rest) in claims.items()}
+
+
+def _warn(message: str) -> None:
+    """A `FutureWarning` that points to the line outside of this package which led here."""
+    package, level = __name__.partition(".")[0], 1
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, FutureWarning, stacklevel=level)
 
 
 def _claimed_twice(*claims: Plugin) -> PluginError:

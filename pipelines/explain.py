@@ -63,7 +63,6 @@ def make_plan(
             families=families,
             own=last.own,
             around=[],
-            image_checks=[],
             attachments={},
         )
         views = {name: SetupView(name, run, dry=True) for name in guidances}

@@ -35,8 +35,8 @@ class SetupView:
 
     Args:
         name: under which the guidance is attached.
-        run: has `stack`, `pipe`, `arguments`, `families`, `own` branches, `others`, and what guidances share: `around`,
-            `image_checks` and `attachments`.
+        run: has `stack`, `pipe`, `arguments`, `families`, `own` branches, `others`, and what guidances share: `around`
+            and `attachments`.
         dry: whether the run is only explained.
     """
 
@@ -48,6 +48,7 @@ class SetupView:
         self.pictures = all(family.pictures for family in run.families)
         self.pipeline: Any = run.pipe
         self.arguments: Mapping[str, Any] = run.arguments
+        self.image_checks: list[Callable[[torch.Tensor], None]] = []
         self._name, self._run = name, run
 
     def attention_layers(self, layers: str | Sequence[str]) -> tuple[str, ...]:
@@ -100,7 +101,7 @@ class SetupView:
         self._run.around.append(around)
 
     def check_image(self, check: Callable[[torch.Tensor], None]) -> None:
-        self._run.image_checks.append((self._name, check))
+        self.image_checks.append(check)
 
     def attachment(self, kind: str) -> Any:
         if kind not in self._run.attachments:
@@ -119,7 +120,7 @@ class Hooks:
     """
 
     def __init__(self, guidances: Mapping[str, Guidance], run: Any, space: ImageSpace | None = None) -> None:
-        self.guidances = guidances
+        self.guidances, self._space = guidances, space
         self._decoding: dict[str, Any] = {} if space is None else {"decode": space.decode, "encode": space.encode}
         self._views: dict[str, SetupView] = {}
         for name in prepared(run.pipe, guidances):
@@ -138,6 +139,18 @@ class Hooks:
                     f"{name} reads the attention maps of each step, and a step cache leaves some out. Call "
                     "disable_cache() on the denoiser, or use a guidance that only perturbs: 'pag', 'seg', 'slg'."
                 )
+
+    def check_images(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Let guidances refuse what does not fit the run's images, once: at its first denoiser call, as it is made."""
+        checks = [(name, check) for name, view in self._views.items() for check in view.image_checks]
+        blank = self._space.blank(args, kwargs) if checks and self._space is not None else None
+        for view in self._views.values():
+            view.image_checks.clear()
+        if blank is None:
+            return
+        for name, check in checks:
+            with annotated(name, "setup"):
+                check(blank)
 
     def acting(self, step: Step) -> dict[str, Guidance]:
         """The guidances whose window holds the step."""

@@ -35,7 +35,7 @@ from .denoiser import Denoiser
 from .evaluation import Evaluation
 from .forwards import Forwards
 from .graph import GraphMeter, checkpoint_blocks, freeze
-from .hooks import Hooks, annotated, needs_level
+from .hooks import Hooks, needs_level
 from .interception import tap_call, tap_scheduler
 from .latents import ImageSpace
 from .observation import UNRELATED, observe, own_channels
@@ -80,7 +80,6 @@ class GuidedRun:
         self.meter = GraphMeter()
         self.space = ImageSpace(pipe, arguments, self.meter)
         self.around: list[AroundDenoiser] = []
-        self.image_checks: list[tuple[str, Callable[[torch.Tensor], None]]] = []
         self.attachments: dict[str, Any] = {}
         self._budget = Budget(max_rows)
         self._rows, self._checkpointing, self._parallel = rows, checkpointing, parallel
@@ -148,7 +147,7 @@ class GuidedRun:
     def _on_call(self, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         if self.forwards.inside:
             return self.forwards.counted(original)(*args, **kwargs)
-        self._check_images(args, kwargs)
+        self.hooks.check_images(args, kwargs)
         if self._served:
             self._calls, self._served = [], {}
         denoiser = self.denoisers[id(module)]
@@ -179,15 +178,6 @@ class GuidedRun:
             step = dataclasses.replace(step, sample=call.sample_before_step(self.clocks.unscaled(module)))
             return self._row_delta.hand_over(call, self._calls, output, acting, step, denoiser)
         return output
-
-    def _check_images(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Let guidances refuse what does not fit the images of this run, once, before the first call is made."""
-        blank = self.space.blank(args, kwargs) if self.image_checks else None
-        if blank is not None:
-            for name, check in self.image_checks:
-                with annotated(name, "setup"):
-                    check(blank)
-        self.image_checks.clear()
 
     # -- the scheduler's step --------------------------------------------------------------------------------------
     def _on_step(self, scheduler: Any, bound: inspect.BoundArguments, original: Any) -> Any:

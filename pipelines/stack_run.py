@@ -105,7 +105,6 @@ class StackRun:
         self.arguments: Mapping[str, Any] = {}
         self.own = (COND,)
         self.around: list[AroundDenoiser] = []
-        self.image_checks: list[Any] = []  # no guider knows the size of the image
         self.attachments: dict[str, Any] = {}
         try:
             self._conditions = Conditions(self.pipe, {}, self.stack)
@@ -205,9 +204,6 @@ class _Unresolved(SetupView):
 
     def around_denoiser(self, around: Any) -> None:
         raise _refused(self._name, "every call of the denoiser", "use it on an ordinary pipeline: trimtab.guide(pipe)")
-
-    def check_image(self, check: Any) -> None:
-        pass
 
     def attachment(self, kind: str) -> Any:
         raise _refused(self._name, f"the pipeline ({kind})", "use it on an ordinary pipeline: trimtab.guide(pipe)")

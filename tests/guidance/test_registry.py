@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import diffusers.guiders
 import pytest
 
+import trimtab
+from trimtab.conformance.tiny import class_conditional
 from trimtab.guidance.base import Guidance
 from trimtab.guidance.blocking import ALLOWED, BLOCKED, set_allowed, set_blocked
 from trimtab.guidance.errors import ParameterError, PluginError, UnknownGuidanceError
@@ -361,6 +363,9 @@ def test_a_deprecated_plug_in_works_and_says_what_to_use_instead(provide: Provid
     provide("acme-old", "3.1", {"acme.old": "acme_old:Old"}, acme_old=source)
     with pytest.warns(FutureWarning, match=r"^Plug-in acme\.old \(acme-old 3\.1\) is deprecated\. Use 'acme\.tilt'\.$"):
         assert create("acme.old").label == "acme.old"
+    with pytest.warns(FutureWarning) as warned:
+        trimtab.guide(class_conditional(["one"])).add_guidance("acme.old")
+    assert warned[0].filename == __file__  # the line of who uses it
 
 
 def test_a_deprecated_parameter_warns_only_where_it_is_given(provide: Provide) -> None:
