@@ -19,10 +19,12 @@ from hub import Hub, serve
 from paint import Paint, full
 from PIL import Image
 from safetensors.torch import save
+from torch import nn
 from zoo import CASES
 
 import trimtab
 from trimtab import RecipeError, SourceError, WeightsError
+from trimtab.adapters.ppap.experts import Experts, load_experts
 from trimtab.adapters.unicon.checkpoint import load as load_unicon
 from trimtab.adapters.unicon.checkpoint import save as save_unicon
 from trimtab.adapters.unicon.train import UniConSettings, UniConTraining
@@ -143,6 +145,19 @@ def test_a_unicon_model_of_which_a_part_does_not_arrive_is_not_taken_for_one_wit
     assert found and not any(block.y_own for block in found.values())
     with pytest.raises(SourceError, match="the Hub shows no such repository"):
         load_unicon("owner/none", unet, subfolder="depth", **options)
+
+
+def test_experts_are_one_file_that_loads_from_the_hub(hub: Hub, options: dict[str, Any], tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    experts, images = Experts(network, 2, rank=1), torch.ones(1, 1, 8, 8)
+    for index in range(experts.count):
+        for parameter in experts.parameters_of(index).values():
+            parameter.data.add_(0.1 + index)
+    hub.add("owner/experts", {"ppap.safetensors": experts.save(tmp_path / "ppap.safetensors").read_bytes()})
+    again = load_experts(network, load_weights("owner/experts", **options))
+    for timestep in (torch.tensor([10]), torch.tensor([900])):
+        assert torch.equal(again(images, timestep), experts(images, timestep))
+        assert not torch.equal(again(images, timestep), network(images))
 
 
 def test_another_hash_is_refused(hub: Hub, options: dict[str, Any]) -> None:
