@@ -29,7 +29,7 @@ from trimtab.guidance.errors import ConflictError, ParameterError, UnsupportedPi
 EXPECTED = load_file(Path(__file__).parents[1] / "fixtures" / "unicon.safetensors")
 
 
-def build(scheduler: str = "DDIMScheduler", xl: bool = False) -> Any:
+def build(scheduler: str = "DDIMScheduler", xl: bool = False, velocity: bool = False) -> Any:
     words = case.Words()
     if xl:
         return guided(
@@ -40,7 +40,7 @@ def build(scheduler: str = "DDIMScheduler", xl: bool = False) -> Any:
                 tokenizer=None,
                 text_encoder_2=case.EmbeddingsXL(words),
                 tokenizer_2=words,
-                scheduler=case.scheduler(diffusers, scheduler),
+                scheduler=case.scheduler(diffusers, scheduler, velocity),
             )
         )
     return guided(
@@ -49,7 +49,7 @@ def build(scheduler: str = "DDIMScheduler", xl: bool = False) -> Any:
             vae=case.filled(diffusers.AutoencoderKL(**case.VAE), "vae"),
             text_encoder=case.Embeddings(words),
             tokenizer=words,
-            scheduler=case.scheduler(diffusers, scheduler),
+            scheduler=case.scheduler(diffusers, scheduler, velocity),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -110,7 +110,7 @@ def attach(pipe: Any, models: Path, model: str = "depth", **override: Any) -> An
 @pytest.mark.parametrize("name", case.RUNS)
 def test_both_sides_equal_the_published_code(models: Path, models_xl: Path, name: str) -> None:
     described = case.RUNS[name]
-    pipe = build(described.scheduler, described.xl)
+    pipe = build(described.scheduler, described.xl, described.velocity)
     partners = []
     for model, weight in zip(described.models, described.weights, strict=True):
         options: dict[str, Any] = {"mode": described.mode, "joint_scale": weight, "signal_scale": described.signal}
