@@ -60,8 +60,9 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         about, unit = result["about"], ways[0]
         lines += [
             f"## {name}", "",
-            f"{about['side']} x {about['side']} pixels, {about['steps']} steps, {about['dtype']}, {about['machine']}, "
-            f"torch {about['torch']}, Diffusers {about['diffusers']}; {len(unit.seconds)} turns{about['note']}. "
+            f"{about['side']} x {about['side']} pixels, {about['steps']} step(s), {about['dtype']}, "
+            f"{about['machine']}, torch {about['torch']}, Diffusers {about['diffusers']}; "
+            f"{len(unit.seconds)} turns{about['note']}. "
             f"Guidable with nothing attached: {about['overhead'] * 1e6:.1f} microseconds a run before the stock call.",
             "",
             "| way | FLOPs, the first = 1 | seconds (median) | peak memory, MB |", "| --- | --- | --- | --- |",
