@@ -34,7 +34,7 @@ def start(count: int, program: Callable[..., Any], folder: Path, *args: Any) -> 
     return running
 
 
-def finish(running: list[Any], folder: Path, seconds: float = 60.0) -> list[Any]:
+def finish(running: list[Any], folder: Path, seconds: float = 240.0) -> list[Any]:
     """What each process returned, or the text of its error; `None` of one that died, or had to be ended."""
     deadline = time.monotonic() + seconds
     for process in running:
@@ -51,6 +51,7 @@ def together(count: int, program: Callable[..., Any], folder: Path, *args: Any) 
     """Run `program(*args)` in `count` processes; what each returned."""
     returned = finish(start(count, program, folder, *args), folder)
     for value in returned:
+        assert value is not None, "a process has died, or had to be ended"
         assert not isinstance(value, str), value
     return returned
 
