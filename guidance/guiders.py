@@ -7,8 +7,10 @@ from a name, so a recipe can run no code of its own.
 from __future__ import annotations
 
 import inspect
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers.guiders
@@ -107,7 +109,8 @@ def create(name: str, config: Mapping[str, Any] | None = None) -> BaseGuidance:
     if unknown := sorted((config or {}).keys() - takes):
         raise ParameterError(f"{name} takes no {', '.join(unknown)}; it takes: {', '.join(takes)}.")
     try:
-        return cls(**(config or {}))
+        with _without_notice():
+            return cls(**(config or {}))
     except (TypeError, ValueError, ImportError) as error:
         raise ParameterError(f"{name}: {error}") from error
 
@@ -134,7 +137,8 @@ def describe(guider: BaseGuidance) -> str:
 def configuration(guider: BaseGuidance) -> dict[str, Any]:
     """Its configuration, with what has been set on the object since it was made."""
     kept = {key: guider.config[key] for key in _takes(type(guider)) if key in guider.config}
-    made = type(guider)(**kept)
+    with _without_notice():
+        made = type(guider)(**kept)
     for key in kept:
         for attribute in (key, f"_{key}"):
             now = vars(guider).get(attribute)
@@ -145,3 +149,15 @@ def configuration(guider: BaseGuidance) -> dict[str, Any]:
 
 def _takes(cls: type[BaseGuidance]) -> list[str]:
     return list(inspect.signature(cls).parameters)
+
+
+@contextmanager
+def _without_notice() -> Iterator[None]:
+    """Diffusers says at each construction that guiders are experimental, as often as a recipe is written or read."""
+    logger = logging.getLogger(BaseGuidance.__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import pickle
 from typing import Any
 
 import pytest
 import torch
 from diffusers import guiders
+from diffusers.guiders import BaseGuidance
 from guided_runs import built, close, guided, stock
 from recorder import recorded
 from zoo import CASES, run
@@ -191,6 +193,21 @@ def test_a_guider_that_does_more_than_combine_is_refused_with_what_to_use(guider
 def test_a_misspelt_guider_is_told_from_those_that_there_are() -> None:
     with pytest.raises(ParameterError, match="Did you mean 'AdaptiveProjectedGuidance'"):
         built("sd15").add_guidance("guider", guider="AdaptivProjectedGuidance")
+
+
+def test_diffusers_notice_is_for_those_who_make_a_guider_themselves() -> None:
+    notices: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = notices.append  # type: ignore[method-assign]
+    logger = logging.getLogger(BaseGuidance.__module__)
+    logger.addHandler(handler)
+    try:
+        recipe.dump({"it": Guider(guider="apg")})
+        assert not notices
+        guiders.AdaptiveProjectedGuidance()
+    finally:
+        logger.removeHandler(handler)
+    assert [record.levelname for record in notices] == ["WARNING"]
 
 
 def test_a_guider_is_named_as_its_paper_calls_it() -> None:
