@@ -47,9 +47,9 @@ def finish(running: list[Any], folder: Path, seconds: float = 240.0) -> list[Any
     return [torch.load(file, weights_only=False) if file.exists() else None for file in files]
 
 
-def together(count: int, program: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """Run `program(*args)` in `count` processes; what each returned."""
-    returned = finish(start(count, program, folder, *args), folder)
+def together(count: int, program: Callable[..., Any], folder: Path, *args: Any, seconds: float = 60.0) -> list[Any]:
+    """Run `program(*args)` in `count` processes, for so long at most; what each returned."""
+    returned = finish(start(count, program, folder, *args), folder, seconds)
     for value in returned:
         assert value is not None, "a process has died, or had to be ended"
         assert not isinstance(value, str), value

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from ...training import TrainingSettings, option, train
@@ -62,19 +63,19 @@ def train_autoencoder(settings: AutoencoderSettings) -> Path:
     folder = Path(settings.output) / "model"
     images, held_out = EmojiData(settings.data).images, to_unit(EmojiData(settings.data, held_out=True).images)
 
-    def loss(autoencoder: Any, batch: Any, generator: torch.Generator) -> torch.Tensor:
+    def loss(model: Any, batch: Any, generator: torch.Generator) -> torch.Tensor:
         x = to_unit(batch[0])
-        # One forward call through the wrapper that averages gradients over processes.
-        decoded, posterior = _round_trip(autoencoder, x, generator)
+        decoded, divergence = model(x, generator)
         pixels = (decoded - x).abs().mean()
         steps = sum((decoded - x).diff(dim=dim).abs().mean() for dim in (2, 3))
-        return pixels + settings.gradient_weight * steps + settings.kl_weight * posterior.kl().mean() / x[0].numel()
+        return pixels + settings.gradient_weight * steps + settings.kl_weight * divergence.mean() / x[0].numel()
 
-    def validate(autoencoder: torch.nn.Module) -> dict[str, float]:
-        return {"psnr": psnr(autoencoder, held_out)}
+    def validate(model: nn.Module) -> dict[str, float]:
+        return {"psnr": psnr(model.autoencoder, held_out)}
 
-    def export(autoencoder: torch.nn.Module) -> None:
-        assert isinstance(autoencoder, AutoencoderKL)
+    def export(model: nn.Module) -> None:
+        assert isinstance(model, RoundTrip)
+        autoencoder = model.autoencoder
         scale = _unit_scale(autoencoder, to_unit(images[:: max(1, len(images) // 1000)]))
         autoencoder.register_to_config(scaling_factor=scale)
         autoencoder.save_pretrained(folder)
@@ -84,14 +85,22 @@ def train_autoencoder(settings: AutoencoderSettings) -> Path:
             task="image-to-image",
         )  # fmt: skip
 
-    autoencoder = build_autoencoder(settings.width)
-    train("emoji-autoencoder", autoencoder, TensorDataset(images), loss, settings, export, validate)
+    model = RoundTrip(build_autoencoder(settings.width))
+    train("emoji-autoencoder", model, TensorDataset(images), loss, settings, export, validate)
     return folder
 
 
-def _round_trip(autoencoder: Any, x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, Any]:
-    posterior = autoencoder.encode(x).latent_dist
-    return autoencoder.decode(posterior.sample(generator)).sample.float(), posterior
+class RoundTrip(nn.Module):
+    """An autoencoder whose forward call is what is trained: only through that are gradients averaged over processes."""
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images decoded from a draw of their posterior, and the divergence `[batch]` of that."""
+        posterior = self.autoencoder.encode(x).latent_dist
+        return self.autoencoder.decode(posterior.sample(generator)).sample.float(), posterior.kl()
 
 
 @torch.no_grad()

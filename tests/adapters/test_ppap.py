@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import training_programs as programs
 import transformers
+from processes import together
 from torch import nn
 from zoo.class_conditional import class_conditional
 
@@ -278,17 +277,14 @@ def test_the_command_trains_and_its_experts_guide_with_the_checkpoint(
     assert "train ppap: teacher is missing" in capsys.readouterr().err
 
 
-def test_two_processes_share_the_work_and_write_one_file(saved: Path, tmp_path: Path) -> None:
-    """Each sees its own half of the data, so that two with batches of 4 take as many steps as one with 8."""
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trimtab",
-         *command(saved, tmp_path, steps=2, batch=4)],
-        check=True, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
-    report = json.loads((tmp_path / "report.json").read_text())
+def test_two_processes_share_the_work_and_resume_to_the_same_losses_and_weights(saved: Path, tmp_path: Path) -> None:
+    """Gradients of two batches, bfloat16."""
+    ppap = {"pipeline": str(saved / "pipe"), "teacher": str(saved / "teacher"), "images": 8, "inference_steps": 2,
+            "experts": 2, "rank": 1}  # fmt: skip
+    programs.check(together(2, programs.resume, tmp_path / "two", str(tmp_path), {"ppap": ppap}, seconds=600))
+    report = json.loads((tmp_path / "ppap-whole" / "report.json").read_text())
     teacher = transformers.AutoModelForImageClassification.from_pretrained(saved / "teacher")
-    experts = load_experts(teacher, load_weights(tmp_path / "ppap.safetensors"))
+    experts = load_experts(teacher, load_weights(tmp_path / "ppap-whole" / "ppap.safetensors"))
     assert report["trainable_share"] == pytest.approx(experts.trainable_share)
     moved = [p.abs().max() for i in range(2) for n, p in experts.parameters_of(i).items() if "lora_B" in n]
     assert min(moved) > 0

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import training_programs as programs
+from processes import together
 
 from trimtab.pipelines.embedded import ClassConditionalPipeline
 from trimtab.pipelines.embedded import train as training
@@ -105,3 +107,10 @@ def test_the_loss_falls_and_the_model_is_complete(data: Path, tmp_path: Path) ->
     assert "12 steps of 16 images" in card and "MIT" in card and "Apache-2.0" in card
     settings = json.loads((folder / "training.json").read_text())
     assert settings["steps"] == 12 and "output" not in settings and "data" not in settings
+
+
+def test_two_processes_resume_to_the_same_losses_and_weights(data: Path, tmp_path: Path) -> None:
+    """Gradients of two batches, bfloat16."""
+    programs.check(
+        together(2, programs.resume, tmp_path / "two", str(tmp_path), {"base": {"data": str(data)}}, seconds=600)
+    )

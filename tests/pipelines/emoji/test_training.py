@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import training_programs as programs
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
 from PIL import Image
+from processes import together
 from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPModel, CLIPProcessor
 
 import trimtab
@@ -117,3 +119,18 @@ def test_a_tokenizer_knows_the_words_of_the_captions(make: Callable[[list[str]],
     ids = tokenizer(captions[0]).input_ids
     assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == captions[0].replace(" ", "")
     assert tokenizer.unk_token_id not in ids[1:-1] and len(ids) < LENGTH
+
+
+def test_two_processes_resume_every_training_to_the_same_losses_and_weights(
+    autoencoder: Path, packed: Path, tmp_path: Path
+) -> None:
+    """Gradients of two batches, bfloat16."""
+    latents = {"autoencoder": str(autoencoder), "data": str(packed)}
+    more: dict[str, dict[str, Any]] = {
+        "emoji-autoencoder": {"data": str(packed), "width": 8},
+        "emoji-sd": {**latents, "width": 16, "inner_width": 16},
+        "emoji-flux": {**latents, "width": 32, "double_blocks": 1, "single_blocks": 1},
+        "emoji-judge": {"data": str(packed), "width": 8},
+        "emoji-clip": {"data": str(packed), "width": 32, "batch_size": 2},
+    }
+    programs.check(together(2, programs.resume, tmp_path / "two", str(tmp_path), more, seconds=600))
