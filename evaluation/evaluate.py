@@ -49,6 +49,10 @@ MEASURES = {
 """All measures, in the order in which they are reported; the first is unbiased, and its interval holds its value."""
 
 
+Statistic = tuple[Callable[[torch.Tensor], float], int]
+"""A function of the indices of the images that it may use, and how many there are."""
+
+
 class Evaluation:
     """What images are measured by; in several processes each takes its share, and all of them know the result.
 
@@ -95,6 +99,33 @@ class Evaluation:
         Raises:
             EvaluationError: nothing to compare with, or things that cannot be compared.
         """
+        about: dict[str, Any] = {"images": str(images.folder), "count": len(images), **self.about}
+        if self.reference is not None:
+            about["reference_count"] = len(self.reference)
+        return {"about": about, "measures": self._intervals(self._statistics(images))}
+
+    def difference(self, images: Pictures, others: Pictures) -> dict[str, dict[str, float]]:
+        """All measures of images minus those of others, each a value, low and high.
+
+        Image i of one is drawn with image i of the other: where these are the same but for a guidance (in the order of
+        their names), the interval is that of the paired difference, narrower than the intervals of both.
+
+        Raises:
+            EvaluationError: see `__call__`, or not as many images.
+        """
+        if len(images) != len(others):
+            raise EvaluationError(f"{images.folder}: {len(images)} images, {others.folder} {len(others)}.")
+        here, there = self._statistics(images), self._statistics(others)
+        return self._intervals({name: (_minus(one, there[name][0]), n) for name, (one, n) in here.items()})
+
+    def _intervals(self, statistics: Mapping[str, Statistic]) -> dict[str, dict[str, float]]:
+        found: dict[str, Interval] = {}
+        for name in (name for name in MEASURES if name in statistics):
+            statistic, count = statistics[name]
+            found[name] = bootstrap(statistic, count, self.repetitions, self.seed)
+        return {name: asdict(interval) for name, interval in found.items()}
+
+    def _statistics(self, images: Pictures) -> dict[str, Statistic]:
         for given in (images, self.reference) if self.reference is not None else ():
             if len(given) <= NEIGHBOUR:
                 raise EvaluationError(
@@ -104,11 +135,7 @@ class Evaluation:
         if self.likeness is not None:
             self.likeness.check(images)
         values, features = self._of(images)
-        statistics: dict[str, tuple[Callable[[torch.Tensor], float], int]] = {}
-        about: dict[str, Any] = {"images": str(images.folder), "count": len(images), **self.about}
-        if self.reference is not None and features is not None:
-            about["reference_count"] = len(self.reference)
-            statistics |= self._of_sets(features)
+        statistics = {} if features is None else self._of_sets(features)
         for name, found in values.items():
             if not found.isnan().any():
                 statistics[name] = _mean_of(found), len(found)
@@ -117,11 +144,7 @@ class Evaluation:
                 "nothing to measure: give --reference FOLDER, --pairs FOLDER or --clip MODEL, or images of garments "
                 "that trimtab generate --class-balanced N made."
             )
-        found_by_name: dict[str, Interval] = {}
-        for name in (name for name in MEASURES if name in statistics):
-            statistic, count = statistics[name]
-            found_by_name[name] = bootstrap(statistic, count, self.repetitions, self.seed)
-        return {"about": about, "measures": {name: asdict(interval) for name, interval in found_by_name.items()}}
+        return statistics
 
     def _of(self, images: Pictures) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         """The measures that each image has by itself, and the features where there are references."""
@@ -149,7 +172,7 @@ class Evaluation:
         features = torch.cat(parts)
         return features, Gaussian(features), KernelDistance(features)
 
-    def _of_sets(self, here: torch.Tensor) -> dict[str, tuple[Callable[[torch.Tensor], float], int]]:
+    def _of_sets(self, here: torch.Tensor) -> dict[str, Statistic]:
         there, real, kernel = self._real
         cover, count = Coverage(here, there), len(here)
         return {
@@ -161,6 +184,12 @@ class Evaluation:
             "density": (cover.density, count),
             "coverage": (cover.coverage, count),
         }
+
+
+def _minus(
+    one: Callable[[torch.Tensor], float], other: Callable[[torch.Tensor], float]
+) -> Callable[[torch.Tensor], float]:
+    return lambda rows: one(rows) - other(rows)
 
 
 def _mean_of(values: torch.Tensor) -> Callable[[torch.Tensor], float]:

@@ -137,7 +137,7 @@ def run(
         made = batch.make_batch(job, place, prompts, count, pipe, sharing)
         made.check()
         plan = jobs.plan_of(pipe, made.requests[0])
-        result = _measured(evaluation, place, made.files)
+        result = measured_cell(evaluation, place, made.files)
         if quality is not None and quality not in result["measures"]:
             measured = ", ".join(result["measures"])
             raise EvaluationError(f"--quality: {quality} was not measured here; measured: {measured}.")
@@ -173,7 +173,7 @@ def pareto(points: Sequence[tuple[float, float]], direction: str) -> list[bool]:
     return [not any(other != one and other[0] <= one[0] and other[1] <= one[1] for other in signed) for one in signed]
 
 
-def _measured(evaluation: Evaluation, folder: Path, files: Sequence[Path]) -> dict[str, Any]:
+def measured_cell(evaluation: Evaluation, folder: Path, files: Sequence[Path]) -> dict[str, Any]:
     """The measures of a cell, taken now, or before from the same files in the same way."""
     done, asked = folder / CELL, {**evaluation.about, "files": sorted(path.name for path in files)}
     if done.is_file() and (known := json.loads(done.read_bytes()))["asked"] == asked:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import command_programs as programs
 import pytest
 from PIL import Image
+from processes import together
 from zoo import CASES
 from zoo.class_conditional import class_conditional
 
@@ -48,7 +47,7 @@ def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, 
 def test_a_recipe_is_measured_as_its_folder_is_and_in_processes_alike(
     model: str, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reference, alone, together = tmp_path / "reference", tmp_path / "alone", tmp_path / "together"
+    reference, alone, split = tmp_path / "reference", tmp_path / "alone", tmp_path / "split"
     # More than one batch, so that both processes have something to read.
     assert cli.main(["generate", *making(model, recipe, reference), "--class-balanced", "60"]) == 0
     against = ["--reference", str(reference)]
@@ -57,13 +56,10 @@ def test_a_recipe_is_measured_as_its_folder_is_and_in_processes_alike(
     assert straight["about"]["evaluations"] == 4 and straight["about"]["count"] == COUNT
     assert evaluated(capsys, str(alone), *against)["measures"] == straight["measures"]
 
-    command = ["evaluate", *making(model, recipe, together), *against, "--repetitions", "9", "--json"]
-    result = subprocess.run(
-        [sys.executable, "-m", "trimtab", *command, "--processes", "2"],
-        check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert json.loads(result.stdout)["measures"] == straight["measures"]
-    assert len(list(together.glob("*.png"))) == COUNT
+    two = [*making(model, recipe, split), *against, "--repetitions", "9"]
+    for found in together(2, programs.evaluate, tmp_path / "two", *two):
+        assert found["measures"] == straight["measures"]
+    assert len(list(split.glob("*.png"))) == COUNT
 
 
 def test_only_what_was_asked_for_is_measured(
@@ -86,6 +82,10 @@ def test_interpolations_are_made_and_measured(tmp_path: Path, capsys: pytest.Cap
     opened = [Image.open(path) for path in (tmp_path / "out").glob("*.png")]
     strips = [[strip.crop((32 * i, 0, 32 * i + 32, 32)) for i in range(3)] for strip in opened]
     assert found["measures"]["istd"]["value"] == pytest.approx(sum(map(istd, strips)) / 2)
+    split = [*options, "--prompts", str(file), "-o", str(tmp_path / "split"), "--repetitions", "9"]
+    assert [one["measures"] for one in together(2, programs.evaluate, tmp_path / "two", *split)] == [
+        found["measures"]
+    ] * 2
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,22 @@ def test_all_images_are_compared_with_one(tmp_path: Path) -> None:
     assert one["measures"]["psnr"]["high"] < 100.0  # which the equal one has
 
 
+def test_a_difference_is_drawn_in_pairs(tmp_path: Path) -> None:
+    images, lighter = (read_folder(write(tmp_path / str(level), 20, 0, level)) for level in (128, 140))
+    reference = write(tmp_path / "reference", 20, 1, level=150)
+    evaluation = Evaluation(reference, repetitions=40)
+    near, far = evaluation(lighter)["measures"], evaluation(images)["measures"]
+    found = evaluation.difference(lighter, images)
+    assert found.keys() == near.keys()
+    for name, one in found.items():
+        assert one["value"] == pytest.approx(near[name]["value"] - far[name]["value"])
+    widths = [one["frechet_distance"]["high"] - one["frechet_distance"]["low"] for one in (found, near, far)]
+    assert widths[0] < min(widths[1:])
+    assert all(one["low"] == one["high"] == 0 for one in evaluation.difference(images, images).values())
+    with pytest.raises(EvaluationError, match=r"5 images, .* 20"):
+        evaluation.difference(read_folder(write(tmp_path / "few", 5, 0)), images)
+
+
 # -- LPIPS -------------------------------------------------------------------------------------------------------------
 def test_lpips_without_torchvision_says_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = str(write(tmp_path, 3, seed=0))

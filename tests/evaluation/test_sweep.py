@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import command_programs as programs
 import pytest
 from PIL import Image
+from processes import finish, start, together
 
 from trimtab import cli
 from trimtab.evaluation import sweep
@@ -20,7 +17,6 @@ from trimtab.evaluation.evaluate import HIGHER, LOWER, Evaluation
 from trimtab.guidance.errors import ParameterError
 from trimtab.pipelines.generate import batch, options
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 COUNT = 4
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,22 +95,28 @@ def test_a_sweep_measures_every_cell_against_its_cost(
 
 
 def test_a_killed_sweep_continues_in_other_processes_to_the_same_numbers(model: str, tmp_path: Path) -> None:
-    parts, whole, steps = tmp_path / "parts", tmp_path / "whole", 20
-    line = [sys.executable, "-m", "trimtab"]
-    running = subprocess.Popen([*line, *command(model, parts, steps=steps)], stderr=subprocess.DEVNULL, env=ENVIRONMENT)
-    deadline = time.monotonic() + 120
-    while len(list(parts.glob("*/*.png"))) < COUNT + 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    # Within the second of five cells.
+    killed = ("between its file and its row", COUNT + 2, *command(model, parts))
+    assert finish(start(1, programs.killed, tmp_path / "one", *killed), tmp_path / "one") == [None]
     before = {path: path.stat().st_mtime_ns for path in parts.glob("*/*.png")}
-    assert COUNT + 2 <= len(before) < 5 * COUNT and not (parts / "sweep.json").exists()
+    assert len(before) == COUNT + 2 and not (parts / "sweep.json").exists()
 
-    subprocess.run([*line, *command(model, parts, "--processes", "2", steps=steps)], check=True, env=ENVIRONMENT)
-    assert cli.main(command(model, whole, steps=steps)) == 0
+    assert together(2, programs.run, tmp_path / "two", *command(model, parts)) == [0, 0]
+    assert cli.main(command(model, whole)) == 0
     assert results(parts) == results(whole)
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
     assert len(list(parts.glob("*/*.png"))) == 5 * COUNT
+
+
+def test_processes_that_share_branches_find_the_numbers_of_one(model: str, tmp_path: Path) -> None:
+    alone, sharing = tmp_path / "alone", tmp_path / "sharing"
+    assert together(2, programs.run, tmp_path / "two", *command(model, sharing, "--branch-parallel", "2")) == [0, 0]
+    assert cli.main(command(model, alone)) == 0
+    for one, other in zip(results(sharing), results(alone), strict=True):
+        assert one["label"] == other["label"] and one["evaluations"] == other["evaluations"]
+        for name, measure in one["measures"].items():  # to rounding: a pixel may have another of 256 values
+            assert measure == pytest.approx(other["measures"][name], abs=1e-3)
 
 
 @pytest.mark.parametrize(

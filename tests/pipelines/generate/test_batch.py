@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import command_programs as programs
 import psutil
 import pytest
+from processes import finish, start
 from zoo.class_conditional import class_conditional
 
 from trimtab import cli
@@ -66,6 +68,7 @@ def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, 
     assert [row["index"] for row in rows] == [row["seed"] for row in rows] == list(range(COUNT))
     assert [row["subject"] for row in rows[:3]] == ["class Cat", "class Sea lion", "class Cat"]
     assert [Path(line).name for line in result.stdout.splitlines()] == [row["file"] for row in rows]
+    assert f"{COUNT}/{COUNT}" in result.stderr and result.stderr.count("images: 100%") == 1  # one bar for all
 
 
 def test_a_killed_batch_continues_and_nothing_is_lost_or_doubled(model: str, tmp_path: Path) -> None:
@@ -86,6 +89,25 @@ def test_a_killed_batch_continues_and_nothing_is_lost_or_doubled(model: str, tmp
 
     assert cli.main(options(model, parts, steps=steps)) == 0
     assert cli.main(options(model, whole, steps=steps)) == 0
+    assert contents(parts) == contents(whole) and len(contents(parts)) == COUNT
+    assert listed(parts) == listed(whole)
+    assert before.items() <= contents(parts).items()
+
+
+@pytest.mark.parametrize("moment", programs.MOMENTS)
+def test_at_whatever_moment_a_process_is_killed_nothing_is_lost_or_doubled(
+    model: str, tmp_path: Path, moment: str
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    killed, other = start(2, programs.killed, tmp_path / "two", moment, 2, *options(model, parts))
+    killed.join(60)
+    other.kill()  # as the launcher does
+    assert finish([killed, other], tmp_path / "two") == [None, None] and killed.exitcode == -signal.SIGKILL
+    before = contents(parts)
+    assert 1 <= len(before) < COUNT
+
+    assert cli.main(options(model, parts)) == 0
+    assert cli.main(options(model, whole)) == 0
     assert contents(parts) == contents(whole) and len(contents(parts)) == COUNT
     assert listed(parts) == listed(whole)
     assert before.items() <= contents(parts).items()

@@ -1,0 +1,71 @@
+"""What the processes of the tests of batches and evaluation run: commands of `trimtab`, and their sudden end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trimtab import cli
+from trimtab.evaluation import command
+from trimtab.pipelines.generate import manifest, pictures
+
+
+def run(*arguments: str) -> int:
+    """`trimtab` with these arguments; its exit code."""
+    return cli.main(arguments)
+
+
+def evaluate(*arguments: str) -> dict[str, Any]:
+    """What `trimtab evaluate` would print."""
+    args = cli.build_parser().parse_args(["evaluate", *arguments])
+    return command.evaluate(args, [name for name, _, _ in cli.REQUEST_OPTIONS])()
+
+
+def killed(moment: str, number: int, *arguments: str) -> None:
+    """`trimtab` with these arguments, until process 0 is ended by force at a moment of its image of this number."""
+    if os.environ["RANK"] == "0":
+        MOMENTS[moment](number)
+    cli.main(arguments)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_file(number: int, after: bool) -> None:
+    save, left = pictures.save, [number]
+
+    def saving(image: Any, path: Path, metadata: dict[str, Any]) -> Path:
+        left[0] -= 1
+        if left[0] == 0 and not after:
+            die()
+        saved = save(image, path, metadata)
+        if left[0] == 0:
+            die()
+        return saved
+
+    pictures.save = saving
+
+
+def within_row(number: int) -> None:
+    append, left = manifest.Manifest.append, [number]
+
+    def appending(self: manifest.Manifest, row: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            with self.path.open("a") as file:
+                file.write('{"index": 0, "file"')
+            die()
+        append(self, row)
+
+    manifest.Manifest.append = appending  # type: ignore[method-assign]
+
+
+MOMENTS: dict[str, Callable[[int], None]] = {
+    "before its file": lambda number: at_file(number, after=False),
+    "between its file and its row": lambda number: at_file(number, after=True),
+    "within its row": within_row,
+}
