@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +30,18 @@ from trimtab.pipelines.cards import machine
 
 
 def main() -> None:
-    """Measure, print the ratios, and write them."""
+    """Measure, and write the JSON and the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="sd15")
     parser.add_argument("--side", type=int, default=256, help="pixels")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--json", type=Path, default=Path("runs/branches.json"))
+    parser.add_argument("--note", default="", help="a sentence for the page, on what else the machine did")
+    parser.add_argument("--output", type=Path, default=Path("runs/branches"), help="writes OUTPUT.json and OUTPUT.md")
     given = parser.parse_args()
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", OMP_NUM_THREADS=str(given.processes))
-    store = given.json.with_suffix(".store")
+    store = given.output.with_suffix(".store")
     store.parent.mkdir(parents=True, exist_ok=True)
     store.unlink(missing_ok=True)
     multiprocessing.spawn(_process, (given, str(store.absolute())), given.processes)
@@ -94,24 +97,66 @@ def _process(rank: int, given: argparse.Namespace, store: str) -> None:
         report(given, turns, difference, plan.notes, parallel.measured)
 
 
+PAGE = """# Branch parallelism measured
+
+Made by
+
+    {command}
+
+on {machine}, torch {torch}: CFG and PAG on a denoiser of the size of {architecture} with random weights, one image of
+{side} x {side}, {steps} steps, {repeats} turns. Every turn takes each way once.
+
+{note}| way | seconds, median of the turns |
+| --- | --- |
+{seconds}
+
+| {together} against | times as fast: median (least to most) |
+| --- | --- |
+{ratios}
+
+The results differ by {difference:.1g} of the largest number. What the plan says of this run:
+
+```text
+{plan}
+```
+"""
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The page for what was measured."""
+    *alone, together = result["seconds"]
+    ratios = {name: result["times as fast"][name] for name in alone}
+    return PAGE.format(
+        **{name: result[name] for name in ("command", "machine", "torch", "architecture", "side", "steps", "repeats")},
+        note=f"{result['note']}\n\n" if result["note"] else "",
+        seconds="\n".join(f"| {name} | {statistics.median(turns):.2f} |" for name, turns in result["seconds"].items()),
+        together=together,
+        ratios="\n".join(f"| {name} | {_spread(turns)} |" for name, turns in ratios.items()),
+        difference=result["difference"],
+        plan="\n".join(result["plan"]),
+    )
+
+
+def _spread(turns: Sequence[float]) -> str:
+    return f"{statistics.median(turns):.3f} ({min(turns):.3f} to {max(turns):.3f})"
+
+
 def report(
     given: argparse.Namespace, turns: dict[str, list[float]], difference: float, notes: Sequence[str], measured: Any
 ) -> None:
-    """Print the ratios, turn by turn, and write all that was measured."""
+    """Write all that was measured, and the page; print that."""
     *alone, together = turns
     result: dict[str, Any] = {"machine": machine(), "torch": torch.__version__, "difference": difference}
-    result |= {name: getattr(given, name) for name in ("architecture", "side", "steps", "processes", "repeats")}
-    result |= {"seconds": turns, "plan": list(notes), "measured": vars(measured), "times as fast": {}}
-    for name in alone:
-        ratios = [a / b for a, b in zip(turns[name], turns[together], strict=True)]
-        result["times as fast"][f"{together} against {name}"] = ratios
-        print(
-            f"{together} against {name}: {statistics.median(ratios):.3f} times as fast "
-            f"({min(ratios):.3f} to {max(ratios):.3f} in {len(ratios)} turns)"
-        )
-    print(f"largest difference of the latents, of their largest: {difference:.2g}")
-    given.json.write_text(json.dumps(result, indent=2) + "\n")
-    given.json.with_suffix(".store").unlink(missing_ok=True)
+    result |= {name: getattr(given, name) for name in ("architecture", "side", "steps", "processes", "repeats", "note")}
+    result |= {"command": shlex.join(["python", "-m", "benchmarks.branches", *sys.argv[1:]])}
+    result |= {"seconds": turns, "plan": list(notes), "measured": vars(measured)}
+    result["times as fast"] = {
+        name: [a / b for a, b in zip(turns[name], turns[together], strict=True)] for name in alone
+    }
+    given.output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    given.output.with_suffix(".md").write_text(page(result))
+    given.output.with_suffix(".store").unlink(missing_ok=True)
+    print(page(result))
 
 
 if __name__ == "__main__":
