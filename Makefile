@@ -1,8 +1,9 @@
-# make demo    install into .venv, make a comparison sheet with the embedded model, print where it is
-# make test    install into .venv, check style and types, run the tests
-# make models  fetch the emoji and train the models and the controls on them into runs/; meant for a GPU
-# make docs    build the documentation into build/site/
-# make wheel   build the wheel into dist/
+# make demo      install into .venv, make a comparison sheet with the embedded model, print where it is
+# make test      install into .venv, check style and types, run the tests
+# make models    fetch the emoji and train the models and the controls on them into runs/; meant for a GPU
+# make evidence  measure every plug-in on the embedded model into docs/evidence.md; rows that are there are kept
+# make docs      build the documentation into build/site/
+# make wheel     build the wheel into dist/
 #
 # Needs Python 3 and make only. What is done already is not done again: the stamps in .venv depend on pyproject.toml and
 # constraints.txt. VENV=folder uses another environment, PYTHON=python3.12 another interpreter.
@@ -17,7 +18,7 @@ INSTALLED := $(VENV)/.stamp-installed
 TESTABLE := $(VENV)/.stamp-testable
 QUANTISED := $(VENV)/quantised
 
-.PHONY: demo docs models test lint types pytest wheel clean
+.PHONY: demo docs evidence models test lint types pytest wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -63,6 +64,13 @@ models: $(INSTALLED)
 		--aspect 1 --trigger "edge_map, " --batch-size 64 --steps 6000 --learning-rate 1e-3 $(GPU)
 	$(TRAIN) smooth --base runs/emoji-sd/model --data $(PAIRS)/train --output runs/emoji-smooth --size 64 --batch-size 32 \
 		--accumulate 1 --steps 3000
+
+# Rows of another model: python -m benchmarks.evidence --model FOLDER --output docs/evidence ...
+WEAK := runs/evidence/weak/model
+
+evidence: $(TESTABLE)
+	$(TRAIN) base --steps 300 --batch-size 32 --warmup 30 --ema-decay 0.98 --output runs/evidence/weak $(GPU)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence --autocast --weak $(WEAK) --output docs/evidence
 
 docs: $(TESTABLE)
 	$(BIN)/python -m mkdocs build --strict
