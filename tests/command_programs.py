@@ -10,6 +10,7 @@ from typing import Any
 
 from trimtab import cli
 from trimtab.evaluation import command
+from trimtab.parser import REQUEST_OPTIONS, build_parser
 from trimtab.pipelines.generate import manifest, pictures
 
 
@@ -20,8 +21,8 @@ def run(*arguments: str) -> int:
 
 def evaluate(*arguments: str) -> dict[str, Any]:
     """What `trimtab evaluate` would print."""
-    args = cli.build_parser().parse_args(["evaluate", *arguments])
-    return command.evaluate(args, [name for name, _, _ in cli.REQUEST_OPTIONS])()
+    args = build_parser().parse_args(["evaluate", *arguments])
+    return command.evaluate(args, [name for name, _, _ in REQUEST_OPTIONS])()
 
 
 def killed(moment: str, number: int, *arguments: str) -> None:

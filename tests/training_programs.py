@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file
 
-from trimtab.cli import TRAININGS
+from trimtab.parser import TRAININGS
 
 SETTINGS: Mapping[str, Any] = {
     "steps": 2, "batch_size": 1, "accumulate": 2, "mixed_precision": "bf16", "warmup": 0, "checkpoint_every": 1,
