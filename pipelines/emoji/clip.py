@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer, CLIPVisionConfig
 
 from ...training import TrainingSettings, option, train
 from .card import write_card
 from .data import SIZE, EmojiData, to_unit
-from .text import clip_encoder, clip_tokenizer
+from .text import clip_encoder, clip_tokenizer, kept
 
 USAGE = """from transformers import CLIPModel, CLIPProcessor
 
@@ -53,7 +53,7 @@ def train_pair(settings: PairSettings) -> Path:
     torch.manual_seed(settings.seed)
     folder = Path(settings.output) / "model"
     data, held_out = EmojiData(settings.data), EmojiData(settings.data, held_out=True)
-    tokenizer = clip_tokenizer(data.captions)
+    tokenizer = kept(Path(settings.output) / "tokenizer", CLIPTokenizer, clip_tokenizer, data.captions)
 
     def tokens(captions: list[str]) -> torch.Tensor:
         ids: torch.Tensor = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import nn
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from ...training import option, train
 from .card import write_card
 from .data import EmojiData
 from .latents import Drawings, half, load_autoencoder
 from .sd import DenoiserSettings
-from .text import WIDTH, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+from .text import WIDTH, clip_encoder, clip_tokenizer, kept, t5_encoder, t5_tokenizer
 
 ABOUT = (
     "A text-to-image model of emoji in Flux format: latents of 16x16x4 for images of 64x64, a flow-matching "
@@ -48,13 +49,13 @@ class TextFlux(nn.Module):
     """The transformer with its two text encoders, trained as one.
 
     Args:
-        captions: what the tokenizers' words come from.
+        tokenizer, tokenizer_2: of the captions.
         settings: the transformer's size.
     """
 
-    def __init__(self, captions: list[str], settings: FluxSettings) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, tokenizer_2: T5Tokenizer, settings: FluxSettings) -> None:
         super().__init__()
-        self.tokenizer, self.tokenizer_2 = clip_tokenizer(captions), t5_tokenizer(captions)
+        self.tokenizer, self.tokenizer_2 = tokenizer, tokenizer_2
         self.text_encoder = clip_encoder(self.tokenizer, width=96, layers=2)
         self.text_encoder_2 = t5_encoder(self.tokenizer_2)
         self.transformer = FluxTransformer2DModel(
@@ -115,5 +116,7 @@ def train_flux(settings: FluxSettings) -> Path:
             folder, model, settings, "emoji-flux", title="emoji-flux", about=ABOUT, usage=USAGE, library="diffusers"
         )
 
-    train("emoji-flux", TextFlux(drawings.captions, settings), drawings.indices, loss, settings, export, validate)
+    tokenizer = kept(folder / "tokenizer", CLIPTokenizer, clip_tokenizer, drawings.captions)
+    tokenizer_2 = kept(folder / "tokenizer_2", T5Tokenizer, t5_tokenizer, drawings.captions)
+    train("emoji-flux", TextFlux(tokenizer, tokenizer_2, settings), drawings.indices, loss, settings, export, validate)
     return folder

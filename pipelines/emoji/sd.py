@@ -15,12 +15,13 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
+from transformers import CLIPTokenizer
 
 from ...training import TrainingSettings, option, train
 from .card import write_card
 from .data import EmojiData
 from .latents import Drawings, half, load_autoencoder
-from .text import WIDTH, clip_encoder, clip_tokenizer
+from .text import WIDTH, clip_encoder, clip_tokenizer, kept
 
 ABOUT = (
     "A text-to-image model of emoji in Stable Diffusion format: latents of 16x16x4 for images of 64x64, a UNet with "
@@ -63,13 +64,13 @@ class TextUNet(nn.Module):
     """The UNet with its text encoder, trained as one.
 
     Args:
-        captions: what the tokenizer's words come from.
+        tokenizer: of the captions.
         widths: channels at the outer and at the inner resolution.
     """
 
-    def __init__(self, captions: list[str], widths: tuple[int, int] = (112, 160)) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, widths: tuple[int, int] = (112, 160)) -> None:
         super().__init__()
-        self.tokenizer = clip_tokenizer(captions)
+        self.tokenizer = tokenizer
         self.text_encoder = clip_encoder(self.tokenizer)
         self.unet = UNet2DConditionModel(
             sample_size=16,
@@ -141,5 +142,6 @@ def train_sd(settings: SDSettings) -> Path:
         pipe.save_pretrained(folder)
         write_card(folder, model, settings, "emoji-sd", title="emoji-sd", about=ABOUT, usage=USAGE, library="diffusers")
 
-    train("emoji-sd", TextUNet(drawings.captions, widths), drawings.indices, loss, settings, export, validate)
+    tokenizer = kept(folder / "tokenizer", CLIPTokenizer, clip_tokenizer, drawings.captions)
+    train("emoji-sd", TextUNet(tokenizer, widths), drawings.indices, loss, settings, export, validate)
     return folder

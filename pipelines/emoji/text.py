@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Unigram
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from ...training import processes
+
 LENGTH = 24
 T5_LENGTH = 40
 VOCABULARY = 2048
 WIDTH = 192
 _MARKS = ["<|startoftext|>", "<|endoftext|>"]
+
+Kind = TypeVar("Kind", CLIPTokenizer, T5Tokenizer)
+
+
+def kept(folder: Path, kind: type[Kind], train: Callable[[Sequence[str]], Kind], captions: Sequence[str]) -> Kind:
+    """The tokenizer of a folder; where there is none the first process trains it and writes it there.
+
+    Trained twice, the words have other numbers: a run that goes on, and another process, need those of the first time.
+    """
+    with processes().main_process_first():
+        if not folder.is_dir():
+            unfinished = folder.with_name(f"{folder.name}.unfinished")
+            train(captions).save_pretrained(unfinished)
+            unfinished.rename(folder)
+    found: Kind = kind.from_pretrained(folder)
+    return found
 
 
 def clip_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:

@@ -121,7 +121,16 @@ def test_a_tokenizer_knows_the_words_of_the_captions(make: Callable[[list[str]],
     assert tokenizer.unk_token_id not in ids[1:-1] and len(ids) < LENGTH
 
 
-def test_two_processes_resume_the_autoencoder_to_the_same_losses_and_weights(packed: Path, tmp_path: Path) -> None:
+def test_two_processes_resume_every_training_to_the_same_losses_and_weights(
+    autoencoder: Path, packed: Path, tmp_path: Path
+) -> None:
     """Gradients of two batches, bfloat16."""
-    more: dict[str, dict[str, Any]] = {"emoji-autoencoder": {"data": str(packed), "width": 8}}
+    latents = {"autoencoder": str(autoencoder), "data": str(packed)}
+    more: dict[str, dict[str, Any]] = {
+        "emoji-autoencoder": {"data": str(packed), "width": 8},
+        "emoji-sd": {**latents, "width": 16, "inner_width": 16},
+        "emoji-flux": {**latents, "width": 32, "double_blocks": 1, "single_blocks": 1},
+        "emoji-judge": {"data": str(packed), "width": 8},
+        "emoji-clip": {"data": str(packed), "width": 32, "batch_size": 2},
+    }
     programs.check(together(2, programs.resume, tmp_path / "two", str(tmp_path), more, seconds=600))
