@@ -91,6 +91,14 @@ class Observation:
         return edited if self.held is None else torch.where(self.held, own, edited)
 
     @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """The lower, the better it explains: to rounding, and then with nothing held.
+
+        Where a picture is as high as there are frames, another cut may fit as well, if half of it is called held.
+        """
+        return not self.exact, self.held is not None, self.residual
+
+    @property
     def exact(self) -> bool:
         """Whether the fit explains the combination to rounding."""
         return self.residual <= self.tolerance
@@ -164,7 +172,7 @@ def observe(outputs: Sequence[torch.Tensor], model_output: torch.Tensor, sample:
                 fitted.weights, fitted.on_sample, view, batch, copies, fitted.residual, fitted.certain, tolerance,
                 fitted.held,
             )  # fmt: skip
-            if best is None or found.residual < best.residual:
+            if best is None or found.rank < best.rank:
                 best = found
     return best
 

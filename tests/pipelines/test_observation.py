@@ -107,3 +107,14 @@ def test_given_tokens_whose_prediction_is_zero_are_held() -> None:
     found = observe([row], torch.where(held, 0.0, row), x_t)
     assert found is not None and found.exact and found.gain == 1.0
     assert found.held is not None and torch.equal(found.held, held)
+
+
+@pytest.mark.parametrize("frame", [0, 1])
+def test_a_cut_of_which_nothing_is_held_explains_more_than_one_of_which_half_is(frame: int) -> None:
+    """Two frames of two by two: a row of both frames shares its entries with a frame, but for those of the other."""
+    for seed in range(8):
+        row = torch.randn(1, 16, 2, 2, 2, generator=torch.Generator().manual_seed(seed))
+        target = row[:, :, frame]
+        seen = observe([row, row * (1 + 1e-7)], target, torch.randn(1, 16, 2, 2))
+        assert seen is not None and seen.exact
+        assert seen.held is None and torch.equal(seen.view.of(row), target)
