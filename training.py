@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .guidance.errors import ParameterError
+from .training_log import FILE, PLAIN
 
 Batch = Any
 
@@ -181,10 +182,10 @@ def train(
                 candidate.eval()
                 row |= validate(candidate)
                 candidate.train()
-            bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.5g}" for k, v in row.items() if k not in _PLAIN))
+            bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.5g}" for k, v in row.items() if k not in PLAIN))
         if accelerator.is_main_process:
             output.mkdir(parents=True, exist_ok=True)
-            with (output / "log.jsonl").open("a") as log:
+            with (output / FILE).open("a") as log:
                 log.write(json.dumps(row) + "\n")
         if _due(progress.step, settings.checkpoint_every, settings.steps):
             accelerator.save_state()
@@ -195,40 +196,6 @@ def train(
         accelerator.save_state()
         finish()
     return done
-
-
-_PLAIN = ("step", "loss", "lr", "seconds")
-
-
-def read_log(output: str | Path) -> list[dict[str, Any]]:
-    """The training log of a run, one row a step."""
-    rows = [json.loads(line) for line in (Path(output) / "log.jsonl").read_text().splitlines()]
-    # Steps after the last checkpoint are taken again when a killed run continues: the later row counts.
-    return list({row["step"]: row for row in rows}.values())
-
-
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What a model card says of a run: mean loss of the last 100 steps, the last validation, hours.
-
-    Args:
-        rows: of `read_log`.
-    """
-    last = rows[-100:]
-    found = {"loss": sum(row["loss"] for row in last) / len(last), "hours": sum(row["seconds"] for row in rows) / 3600}
-    return found | {name: points[-1][1] for name, points in validations(rows).items()}
-
-
-def validations(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """What was validated, by name, in the order of the log: pairs of step and value.
-
-    Args:
-        rows: of `read_log`.
-    """
-    found: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        for name in (name for name in row if name not in _PLAIN):
-            found.setdefault(name, []).append((row["step"], row[name]))
-    return found
 
 
 def _due(step: int, every: int, last: int) -> bool:

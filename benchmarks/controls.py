@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from trimtab.evaluation.distances import Gaussian, frechet_distance, jackknife
+from trimtab.evaluation.distances import Estimate, Gaussian, frechet_distance, jackknife
 from trimtab.evaluation.features import feature_network
 from trimtab.pipelines.emoji.data import SIZE, EmojiData, edges
 from trimtab.pipelines.emoji.pairs import DrawingPairs, drawing_pairs, picture
@@ -138,16 +138,17 @@ def smooth(
             return pipe.add_guidance("smooth", weights=str(weights), scale=scale)
 
         features = network(to_bytes(sampler(pairs, attach, name)[0]))
-        distance = jackknife(
-            lambda rows, f=features: frechet_distance(Gaussian(f[rows]), drawings),  # type: ignore[misc]
-            len(features),
-        )
+        distance = _distance(features, drawings)
         frames = [_way(sampler, pairs.captions[i], i) for i in tqdm(range(ways), desc=name)]
         uneven = torch.tensor([spread_of_steps(to_bytes(one)) for one in frames])
         found[name] = {"istd": mean(uneven), "each": uneven.tolist(), "frechet": [distance.value, distance.replicates]}
         strips |= {f"{name}, way {i}": one for i, one in enumerate(frames[:2])}
     shown = [Line(name, [picture(one) for one in frames]) for name, frames in sorted(strips.items(), key=_by_way)]
     return found, sheet("Smooth, from one noise to another", [f"{i / (FRAMES - 1):g}" for i in range(FRAMES)], shown)
+
+
+def _distance(features: torch.Tensor, drawings: Gaussian) -> Estimate:
+    return jackknife(lambda rows: frechet_distance(Gaussian(features[rows]), drawings), len(features))
 
 
 def _by_way(strip: tuple[str, Any]) -> str:

@@ -70,7 +70,8 @@ class Guidance:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "__repr__" not in vars(cls):
-            cls.__repr__ = Guidance.__repr__  # type: ignore[method-assign]  # dataclass would print whole tensors
+            # Else the dataclass makes one that prints whole tensors; mypy knows no assignment of methods.
+            cls.__repr__ = Guidance.__repr__  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={shown(value)}" for name, value in self.parameters.items())

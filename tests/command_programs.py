@@ -62,6 +62,7 @@ def within_row(number: int) -> None:
             die()
         append(self, row)
 
+    # The program is the process that dies: what it replaces is never put back, and mypy forbids to replace methods.
     manifest.Manifest.append = appending  # type: ignore[method-assign]
 
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fixtures import unicon_case
@@ -45,13 +46,13 @@ def test_blocks_run(page: Path) -> None:
     """One after the other, as they are read: a block may use what those before it define."""
     for package in needed(page):
         pytest.importorskip(package, reason=f"a block of {page.name} needs {package}: pip install {package}")
-    names: dict[str, object] = {"__name__": page.stem}
+    names: dict[str, Any] = {"__name__": page.stem}
     for hub, block in blocks(page):
         code = compile(block, page.name, "exec", dont_inherit=True)
         if not hub:
             names["image"] = None
             exec(code, names)
-            assert names["image"] is None or names["image"].size == (32, 32)  # type: ignore[attr-defined]
+            assert names["image"] is None or names["image"].size == (32, 32)
 
 
 REPOSITORIES = {
@@ -77,9 +78,9 @@ def test_blocks_that_load_from_the_hub_run(block: str, tmp_path: Path, monkeypat
         for kind in ("xy_lora", "yx_lora", "y_lora"):
             lora = unicon_case.lora("depth", kind, widths)
             save_weights(tmp_path / "unicon/depth" / kind / "pytorch_lora_weights.safetensors", lora)
-    names: dict[str, object] = {"image": None}
+    names: dict[str, Any] = {"image": None}
     exec(compile(block, name, "exec", dont_inherit=True), names)
-    assert names["image"] is None or names["image"].size == (32, 32)  # type: ignore[attr-defined]
+    assert names["image"] is None or names["image"].size == (32, 32)
 
 
 def test_the_plugin_of_the_tutorial_has_at_most_thirty_lines() -> None:

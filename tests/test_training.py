@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from trimtab.guidance.errors import ParameterError
-from trimtab.training import TrainingSettings, read_log, summary, train, validations
+from trimtab.training import TrainingSettings, train
+from trimtab.training_log import read_log, summary, validations
 
 
 class Interrupt:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...training import TrainingSettings, summary
+from ...training import TrainingSettings
+from ...training_log import summary
 from ..cards import machine
 from .data import CLASS_NAMES
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...training import TrainingSettings, read_log, summary
+from ...training import TrainingSettings
+from ...training_log import read_log, summary
 from ..cards import curve, machine
 from .data import PACKAGES
 

@@ -197,8 +197,12 @@ def test_a_misspelt_guider_is_told_from_those_that_there_are() -> None:
 
 def test_diffusers_notice_is_for_those_who_make_a_guider_themselves() -> None:
     notices: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = notices.append  # type: ignore[method-assign]
+
+    class Noted(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            notices.append(record)
+
+    handler = Noted()
     logger = logging.getLogger(BaseGuidance.__module__)
     logger.addHandler(handler)
     try:
