@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,14 @@ class Budget:
 
     rows: int | None = None
     splits: bool = True
+
+    def to_numbers(self) -> tuple[float, float]:
+        """The same as numbers, of which the lowest are what fits in each of several processes."""
+        return math.inf if self.rows is None else float(self.rows), float(self.splits)
+
+    def tighten(self, rows: float, splits: float) -> None:
+        """Take over such numbers."""
+        self.rows, self.splits = None if math.isinf(rows) else int(rows), bool(splits)
 
     def call(
         self, perturber: Perturber, original: Callable[..., Any], layout: Layout, args: Sequence[Any],

@@ -13,12 +13,12 @@ from torch import nn
 
 from ..guidance.branch import Branch, Point
 from ..guidance.errors import TrimtabError, UnsupportedPipelineError
-from .budget import Budget
+from .budget import Budget, is_out_of_memory
 from .call import Call, branches_of, with_sample
 from .conditions import Conditions
 from .families import Family
 from .interception import cache_hooks, outer_contexts_kept, set_attribute
-from .layout import Layout, Segment
+from .layout import Layout, Segment, lay_out
 from .observation import TOLERANCE, Observation
 from .parallel.branches import BranchParallel
 from .perturbation import Perturber
@@ -48,8 +48,7 @@ class Denoiser:
         self._cached: dict[str, dict[int, Any]] = {}
         self._names: dict[Branch, str] = {}
         self._named = False
-        self._joinable = True
-        self.can_share = True
+        self._joinable = self._shareable = True
         self._enter_context = getattr(module, "cache_context", None)
         if self._enter_context is not None:
             set_attribute(stack, module, "cache_context", self._named_context)
@@ -148,7 +147,7 @@ class Denoiser:
         """The pipeline's call with further rows; returns its own part of the output, the rest goes to `call`.
 
         With `share_prefix`, perturbed rows are computed only from their first perturbed block on; with `parallel`, each
-        process computes a share of the rows.
+        process computes a share of the rows, or all where points watch them.
 
         Raises:
             AmbiguousRowsError: an argument does not split into rows without doubt, or a branch has no parent here.
@@ -156,67 +155,46 @@ class Denoiser:
         args, kwargs, roles = call.args, call.kwargs, call.roles or [""] * (call.rows or 1)
         rows = len(roles)
         check_splittable(args, kwargs, rows)
-        plain = [branch for branch in branches if branch.perturbation is None]
-        begins = {b: self.perturber.joins_at(b.perturbation) for b in branches if b.perturbation is not None}
-        ordered = [*plain, *sorted(begins, key=begins.__getitem__)]
-        parts, counts, parents = [(tuple(args), dict(kwargs))], [rows], list(range(rows))
-        segments: list[Segment] = []
-        spans: dict[Branch, slice] = {}
-        for branch in ordered:
-            source = [index for index, role in enumerate(roles) if role == branch.condition]
-            asked = branch.condition
-            if not source and branch.perturbation is None:
-                source = [index for index, role in enumerate(roles) if role == "cond"]
-            elif branch.perturbation is None:
-                asked = "cond"
-            if not source:
-                raise AmbiguousRowsError(f"no rows of {branch.condition} in this call")
-            part = take_rows((tuple(args), dict(kwargs)), rows, index_of(source))
-            start = len(parents)
-            if branch.perturbation is None:
-                part = self._conditions.substitute(asked, self.module, *part) if asked != "cond" else part
-                parents += range(start, start + len(source))
-            else:
-                joins_at = self.perturber.joins_at(branch.perturbation) if share_prefix else -1
-                segments.append(Segment(start, start + len(source), branch.perturbation, joins_at))
-                parents += source
+        layout, sources = lay_out(branches_of(roles), branches, self.family.joins_at if share_prefix else None, points)
+        parts = [(tuple(args), dict(kwargs))]
+        for branch, source in sources.items():
+            part = take_rows(parts[0], rows, index_of(source))
+            if branch.condition not in roles:
+                part = self._conditions.substitute(branch.condition, self.module, *part)
             parts.append(part)
-            counts.append(len(source))
-            spans[branch] = slice(start, start + len(source))
-        all_args, all_kwargs = join_rows(parts, counts)
-        joined = tuple(branch for branch, span in spans.items() for _ in range(span.start, span.stop))
-        own_rows = branches_of(roles)
-        layout = Layout(len(parents), tuple(parents), tuple(segments), points, (*own_rows, *joined))
+        all_args, all_kwargs = join_rows(parts, [rows, *map(len, sources.values())])
         try:
             if parallel is None:
                 output = self._within_budget(call.original, layout, all_args, all_kwargs)
             else:
                 output = self._shared(parallel, call.original, layout, all_args, all_kwargs)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, (TrimtabError, torch.OutOfMemoryError)):
+            if isinstance(error, TrimtabError) or is_out_of_memory(error):
                 raise
             # Something among the arguments has no rows although it looked so, such as one mask for the whole batch.
             self._joinable = False
-            raise AmbiguousRowsError(f"the denoiser takes no {len(parents)} rows: {error}") from error
+            raise AmbiguousRowsError(f"the denoiser takes no {layout.total} rows: {error}") from error
         whole = primary(output)
-        if whole.shape[0] != len(parents):
-            raise AmbiguousRowsError(f"the denoiser returned {whole.shape[0]} rows for {len(parents)}")
+        if whole.shape[0] != layout.total:
+            raise AmbiguousRowsError(f"the denoiser returned {whole.shape[0]} rows for {layout.total}")
+        spans = {branch: layout.rows_of(branch) for branch in sources}
         call.extra = {branch: whole[span] for branch, span in spans.items()}
         for (point, layer), kept in self.perturber.watched.items():
             call.watched[point, layer] = kept[:rows]
             if point.parent in spans:
                 call.extra_watched[point, layer] = kept[spans[point.parent]]
-        return take_rows(output, len(parents), slice(0, rows))
+        return take_rows(output, layout.total, slice(0, rows))
 
     def _shared(
         self, parallel: BranchParallel, original: Callable[..., Any], layout: Layout, args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:  # fmt: skip
         """A call that several processes share; where it cannot be, it is not tried again."""
+        whole = bool(layout.points) or not self._shareable
         try:
-            return parallel.call(self.budget, self.perturber, original, layout, args, kwargs)
+            return parallel.call(self.budget, self.perturber, original, layout, args, kwargs, whole)
         except AmbiguousRowsError:
-            self.can_share = False
+            self._shareable = False
             raise
 
     def _within_budget(

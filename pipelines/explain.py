@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +22,8 @@ from .controls import check_controlled
 from .families import Family
 from .hooks import SetupView, needs_level
 from .interception import cache_hooks
+from .layout import Layout, lay_out, may_join
 from .parallel import cost
-from .perturbation import Perturber
 from .renoising import check_renoising
 from .stages import stages
 
@@ -52,7 +52,7 @@ def make_plan(
     check_renoising(schedulers_of(pipe), guidances)
     needing = [name for name, guidance in guidances.items() if needs_level(guidance)]
     *earlier, last = stages(pipe, {**arguments, "num_inference_steps": steps}, needing)
-    sequential = getattr(pipe, "guidance_rows", "auto") == "sequential"
+    sequential, prefix = (getattr(pipe, "guidance_rows", "auto") == choice for choice in ("sequential", "auto"))
     most, images = getattr(pipe, "guidance_max_rows", None), _images_of(arguments)
     with ExitStack() as stack:
         families = [Family(module) for module in denoisers_of(pipe)]
@@ -71,7 +71,7 @@ def make_plan(
             stack.callback(guidance.teardown, views[name])
             guidance.setup(views[name])
         planned, costs, largest = [], [], [0]
-        parallel, perturber = getattr(pipe, "branch_parallel", None), Perturber(families[-1])
+        parallel = getattr(pipe, "branch_parallel", None)
         lone = bool(run.around) or any(cache_hooks(family.module) for family in families)
         piece = None if lone else most
         per_guidance: dict[str, list[int]] = {name: [] for name in guidances}
@@ -86,25 +86,29 @@ def make_plan(
                     check_condition(pipe, branch, name)
                     check_controlled(pipe, arguments, branch, own, name)
                 per_guidance[name].append(len(asked))
-            joining = [branch for branch in extra if not branch.apart]
-            together = images * (len(own) // own_calls + len(joining))
+            # What the pipeline predicts in each of its calls; further branches ride along in the first.
+            hosts = [own] if own_calls == 1 else [(branch,) for branch in own]
+            joining = [branch for branch in extra if may_join(branch, hosts[0])]
+            together = images * (len(hosts[0]) + len(joining))
             gradient = any(needs_graph(guidance, seen[name]) for name, guidance in acting.items())
             apart = joining if sequential or gradient or (lone and most is not None and together > most) else []
             joined = [branch for branch in joining if branch not in apart]
             separate = [branch for branch in extra if branch not in joined]
-            each = [[*own, *joined]] if own_calls == 1 else [[own[0], *joined], *([other] for other in own[1:])]
-            calls = sum(len(_pieces(branches, images, None if gradient else piece)) for branches in each)
-            calls += sum(len(_pieces([branch], images, piece)) for branch in separate)
+            hosted = [[branch for branch in host for _ in range(images)] for host in hosts]
+            joins_at = stage.joins_at if prefix else None
+            each = [lay_out(hosted[0], joined, joins_at)[0], *(lay_out(other, ())[0] for other in hosted[1:])]
+            calls = sum(len(_pieces(layout, None if gradient else piece)) for layout in each)
+            calls += len(separate) * len(_pieces(Layout(images, tuple(range(images))), piece))
             if not gradient:
-                largest = max(largest, _pieces(each[0], images, piece), key=sum)
+                largest = max(largest, _pieces(each[0], piece), key=sum)
             repeats = repeats_of(acting, seen)
             companions = sum(guidance.companions(seen[name]) for name, guidance in acting.items())
             planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls, repeats, gradient, companions))
             if parallel is not None:
                 whole = gradient or any(branch.point is not None and branch.point.layers for branch in extra)
                 processes = 1 if lone else parallel.size
-                prefix = getattr(pipe, "guidance_rows", "auto") == "auto"
-                costs.append(cost.step_cost(perturber, processes, each, separate, images, repeats, whole, prefix))
+                blocks = len(stage.families[-1].blocks)
+                costs.append(cost.step_cost(blocks, processes, each, separate, images, repeats, whole))
         rows = tuple(row_of(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
     measured = getattr(pipe.__dict__.get("last_guided_run"), "graph_bytes", 0) or None
     notes = cost.notes(parallel, costs, sum(step.gradient for step in planned)) if parallel is not None else ()
@@ -114,13 +118,9 @@ def make_plan(
     return Plan(type(pipe).__name__, type(last.scheduler).__name__, tuple(planned), rows, measured, notes)
 
 
-def _pieces(branches: Sequence[Branch], images: int, most: int | None) -> list[int]:
-    """Rows of the forward calls in which the branches of one call are computed."""
-    if most is None:
-        return [len(branches) * images]
-    places = {branch: place for place, branch in enumerate(branches)}
-    parents = [places.get(Branch(one.condition), places[one]) * images + n for one in branches for n in range(images)]
-    return [len(piece) for piece in pieces(parents, most)]
+def _pieces(layout: Layout, most: int | None) -> list[int]:
+    """Rows of the forward calls in which one call is made."""
+    return [layout.total] if most is None else [len(piece) for piece in pieces(layout.parents, most)]
 
 
 def _images_of(arguments: Mapping[str, Any]) -> int:

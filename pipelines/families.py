@@ -14,7 +14,7 @@ from functools import cached_property
 
 from torch import nn
 
-from ..guidance.branch import Branch
+from ..guidance.branch import Branch, Perturbation
 from ..guidance.errors import ParameterError, did_you_mean
 
 _UNET_GROUPS = ("down_blocks", "mid_block", "up_blocks")
@@ -134,6 +134,15 @@ class Family:
     def own(self, layers: Sequence[str]) -> list[str]:
         """Those of `layers` that this denoiser has; the others are of a pipeline's other denoiser."""
         return [name for name in layers if name in self._names]
+
+    def block_of(self, name: str) -> int:
+        """Index of the outer block that is or holds a layer; -1 if none does."""
+        blocks = enumerate(self.blocks)
+        return next((index for index, block in blocks if f"{name}.".startswith(f"{block}.")), -1)
+
+    def joins_at(self, perturbation: Perturbation) -> int:
+        """Index of the outer block that holds the first perturbed layer; -1 if that may come before all blocks."""
+        return min(self.block_of(name) for name in self.own(perturbation.layers))
 
     def is_moved_by(self, branch: Branch) -> bool:
         """Whether a branch differs here from its condition's prediction: not if no perturbed layer is this one's."""

@@ -14,12 +14,13 @@ from ..guidance.base import Guidance
 from ..guidance.branch import Branch, Point
 from ..guidance.planner import extra_of
 from ..guidance.run import AroundDenoiser, Step
-from .budget import Budget
-from .call import OWN, Call, watched_by
+from .budget import Budget, is_out_of_memory
+from .call import OWN, Call, branches_of, watched_by
 from .clean import needs_graph
 from .denoiser import Denoiser
 from .graph import GraphMeter, call_with_graph
 from .hooks import Hooks
+from .layout import may_join
 from .others import OtherDenoisers
 from .parallel.branches import BranchParallel
 from .prediction import beside_primary, is_prediction, primary
@@ -120,15 +121,17 @@ class Forwards:
             return call_with_graph(call, self.meter)
         denoiser = self.denoiser_of(call)
         points = self._hooks.points(acting, step) if step is not None else ()
-        # What is put around a call, and what watches it, sees all rows.
-        alone = self._around or points or call.rows is None or not (denoiser.can_join() and denoiser.can_share)
+        # What is put around a call, and a step cache, is in every process by itself.
+        alone = self._around or call.rows is None or not denoiser.can_join()
         parallel = None if alone else self._parallel
         if (branches and call.roles is not None) or parallel is not None:
             try:
                 return denoiser.call_joined(call, branches, self._rows == "auto", points, parallel)
             except AmbiguousRowsError:
                 call.extra, call.watched = {}, {}
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 # A call that cannot be made in pieces; each branch is a call of its own from here on.
                 call.extra, call.watched, self._rows = {}, {}, "sequential"
                 logger.warning("%d branches more do not fit into memory: each is a call of its own", len(branches))
@@ -143,7 +146,8 @@ class Forwards:
             return []
         own = {OWN[role] for role in roles if role in OWN} | set(self._own)
         asked = [branch for branch in self._hooks.wanted(acting, step) if denoiser.family.is_moved_by(branch)]
-        extra = [branch for branch in asked if branch not in own and not branch.apart]
+        here = branches_of(roles)
+        extra = [branch for branch in asked if branch not in own and may_join(branch, here)]
         rows = len(roles) + roles.count("cond") * len(extra)
         whole = not self._budget.splits and self._budget.rows is not None and rows > self._budget.rows
         return [] if whole else extra
@@ -196,7 +200,8 @@ class Forwards:
         if self._parallel is None or alone:
             return {branch: compute(branch) for branch in branches}
         before = self.made
-        found = self._parallel.each(branches, compute, call.output[call.where("cond")], (call.args, call.kwargs))
+        like, given = call.output[call.where("cond")], (call.args, call.kwargs)
+        found = self._parallel.each(branches, compute, like, given, self._budget)
         self.made = before + len(branches)
         return found
 

@@ -56,15 +56,6 @@ class Perturber:
         self._taps: list[tuple[nn.Module, Callable[..., Any]]] = []
         self._installed = ExitStack()
 
-    def joins_at(self, perturbation: Perturbation) -> int:
-        """Index of the outer block that holds the first perturbed layer; -1 if that may come before all blocks."""
-        return min(self.block_of(name) for name in self.family.own(perturbation.layers))
-
-    def block_of(self, name: str) -> int:
-        """Index of the outer block that is or holds a layer; -1 if none does."""
-        blocks = enumerate(self.family.blocks)
-        return next((index for index, block in blocks if f"{name}.".startswith(f"{block}.")), -1)
-
     def call(self, original: Callable[..., Any], layout: Layout, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call the denoiser with these rows."""
         self.watched = {}
@@ -117,7 +108,7 @@ class Perturber:
                 layer.check(what)
             groups = tuple((segment.start, segment.stop, segment.perturbation) for segment in segments)
             watching = tuple((point, kept.setdefault((point, name), [])) for point in points)
-            active = layout.active(self.block_of(name))
+            active = layout.active(self.family.block_of(name))
             taps.append((layer.module, _in_groups(layer, groups, watching, active, layout.parents, running)))
         for index, block in enumerate(self.family.blocks.values()):
             if (active := layout.active(index)) < layout.total:

@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from ..guidance.branch import Branch
+from ..guidance.branch import Branch, Perturbation
 from ..guidance.planner import own_branches
 from .clock import Clock, algebra_or_none, planned_clock
 from .components import denoisers_of, schedulers_of
@@ -35,6 +35,10 @@ class Stage:
     families: tuple[Family, ...]
     own: tuple[Branch, ...]
     own_calls: int
+
+    def joins_at(self, perturbation: Perturbation) -> int:
+        """The outer block in which a perturbation begins, in the first of these denoisers that it changes."""
+        return next(one.joins_at(perturbation) for one in self.families if one.own(perturbation.layers))
 
     def moved(self, branches: Sequence[Branch]) -> tuple[Branch, ...]:
         """Those that differ from their condition's prediction on one of these denoisers."""

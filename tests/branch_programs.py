@@ -19,12 +19,14 @@ from zoo import CASES, run
 
 import trimtab
 from trimtab import Guidance, Step
+from trimtab.pipelines.budget import Budget
 from trimtab.pipelines.generate import batch
 from trimtab.pipelines.generate.jobs import Job
 from trimtab.pipelines.generate.options import guidances
 from trimtab.pipelines.generate.request import Request
 from trimtab.pipelines.generate.samples import load_pipeline
-from trimtab.pipelines.parallel.lockstep import Lockstep
+from trimtab.pipelines.parallel.lockstep import Lockstep, Moment
+from trimtab.pipelines.rows import AmbiguousRowsError
 
 
 @dataclass
@@ -174,15 +176,21 @@ def disturb() -> dict[str, Any]:
         run(pipe, case)
     seen["after errors"] = difference(run(pipe, case), alone)
 
+    rows: list[int] = []
+
     def full(module: Any, args: Any) -> None:
-        handle.remove()
-        raise torch.OutOfMemoryError("full")
+        rows.append(len(args[0]))
+        if mesh.rank == 1 and len(rows) == 1:
+            torch.empty(2**60, dtype=torch.uint8)
 
     whole = pipe.last_guided_run.forward_calls
-    if mesh.rank == 1:
-        handle = pipe.unet.mid_block.register_forward_pre_hook(full)
+    handle = pipe.unet.mid_block.register_forward_pre_hook(full)
     seen["out of memory"] = difference(run(pipe, case), alone)
     seen["further calls"] = pipe.last_guided_run.forward_calls - whole
+    images = {"num_images_per_prompt": 2}
+    rows.clear()
+    seen["half the memory"], seen["rows"] = run(pipe, case, **images), rows
+    handle.remove()
 
     began = time.monotonic()
     with kept(errors, "ended"):
@@ -192,7 +200,23 @@ def disturb() -> dict[str, Any]:
         run(pipe, case)
     pipe.disable_branch_parallel()
     seen["alone"] = torch.equal(run(pipe, case), alone)
+    seen["half the memory"] = difference(seen["half the memory"], run(pipe, case, **images))
     return {**seen, "errors": errors, "lost": mesh.lost}
+
+
+def limits() -> list[tuple[str | None, int | None, bool]]:
+    """What an agreement raises, and what the budget is then: where one process has another, or could not go on."""
+    lockstep = Lockstep(2, timeout=20.0)
+    seen = []
+    failures = (None, AmbiguousRowsError("a list"), RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    for failure in failures:
+        budget, raised = Budget(rows=4, splits=False) if lockstep.rank else Budget(), None
+        try:
+            lockstep.agree(Moment.WHOLE_CALL, (), failure if lockstep.rank else None, budget)
+        except (AmbiguousRowsError, RuntimeError) as error:
+            raised = type(error).__name__
+        seen.append((raised, budget.rows, budget.splits))
+    return seen
 
 
 def hang() -> dict[str, Any]:

@@ -7,12 +7,13 @@ then hold the same predictions, the scheduler's steps agree without being sent.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -27,6 +28,8 @@ from ..prediction import primary, with_primary
 from ..rows import AmbiguousRowsError, index_of, take_rows, tensors_in
 from .lockstep import Lockstep, Moment
 from .shares import load, shares
+
+Computed = TypeVar("Computed")
 
 
 @dataclass
@@ -105,9 +108,12 @@ class BranchParallel:
 
     def call(
         self, budget: Budget, perturber: Perturber, original: Callable[..., Any], layout: Layout, args: Sequence[Any],
-        kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, Any], whole: bool = False,
     ) -> Any:  # fmt: skip
         """`budget.call`, of which this process computes its share; the output has all rows.
+
+        Args:
+            whole: whether every process needs what happens inside for all rows, and so computes them itself.
 
         Raises:
             AmbiguousRowsError, RuntimeError, torch.OutOfMemoryError: in all processes, where one could not do it.
@@ -115,6 +121,9 @@ class BranchParallel:
         """
         if layout.total == 1 or self.size == 1:
             return budget.call(perturber, original, layout, args, kwargs)
+        if whole:
+            compute_all = functools.partial(budget.call, perturber, original, layout, args, kwargs)
+            return self._agreed(Moment.WHOLE_CALL, compute_all, (args, kwargs), budget)
         blocks = len(perturber.family.blocks)
         rows = shares(layout, self.size, blocks)
         # One beyond the last row computes that again, so as to know what a prediction looks like.
@@ -132,19 +141,21 @@ class BranchParallel:
                 raise AmbiguousRowsError(f"the denoiser returned {prediction.shape[0]} rows for {len(mine)}")
             return prediction
 
-        whole = self._together(Moment.SHARED_CALL, compute, rows, (args, kwargs))
+        every = self._together(Moment.SHARED_CALL, compute, rows, (args, kwargs), budget)
         self.measured.rows += load(layout, rows[self.rank], blocks)
-        return with_primary(output, whole)
+        return with_primary(output, every)
 
     def each(
-        self, branches: Sequence[Branch], compute: Callable[[Branch], torch.Tensor], like: torch.Tensor, given: Any
-    ) -> dict[Branch, torch.Tensor]:
+        self, branches: Sequence[Branch], compute: Callable[[Branch], torch.Tensor], like: torch.Tensor, given: Any,
+        budget: Budget,
+    ) -> dict[Branch, torch.Tensor]:  # fmt: skip
         """Branches that are calls of their own, every n-th computed by each process.
 
         Args:
             compute: makes the prediction of one.
             like: another prediction of the same step `[batch, ...]`.
             given: what they are made from, which must be alike in all processes.
+            budget: under which they are made.
         """
         if len(branches) < 2 or self.size == 1:
             return {branch: compute(branch) for branch in branches}
@@ -155,29 +166,43 @@ class BranchParallel:
         def computed() -> torch.Tensor:
             return torch.cat([like[:0], *(compute(branches[number]).to(like) for number in numbers[self.rank])])
 
-        whole = self._together(Moment.SEPARATE_CALLS, computed, rows, given)
+        every = self._together(Moment.SEPARATE_CALLS, computed, rows, given, budget)
         self.measured.rows += len(rows[self.rank])
-        return dict(zip(branches, whole.split(batch), strict=True))
+        return dict(zip(branches, every.split(batch), strict=True))
 
-    def _together(
-        self, moment: Moment, compute: Callable[[], torch.Tensor], rows: Sequence[Sequence[int]], given: Any
-    ) -> torch.Tensor:
-        """All rows, of which `compute` makes this process's own."""
-        most = max(map(len, rows))
+    def _agreed(self, moment: Moment, compute: Callable[[], Computed], given: Any, budget: Budget) -> Computed:
+        """What `compute` makes, once all processes have made theirs."""
         failure: Exception | None = None
-        began = time.perf_counter()
         try:
-            prediction = compute()
-            own = prediction[: len(rows[self._lockstep.rank])]
-            padded = prediction.new_zeros(most, *prediction.shape[1:])
-            padded[: len(own)] = own
-            _finish(padded.device)
+            computed = compute()
         except Exception as error:
             failure = error
-        computed = time.perf_counter()
-        self._lockstep.agree(moment, given, failure)
+        self._lockstep.agree(moment, given, failure, budget)
+        return computed
+
+    def _together(
+        self, moment: Moment, compute: Callable[[], torch.Tensor], rows: Sequence[Sequence[int]], given: Any,
+        budget: Budget,
+    ) -> torch.Tensor:  # fmt: skip
+        """All rows, of which `compute` makes this process's own."""
+        most = max(map(len, rows))
+        began = computed = time.perf_counter()
+
+        def padded() -> torch.Tensor:
+            nonlocal computed
+            try:
+                prediction = compute()
+                own = prediction[: len(rows[self._lockstep.rank])]
+                made = prediction.new_zeros(most, *prediction.shape[1:])
+                made[: len(own)] = own
+                _finish(made.device)
+            finally:
+                computed = time.perf_counter()
+            return made
+
+        own = self._agreed(moment, padded, given, budget)
         agreed = time.perf_counter()
-        parts = self._lockstep.gather(padded)
+        parts = self._lockstep.gather(own)
         order = torch.tensor([row for held in rows for row in held]).argsort()
         found = torch.cat([part[: len(held)] for part, held in zip(parts, rows, strict=True)])[order.to(parts.device)]
         _finish(found.device)

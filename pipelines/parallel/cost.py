@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...guidance.branch import Branch
-from ..layout import Layout, Segment
-from ..perturbation import Perturber
+from ..layout import Layout
 from .branches import BranchParallel
 from .shares import load, shares
 
@@ -28,23 +27,22 @@ class StepCost:
 
 
 def step_cost(
-    perturber: Perturber, processes: int, calls: Sequence[Sequence[Branch]], separate: Sequence[Branch], images: int,
-    repeats: int = 1, whole: bool = False, share_prefix: bool = True,
+    blocks: int, processes: int, calls: Sequence[Layout], separate: Sequence[Branch], images: int, repeats: int = 1,
+    whole: bool = False,
 ) -> StepCost:  # fmt: skip
     """The cost of a step.
 
     Args:
-        calls: the branches of each denoiser call of the pipeline, those that ride along last.
+        blocks: outer blocks of the denoiser.
+        calls: the rows of each denoiser call of the pipeline.
         separate: branches that are calls of their own.
         images: rows of a branch.
         repeats: how often the step is evaluated.
         whole: whether the pipeline's calls stay whole in every process.
     """
-    blocks = len(perturber.family.blocks)
     alone = shared = 0.0
     exchanges = 0
-    for branches in calls:
-        layout = planned_layout(perturber, branches, images, share_prefix)
+    for layout in calls:
         total = load(layout, range(layout.total), blocks)
         alone += total
         if whole or layout.total == 1:
@@ -58,21 +56,6 @@ def step_cost(
         shared += -(-count // processes) * images
         exchanges += count > 1
     return StepCost(alone * repeats, shared * repeats, exchanges * repeats if processes > 1 else 0)
-
-
-def planned_layout(perturber: Perturber, branches: Sequence[Branch], images: int, share_prefix: bool = True) -> Layout:
-    """The rows of a call with these branches, the perturbed ones last, as `Denoiser.call_joined` lays them out."""
-    plain = [branch for branch in branches if branch.perturbation is None]
-    moved = [branch for branch in branches if branch.perturbation and perturber.family.is_moved_by(branch)]
-    perturbed = [(perturber.joins_at(branch.perturbation), branch) for branch in moved if branch.perturbation]
-    parents, segments = list(range(len(plain) * images)), []
-    for joins_at, branch in sorted(perturbed, key=lambda pair: pair[0]):
-        assert branch.perturbation is not None
-        start, parent = len(parents), Branch(branch.condition)
-        first = plain.index(parent) * images if parent in plain else start
-        segments.append(Segment(start, start + images, branch.perturbation, joins_at if share_prefix else -1))
-        parents += range(first, first + images)
-    return Layout(len(parents), tuple(parents), tuple(segments))
 
 
 def notes(parallel: BranchParallel, steps: Sequence[StepCost], whole: int) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 
 from ...guidance.errors import GuidanceRuntimeError, TrimtabError
+from ..budget import Budget, is_out_of_memory
 from ..rows import AmbiguousRowsError, tensors_in
 
 SAMPLES = 7
@@ -29,8 +30,9 @@ class Moment(IntEnum):
     """What the processes are about to do together."""
 
     SHARED_CALL = 1
-    SEPARATE_CALLS = 2
-    END_OF_RUN = 3
+    WHOLE_CALL = 2
+    SEPARATE_CALLS = 3
+    END_OF_RUN = 4
 
 
 class State(IntEnum):
@@ -87,26 +89,32 @@ class Lockstep:
             raise
         self.agree(Moment.END_OF_RUN)
 
-    def agree(self, moment: Moment, given: Any = (), failure: Exception | None = None) -> None:
+    def agree(
+        self, moment: Moment, given: Any = (), failure: Exception | None = None, budget: Budget | None = None
+    ) -> None:
         """Wait for all processes, and raise the same kind of error in all where one of them could not go on.
 
         Args:
             moment: what comes next.
             given: tensors that must be alike in all processes.
             failure: what happened in this one.
+            budget: becomes the tightest of all processes, which then split their calls alike.
 
         Raises:
             AmbiguousRowsError, RuntimeError, torch.OutOfMemoryError: the rows could not be computed together.
             GuidanceRuntimeError: a process failed, is gone, or makes another image.
         """
         state = _state(moment, failure)
-        words = torch.tensor([state, moment, *_fingerprint(given)], dtype=torch.float64)
-        table = self._all(words, self._words)
-        states = [State(int(row)) for row in table[:, 0]]
+        budget = Budget() if budget is None else budget
+        limits = budget.to_numbers()
+        words = torch.tensor([state, *limits, moment, *_fingerprint(given)], dtype=torch.float64)
+        said, held, alike = self._all(words, self._words).tensor_split((1, 1 + len(limits)), dim=1)
+        budget.tighten(*held.amin(0).tolist())
+        states = [State(int(row)) for row in said]
         worst = max(states)
         if worst is State.FAILED:
             self._end(states, failure)
-        if bool(((table[:, 1:] - table[:1, 1:]).abs() > ALIKE).any()):
+        if bool(((alike - alike[:1]).abs() > ALIKE).any()):
             self._settled = True
             raise GuidanceRuntimeError(
                 f"branch parallel: processes {self._named()} do not make the same image. Give each of them the same "
@@ -178,11 +186,11 @@ def _state(moment: Moment, failure: Exception | None) -> State:
     """Rows that cannot be computed together are computed otherwise; every other failure is the end."""
     if failure is None:
         return State.COMPUTED
-    if moment is not Moment.SHARED_CALL:
+    if moment not in (Moment.SHARED_CALL, Moment.WHOLE_CALL):
         return State.FAILED
     if isinstance(failure, AmbiguousRowsError):
         return State.NOT_IN_ROWS
-    if isinstance(failure, torch.OutOfMemoryError):
+    if is_out_of_memory(failure):
         return State.OUT_OF_MEMORY
     refused = isinstance(failure, (IndexError, RuntimeError, TypeError, ValueError))
     return State.REFUSED_ROWS if refused and not isinstance(failure, TrimtabError) else State.FAILED

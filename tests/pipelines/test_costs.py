@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,8 @@ from zoo.unets import kandinsky_combined
 
 import trimtab
 from trimtab.conformance.tiny import assemble
+from trimtab.guidance.branch import Prompt
+from trimtab.guidance.plugins.pag import IdentityAttention
 
 Guidances = dict[str, dict[str, Any]]
 CFG: Guidances = {"cfg": {"scale": 3.0}}
@@ -67,6 +70,27 @@ def test_pag_costs_one_evaluation_a_step(name: str, rows: str) -> None:
     counted = check(name, pipe, record)
     case = CASES[name]
     assert set(counted) == {case.rows * case.calls + 1}
+
+
+@dataclass
+class PerturbedPrompt(trimtab.Guidance):
+    """Away from another prompt under PAG: a perturbed branch whose parent is no row of the pipeline's call."""
+
+    def setup(self, run: trimtab.Run) -> None:
+        run.state.branch = trimtab.Branch(Prompt("a blue fox"), IdentityAttention(run.attention_layers("auto")))
+
+    def branches(self, step: trimtab.Step) -> tuple[trimtab.Branch, ...]:
+        return (trimtab.COND, step.state.branch)
+
+    def delta(self, step: trimtab.Step, predictions: trimtab.Predictions) -> torch.Tensor:
+        return predictions[trimtab.COND] - predictions[step.state.branch]
+
+
+def test_a_branch_whose_parent_is_elsewhere_is_a_call_of_its_own_and_the_others_ride_along() -> None:
+    pipe, record = prepared("sd15", PAG)
+    pipe.add_guidance(PerturbedPrompt())
+    assert set(check("sd15", pipe, record)) == {4}
+    assert [[forward.rows for forward in step.forwards] for step in record.steps] == [[3, 1]] * 3
 
 
 def test_a_prior_and_its_decoder_are_both_planned() -> None:

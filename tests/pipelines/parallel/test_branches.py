@@ -113,6 +113,21 @@ def test_where_one_has_too_little_memory_all_make_calls_of_their_own(disturbed: 
     assert disturbed[0]["further calls"] > 0
 
 
+def test_where_one_has_less_memory_all_make_smaller_calls_from_then_on(
+    disturbed: list[dict[str, Any] | None],
+) -> None:
+    """Of six rows each process has two; these do not fit once, in one process."""
+    one, other = disturbed[0], disturbed[2]
+    assert one is not None and other is not None
+    assert one["half the memory"] < 1e-5
+    assert one["rows"] == other["rows"] == [2, 1, 1, 1, 1]
+
+
+def test_all_processes_have_one_memory_budget_however_a_call_ends(tmp_path: Path) -> None:
+    one, other = together(2, programs.limits, tmp_path / "limits")
+    assert one == other == [(None, 4, False), ("AmbiguousRowsError", 4, False), ("OutOfMemoryError", 4, False)]
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_process_that_ends_ends_the_others_at_once(disturbed: list[dict[str, Any] | None], rank: int) -> None:
     seen = disturbed[rank]
