@@ -12,7 +12,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from ..guidance.branch import Point
-from ..guidance.errors import TrimtabError
+from ..guidance.errors import ParameterError, TrimtabError
 from .layout import Layout, in_order, part_of
 from .perturbation import Perturber
 from .rows import AmbiguousRowsError, check_splittable, index_of, map_tensors, take_rows, tensors_in
@@ -27,10 +27,19 @@ class Budget:
     Args:
         rows: the most; `None` as long as any number fits.
         splits: whether a call may be made in pieces.
+
+    Raises:
+        ParameterError: `rows` is no such number.
     """
 
     rows: int | None = None
     splits: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rows is not None and (not isinstance(self.rows, int) or isinstance(self.rows, bool) or self.rows < 1):
+            raise ParameterError(
+                f"guidance_max_rows={self.rows!r}; allowed: a whole number >= 1, or None for no limit."
+            )
 
     def to_numbers(self) -> tuple[float, float]:
         """The same as numbers, of which the lowest are what fits in each of several processes."""

@@ -22,6 +22,7 @@ from ..guidance.errors import ParameterError
 from ..guidance.planner import Plan
 from ..guidance.trace import Trace
 from .attaching import Guidable
+from .budget import Budget
 from .components import check_guidable
 from .explain import make_plan
 from .parallel.branches import BranchParallel
@@ -63,15 +64,13 @@ class GuidedMixin(Guidable):
     def _guided_run(self, stock_call: Any, attached: Mapping[str, Guidance], args: Any, kwargs: Any) -> Any:
         if self.guidance_rows not in ROWS:
             raise ParameterError(f"guidance_rows={self.guidance_rows!r}; allowed: {', '.join(map(repr, ROWS))}.")
-        most = self.guidance_max_rows
-        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-            raise ParameterError(f"guidance_max_rows={most!r}; allowed: a whole number >= 1, or None for no limit.")
         bound = inspect.signature(stock_call).bind(self, *args, **kwargs)
         bound.apply_defaults()
         kind = TracedRun if is_traced(self) else GuidedRun
         run = kind(
-            self, attached, bound.arguments, self.guidance_rows, most, self.guidance_checkpointing, self.branch_parallel
-        )
+            self, attached, bound.arguments, self.guidance_rows, Budget(self.guidance_max_rows),
+            self.guidance_checkpointing, self.branch_parallel,
+        )  # fmt: skip
         with run:
             result = stock_call(self, *args, **kwargs)
         self.__dict__["last_guided_run"] = SimpleNamespace(

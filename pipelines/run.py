@@ -57,7 +57,7 @@ class GuidedRun:
         arguments: the arguments of the pipeline's call, defaults included.
         rows: `"auto"` lets branches share the pipeline's call from the block on where they begin to differ, `"batched"`
             from its beginning, and `"sequential"` makes each a call of its own.
-        max_rows: most rows in one call; `None` for no limit.
+        budget: the most rows of one call; without one there is no limit until memory sets it.
         checkpointing: whether gradient graphs keep only the inputs of blocks.
         parallel: processes that share the branches of each step.
     """
@@ -68,7 +68,7 @@ class GuidedRun:
         guidances: Mapping[str, Guidance],
         arguments: Mapping[str, Any],
         rows: str = "auto",
-        max_rows: int | None = None,
+        budget: Budget | None = None,
         checkpointing: bool = False,
         parallel: BranchParallel | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class GuidedRun:
         self.space = ImageSpace(pipe, arguments, self.meter)
         self.around: list[AroundDenoiser] = []
         self.attachments: dict[str, Any] = {}
-        self._budget = Budget(max_rows)
+        self._budget = Budget() if budget is None else budget
         self._rows, self._checkpointing, self._parallel = rows, checkpointing, parallel
         self._calls: list[Call] = []
         self._served: dict[int, Any] = {}

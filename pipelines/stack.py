@@ -20,6 +20,7 @@ from ..guidance.errors import RecipeError
 from ..guidance.order import ordered
 from ..guidance.planner import Plan, PlannedStep, extra_of
 from .attaching import Guidable
+from .budget import Budget
 from .explain import row_of
 from .stack_run import Foresight, StackRun, step_of
 
@@ -49,6 +50,9 @@ class GuidanceStack(Guidable, BaseGuidance):
 
     guidance_rows: str = "auto"
     """As `guidance_rows` of a guided pipeline; the unconditional prediction is always a call of its own."""
+
+    guidance_max_rows: int | None = None
+    """As `guidance_max_rows` of a guided pipeline: the most rows of one denoiser call."""
 
     def __init__(
         self, *guidances: str | Guidance | BaseGuidance, recipe: Mapping[str, Any] | None = None, enabled: bool = True
@@ -84,7 +88,10 @@ class GuidanceStack(Guidable, BaseGuidance):
             apart = [branch for branch in extra if branch.apart or self.guidance_rows == "sequential"]
             planned.append(PlannedStep(step.index, tuple(acting), own, extra, len(own) + len(apart)))
         rows = tuple(row_of(name, one, ahead.views[name], asked[name]) for name, one in ahead.guidances.items())
-        return Plan(type(self).__name__, "the pipeline's scheduler", tuple(planned), rows)
+        most = self.guidance_max_rows
+        bound = f"at most {most} rows a call: how many pieces that makes depends on the number of images"
+        notes = () if most is None else (bound,)
+        return Plan(type(self).__name__, "the pipeline's scheduler", tuple(planned), rows, notes=notes)
 
     @property
     def _internal_dict(self) -> FrozenDict:
@@ -148,13 +155,13 @@ class GuidanceStack(Guidable, BaseGuidance):
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         super().prepare_models(denoiser)
-        if not self._enabled or not self.is_conditional:
+        if not self._enabled:
             return
         if self._run is None or self._run.module is not denoiser:
             if self._run is not None:
                 self._run.close()
-            self._run = StackRun(self.guidances, denoiser, self.guidance_rows)
-        self._run.tap(self._now)
+            self._run = StackRun(self.guidances, denoiser, self.guidance_rows, Budget(self.guidance_max_rows))
+        self._run.tap(self._now, "cond" if self.is_conditional else "uncond")
 
     def forward(self, pred_cond: torch.Tensor, pred_uncond: torch.Tensor | None = None) -> GuiderOutput:
         pred = pred_cond

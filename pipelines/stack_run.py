@@ -20,6 +20,7 @@ from ..guidance.branch import COND, UNCOND, Branch, Prompt, ScaledAdapters
 from ..guidance.errors import UnsupportedPipelineError
 from ..guidance.planner import extra_of, wanted_branches
 from ..guidance.run import AroundDenoiser, Step
+from .budget import Budget
 from .call import Call
 from .clock import UNKNOWN_LEVEL
 from .conditions import Conditions
@@ -96,7 +97,7 @@ class Foresight:
 class StackRun:
     """One run, on one denoiser; closed at its end, at the next run's beginning, and when the denoiser raises."""
 
-    def __init__(self, guidances: Mapping[str, Guidance], module: nn.Module, rows: str) -> None:
+    def __init__(self, guidances: Mapping[str, Guidance], module: nn.Module, rows: str, budget: Budget) -> None:
         self.module, self.rows = module, rows
         self.stack = ExitStack()
         self._tap = ExitStack()
@@ -108,9 +109,9 @@ class StackRun:
         self.attachments: dict[str, Any] = {}
         try:
             self._conditions = Conditions(self.pipe, {}, self.stack)
-            self._denoiser = Denoiser(module, self._conditions, self.stack)
+            self._denoiser = Denoiser(module, self._conditions, self.stack, budget)
             self.families = [self._denoiser.family]
-            self.others = OtherDenoisers(self.pipe, self._conditions, self.stack)
+            self.others = OtherDenoisers(self.pipe, self._conditions, self.stack, budget)
             self.hooks = Hooks(guidances, self)
         except BaseException:
             self.close()
@@ -121,18 +122,23 @@ class StackRun:
         self._tap.close()
         self.stack.close()
 
-    def tap(self, step: Step) -> None:
-        """Let the next call of the denoiser, the conditional one, compute the step's branches as well."""
+    def tap(self, step: Step, role: str) -> None:
+        """Keep the next call of the denoiser within the budget; the conditional one computes the branches as well.
+
+        Args:
+            role: of its rows, `"cond"` or `"uncond"`.
+        """
         self._tap.close()
         acting = self.hooks.acting(step)
         extra = extra_of(self.hooks.wanted(acting, step), (COND, UNCOND))
 
         def on_call(module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
             self._tap.close()
+            rows = input_rows(args, kwargs)
+            none = torch.empty(0)
+            call = Call(module, original, args, kwargs, rows, [role] * (rows or 1), none, none)
             try:
-                return self._with_branches(Call(
-                    module, original, args, kwargs, input_rows(args, kwargs), None, torch.empty(0), torch.empty(0)
-                ), extra)  # fmt: skip
+                return self._with_branches(call, extra) if role == "cond" else self._denoiser.call_own(call, ())
             except BaseException:
                 self.close()
                 raise
@@ -141,17 +147,16 @@ class StackRun:
 
     def _with_branches(self, call: Call, branches: Sequence[Branch]) -> Any:
         """The pipeline's own conditional call, whose output is unchanged; the branches' raw rows go to the call."""
-        call.roles = ["cond"] * (call.rows or 1)
         joining = [branch for branch in branches if not branch.apart] if self._may_join(call) else []
         try:
             output = (
                 self._denoiser.call_joined(call, joining, self.rows == "auto")
                 if joining
-                else call.original(*call.args, **call.kwargs)
+                else self._denoiser.call_own(call, ())
             )
         except AmbiguousRowsError:
             call.extra = {}
-            output = call.original(*call.args, **call.kwargs)
+            output = self._denoiser.call_own(call, ())
         call.output = primary(output)
         for branch in extra_of(branches, tuple(call.extra)):
             denoiser, original = self._denoiser, call.original

@@ -18,7 +18,7 @@ from zoo.modular import modular_twin, run_modular
 import trimtab
 from trimtab.conformance.fingerprint import fingerprint
 from trimtab.guidance.base import Guidance
-from trimtab.guidance.errors import ConflictError, UnsupportedPipelineError
+from trimtab.guidance.errors import ConflictError, ParameterError, UnsupportedPipelineError
 from trimtab.guidance.run import Step
 from trimtab.pipelines.stack import GuidanceStack
 
@@ -48,6 +48,40 @@ def counted() -> Iterator[list[int]]:
     hook = stock("sdxl").unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     yield rows
     hook.remove()
+
+
+# -- a memory budget ---------------------------------------------------------------------------------------------------
+def test_no_call_has_more_rows_than_allowed_and_the_result_is_the_same(counted: list[int]) -> None:
+    """The unconditional call as well, which has a row for each image."""
+    stack, images = GuidanceStack("cfg", "pag"), {"num_images_per_prompt": 2}
+    expected = with_guider("sdxl", stack, **images)
+    assert set(counted) == {2, 4}
+    counted.clear()
+    stack.guidance_max_rows = 1
+    close(with_guider("sdxl", stack, **images), expected)
+    assert set(counted) == {1} and "at most 1 rows a call" in str(stack.explain_guidance())
+
+
+def test_rows_that_do_not_fit_into_memory_are_computed_in_pieces(counted: list[int]) -> None:
+    def full(module: Any, args: Any) -> None:
+        if len(args[0]) > 2:
+            torch.empty(2**60, dtype=torch.uint8)
+
+    stack, images = GuidanceStack("pag"), {"num_images_per_prompt": 2}
+    expected = with_guider("sdxl", stack, **images)
+    counted.clear()
+    hook = stock("sdxl").unet.register_forward_pre_hook(full)
+    close(with_guider("sdxl", stack, **images), expected)
+    hook.remove()
+    assert counted == [4, *[2, 2] * CASES["sdxl"].call["num_inference_steps"]]
+
+
+def test_a_budget_that_is_none_is_refused_before_anything_is_computed(counted: list[int]) -> None:
+    stack = GuidanceStack("pag")
+    stack.guidance_max_rows = 0
+    with pytest.raises(ParameterError, match=r"guidance_max_rows=0; allowed: a whole number >= 1"):
+        with_guider("sdxl", stack)
+    assert not counted
 
 
 # -- parity ------------------------------------------------------------------------------------------------------------
