@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,10 @@ class Conditions:
     def controlled_at(self, args: Any, kwargs: Any, batch: int, sample: Any, x_t: Any) -> tuple[Any, Any]:
         """The arguments at another x_t, with the controls that belong to it; see `Controls.of_other_sample`."""
         return self._controls.of_other_sample((args, kwargs), batch, sample, x_t)
+
+    def visiting(self) -> AbstractContextManager[None]:
+        """See `Controls.visiting`."""
+        return self._controls.visiting()
 
     def _prompted(self, condition: Condition, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments with another condition in place of the prompt."""

@@ -9,8 +9,8 @@ the prompt; so do branches of it. An IP-Adapter has an embedding of no image for
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,6 +131,15 @@ class Controls:
             )
         return arguments
 
+    @contextmanager
+    def visiting(self) -> Iterator[None]:
+        """What is asked of another x_t within is forgotten after it: the step stays at its own."""
+        outer = self._call
+        try:
+            yield
+        finally:
+            self._call = outer
+
     def of_other_sample(self, arguments: Arguments, batch: int, sample: torch.Tensor, x_t: torch.Tensor) -> Arguments:
         """A denoiser's arguments at another x_t, with the residuals that the ControlNet has for that.
 
@@ -147,10 +156,13 @@ class Controls:
             self._call = _at(self._call, batch, sample, x_t)
         old, new = self._call.before, tensors_in(self._call.output)
         arguments, found = _exchanged(arguments, old, new)
+        if not found and self._call.kwargs.get("guess_mode"):
+            # They are joined to those of the negative prompt's rows, which are none.
+            arguments, found = _exchanged(arguments, *([_beside_none(one) for one in some] for some in (old, new)))
         if found < len(old):
             raise UnsupportedPipelineError(
-                f"{self._kind}: what its ControlNet returned is not found among the denoiser's arguments, so a step "
-                "cannot be evaluated again; use a guidance without recurrence, or guess_mode=False."
+                f"{self._kind}: what its ControlNet returned is not found among the denoiser's arguments, so nothing "
+                "can be predicted at another x_t; leave out what blurs it (sag), or evaluates a step several times."
             )
         return arguments
 
@@ -186,6 +198,10 @@ def _at(call: _ControlCall, batch: int, sample: torch.Tensor, x_t: torch.Tensor)
     with torch.no_grad():
         output = call.original(*args, **kwargs)
     return _ControlCall(call.module, call.original, args, kwargs, output, x_t=x_t, before=before)
+
+
+def _beside_none(residual: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.zeros_like(residual), residual])
 
 
 def _exchanged(arguments: Arguments, old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> tuple[Arguments, int]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from ..guidance.errors import TrimtabError, UnsupportedPipelineError
 from .budget import Budget, is_out_of_memory
 from .call import Call, branches_of, with_sample
 from .conditions import Conditions
+from .contexts import Contexts
 from .families import Family
-from .interception import cache_hooks, outer_contexts_kept, set_attribute
 from .layout import Layout, Segment, lay_out
 from .observation import TOLERANCE, Observation
 from .parallel.branches import BranchParallel
@@ -43,48 +42,9 @@ class Denoiser:
         self.observation: Observation | None = None
         self.observed_roles: dict[tuple[int, int], list[str]] = {}
         self._conditions = conditions
-        self._context: str | None = None
-        self._whereabouts: Mapping[str, Any] = {}
-        self._cached: dict[str, dict[int, Any]] = {}
+        self.contexts = Contexts(module, self.family.module, stack)
         self._names: dict[Branch, str] = {}
-        self._named = False
         self._joinable = self._shareable = True
-        self._enter_context = getattr(module, "cache_context", None)
-        if self._enter_context is not None:
-            set_attribute(stack, module, "cache_context", self._named_context)
-
-    @property
-    def context(self) -> str | None:
-        """Name of the present `cache_context`."""
-        return self._context
-
-    @contextmanager
-    def inner_context(self, name: str) -> Iterator[None]:
-        """A `cache_context` for calls of our own, the outer ones kept.
-
-        None where the pipeline names none and no cache needs one: entering it would leave a hook registry behind.
-        """
-        named = self._named or self.has_step_cache
-        enter = self._enter_context if named else None
-        context = enter(name, **self._whereabouts) if enter is not None else nullcontext()
-        with outer_contexts_kept(self.family.module, self._cached.setdefault(name, {})), context:
-            yield
-
-    @cached_property
-    def has_step_cache(self) -> bool:
-        """Whether something inside remembers one step's call until the next."""
-        return bool(cache_hooks(self.family.module))
-
-    @contextmanager
-    def _named_context(self, name: str, **kwargs: Any) -> Iterator[None]:
-        assert self._enter_context is not None
-        outer = self._context, self._whereabouts
-        self._context, self._whereabouts, self._named = name, kwargs, True
-        try:
-            with self._enter_context(name, **kwargs):
-                yield
-        finally:
-            self._context, self._whereabouts = outer
 
     # -- roles -----------------------------------------------------------------------------------------------------
     def roles(self, ordinal: int, rows: int | None, kwargs: Mapping[str, Any]) -> list[str] | None:
@@ -93,7 +53,7 @@ class Denoiser:
             return None
         if (ordinal, rows) in self.observed_roles:
             return self.observed_roles[ordinal, rows]
-        words = set((self._context or "").replace("pred_", "").split("_"))
+        words = set((self.contexts.present or "").replace("pred_", "").split("_"))
         if words == {"cond"} or words == {"uncond"}:
             return [words.pop()] * rows
         return self._conditions.roles(self.module, kwargs, rows)
@@ -123,7 +83,7 @@ class Denoiser:
 
     def can_join(self) -> bool:
         """Whether further rows may share the pipeline's own call: not where a step cache would see them."""
-        return self._joinable and not self.has_step_cache
+        return self._joinable and not self.contexts.has_step_cache
 
     def call_at(self, call: Call, batch: int, sample: torch.Tensor, x_t: torch.Tensor) -> Call:
         """The same call at another x_t, with the controls that belong to it, not made yet; see `call.with_sample`."""
@@ -201,7 +161,7 @@ class Denoiser:
         self, original: Callable[..., Any], layout: Layout, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """A call in as many pieces as it needs; whole where a step cache remembers its rows."""
-        if self.has_step_cache:
+        if self.contexts.has_step_cache:
             return self.perturber.call(original, layout, args, kwargs)
         return self.budget.call(self.perturber, original, layout, args, kwargs)
 
@@ -217,33 +177,13 @@ class Denoiser:
             points: those that watch this branch.
             moved: x_t and the other point `[batch, ...]` at which the branch is evaluated.
         """
-        roles = call.roles or []
-        args, kwargs, rows = tuple(call.args), dict(call.kwargs), len(roles)
-        source = [i for i, role in enumerate(roles) if role == branch.condition]
-        own = bool(source)
-        source = source or [i for i, role in enumerate(roles) if role == "cond"]
-        chosen = source
-        if len(source) < rows:
-            try:
-                check_splittable(args, kwargs, rows)
-                args, kwargs = take_rows((args, kwargs), rows, index_of(source))
-                chosen = list(range(len(source)))
-            except AmbiguousRowsError:
-                if not own:
-                    raise UnsupportedPipelineError(
-                        f"{type(self.family.module).__name__}: its arguments do not split into rows, so a branch with "
-                        f"another condition ({branch}) cannot be made."
-                    ) from None
-        if not own:
-            args, kwargs = self._conditions.substitute(branch.condition, self.module, args, kwargs)
-        count = rows if chosen is source else len(source)
+        with self._conditions.visiting():
+            args, kwargs, chosen, count = self._arguments_of(call, branch, moved)
         segments = () if branch.perturbation is None else (Segment(0, count, branch.perturbation, -1),)
-        if moved is not None:
-            args, kwargs = with_sample_at(args, kwargs, chosen, *moved)
         layout = Layout(count, tuple(range(count)), segments, points, (branch,) * count)
         name = self._names.setdefault(branch, f"trimtab_{len(self._names)}")
         try:
-            with self.inner_context(name):
+            with self.contexts.inner(name):
                 output = primary(self._within_budget(original, layout, args, kwargs))
         except (IndexError, ValueError) as error:
             if isinstance(error, TrimtabError):
@@ -255,3 +195,32 @@ class Denoiser:
         index = torch.tensor(chosen)
         call.extra_watched.update({key: kept[index] for key, kept in self.perturber.watched.items()})
         return output[index] if len(chosen) < output.shape[0] else output
+
+    def _arguments_of(
+        self, call: Call, branch: Branch, moved: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[Any, Any, list[int], int]:
+        """The arguments of a call for one branch, which of its rows are the branch's, and how many there are."""
+        roles = call.roles or []
+        args, kwargs, rows = tuple(call.args), dict(call.kwargs), len(roles)
+        source = [i for i, role in enumerate(roles) if role == branch.condition]
+        own = bool(source)
+        source = source or [i for i, role in enumerate(roles) if role == "cond"]
+        if moved is not None:
+            args, kwargs = self._conditions.controlled_at(args, kwargs, len(moved[0]), *moved)
+        chosen, count = source, rows
+        if len(source) < rows:
+            try:
+                check_splittable(args, kwargs, rows)
+                args, kwargs = take_rows((args, kwargs), rows, index_of(source))
+                chosen, count = list(range(len(source))), len(source)
+            except AmbiguousRowsError:
+                if not own:
+                    raise UnsupportedPipelineError(
+                        f"{type(self.family.module).__name__}: its arguments do not split into rows, so a branch with "
+                        f"another condition ({branch}) cannot be made."
+                    ) from None
+        if not own:
+            args, kwargs = self._conditions.substitute(branch.condition, self.module, args, kwargs)
+        if moved is not None:
+            args, kwargs = with_sample_at(args, kwargs, chosen, *moved)
+        return args, kwargs, chosen, count

@@ -87,7 +87,7 @@ class Evaluation:
         for ordinal, earlier in enumerate(self.calls):
             denoiser = self.forwards.denoiser_of(earlier)
             call = denoiser.call_at(earlier, observation.batch, step.sample, x_t)
-            with denoiser.inner_context(f"trimtab_again_{call.context or ordinal}"):
+            with denoiser.contexts.inner(f"trimtab_again_{call.context or ordinal}"):
                 self.forwards.make(call, acting, step)
             calls.append(call)
         own = observation.combine([call.output for call in calls], x_t)

@@ -196,7 +196,7 @@ class Forwards:
 
         # A process needs what it watched, and what its step cache remembers, again.
         watched = {point.parent for point in points}
-        alone = self._around or self.denoiser_of(call).has_step_cache or not watched.isdisjoint(branches)
+        alone = self._around or self.denoiser_of(call).contexts.has_step_cache or not watched.isdisjoint(branches)
         if self._parallel is None or alone:
             return {branch: compute(branch) for branch in branches}
         before = self.made

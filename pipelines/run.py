@@ -116,7 +116,7 @@ class GuidedRun:
         self.families = [denoiser.family for denoiser in self.denoisers.values()]
         self.others = OtherDenoisers(self.pipe, conditions, self.stack, self._budget)
         self.hooks = Hooks(self.guidances, self, self.space)
-        if any(denoiser.has_step_cache for denoiser in self.denoisers.values()):
+        if any(denoiser.contexts.has_step_cache for denoiser in self.denoisers.values()):
             self.hooks.check_unwatched()
         self.forwards = Forwards(
             self.hooks, self.denoisers, self.others, self.own, self.around, self.meter, self._rows, self._budget,
@@ -168,7 +168,7 @@ class GuidedRun:
         # What guidances call apart is no prediction, so it is not counted.
         original = self.forwards.counted(surrounded(denoiser, original, self.around, step, roles))
         call = Call(module, original, args, kwargs, rows, roles, torch.empty(0), torch.empty(0))
-        call.context = denoiser.context
+        call.context = denoiser.contexts.present
         output = self.forwards.make(call, acting, step)
         if not is_prediction(output):
             return output

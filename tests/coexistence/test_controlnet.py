@@ -145,8 +145,12 @@ class Twice(trimtab.Guidance):
         return 2
 
 
-@pytest.mark.parametrize("build", [CASE.build, several])
-def test_where_a_step_is_evaluated_again_the_residuals_are_those_of_its_sample(build: Any) -> None:
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+@pytest.mark.parametrize(("build", "call"), [(CASE.build, {}), (several, SEVERAL), (CASE.build, GUESS)])
+@pytest.mark.parametrize("guidance", [Twice(), "sag"])
+def test_what_is_predicted_at_another_x_t_has_the_residuals_for_that(
+    guidance: Any, build: Any, call: dict[str, Any], scale: float
+) -> None:
     """And of each row's prompt: the ControlNet, asked for them once more, says the same."""
     pipe = build()
     asked: list[dict[str, Any]] = []
@@ -154,23 +158,23 @@ def test_where_a_step_is_evaluated_again_the_residuals_are_those_of_its_sample(b
         lambda module, args, kwargs: asked.append(kwargs), with_kwargs=True
     )
     record = recorded(pipe, "unet")
-    trimtab.guide(pipe).add_guidance(Twice(), name="twice")
-    run(pipe, CASE, **(SEVERAL if build is several else {}))
+    trimtab.guide(pipe).add_guidance(guidance, name="another")
+    run(pipe, CASE, guidance_scale=scale, **call)
     hook.remove()
-    assert [forward.rows for forward in record.forwards] == [3] * 2 * CASE.call["num_inference_steps"]
+    own = 1 if scale == 1.0 else 2
+    each = [own, 1] if guidance == "sag" else [own + 1] * 2
+    assert [forward.rows for forward in record.forwards] == each * CASE.call["num_inference_steps"]
+    prompt = asked[0]["encoder_hidden_states"][-1]
     for forward in record.forwards:
         given = forward.arguments
         text = given["encoder_hidden_states"]
-        call = {
-            **asked[0],
-            "encoder_hidden_states": text,
-            "controlnet_cond": of_rows(asked[0]["controlnet_cond"], text),
-        }
+        more = {"encoder_hidden_states": text, "controlnet_cond": of_rows(asked[0]["controlnet_cond"], text)}
         with torch.no_grad():
-            down, mid = pipe.controlnet(given["sample"], given["timestep"], **call)
+            down, mid = pipe.controlnet(given["sample"], given["timestep"], **{**asked[0], **more})
         residuals = (*given["down_block_additional_residuals"], given["mid_block_additional_residual"])
         for actual, expected in zip(residuals, (*down, mid), strict=True):
-            close(actual, expected, 1e-5)
+            controlled = torch.tensor([call is not GUESS or torch.equal(row, prompt) for row in text])
+            close(actual, expected * controlled[:, None, None, None], 1e-5)
 
 
 def of_rows(images: Any, like: torch.Tensor) -> Any:
@@ -178,11 +182,3 @@ def of_rows(images: Any, like: torch.Tensor) -> Any:
     if isinstance(images, list):
         return [of_rows(image, like) for image in images]
     return images[:1].expand(len(like), -1, -1, -1)
-
-
-def test_in_guess_mode_a_step_is_not_evaluated_again() -> None:
-    """The residuals of its unconditional rows, which are none, are joined to those of the others."""
-    pipe = trimtab.guide(CASE.build())
-    pipe.add_guidance(Twice(), name="twice")
-    with pytest.raises(trimtab.UnsupportedPipelineError, match=r"cannot be evaluated again; .* guess_mode=False"):
-        run(pipe, CASE, **GUESS)
