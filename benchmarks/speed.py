@@ -34,6 +34,7 @@ from diffusers import (
 
 import trimtab
 from benchmarks.flops import SD3_MEDIUM, SD15, SDXL
+from benchmarks.guiders import BothPerturbed, modular, perturbed
 from benchmarks.speed_page import drawing, page
 from benchmarks.ways import Way, measure
 from trimtab.pipelines.cards import machine
@@ -78,8 +79,8 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def build(one: Architecture, device: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """The stock pipeline, a guidable one and Diffusers' PAG pipeline, which share one denoiser."""
+def build(one: Architecture, device: str, dtype: torch.dtype) -> tuple[Any, Any, Any, Any]:
+    """The stock pipeline, a guidable one, Diffusers' PAG and modular pipelines (if there is one), with one denoiser."""
     torch.manual_seed(0)
     with _default(dtype):  # no copy in float32 beside it
         denoiser = one.denoiser(**one.config).to(device).eval().requires_grad_(False)
@@ -101,7 +102,9 @@ def build(one: Architecture, device: str, dtype: torch.dtype) -> tuple[Any, Any,
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    return pipeline(one.stock), trimtab.guide(pipeline(one.stock)), pipeline(one.pag, pag_applied_layers=one.layers)
+    pag = pipeline(one.pag, pag_applied_layers=one.layers)
+    blocks = modular(denoiser, scheduler) if one.stock == "StableDiffusionXLPipeline" else None
+    return pipeline(one.stock), trimtab.guide(pipeline(one.stock)), pag, blocks
 
 
 @contextmanager
@@ -115,12 +118,13 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 
 
 def ways_of(
-    one: Architecture, stock: Any, guided: Any, pag: Any, side: int, steps: int, dtype: torch.dtype, compiled: bool
-) -> list[Way]:
+    one: Architecture, stock: Any, guided: Any, pag: Any, blocks: Any, side: int, steps: int, dtype: torch.dtype,
+    compiled: bool,
+) -> list[Way]:  # fmt: skip
     """All ways of one architecture; the first is the stock pipeline with classifier-free guidance.
 
     Args:
-        stock, guided, pag: its pipelines, from `build`.
+        stock, guided, pag, blocks: its pipelines, from `build`.
     """
     device = stock.device
     if compiled:
@@ -148,7 +152,16 @@ def ways_of(
 
         return guidedly
 
-    return [
+    def by_guider(guider: Any) -> Callable[[], Any]:
+        given = {name: value for name, value in call.items() if name != "output_type"}
+
+        def guidedly() -> Any:
+            blocks.update_components(guider=guider)
+            return blocks(**given, generator=generator.manual_seed(0), output="latents")
+
+        return guidedly
+
+    ways = [
         Way("stock pipeline, CFG", run(stock)),
         Way("guidable, nothing attached, CFG", ours([])),
         Way("CFG + PAG", ours(["pag"])),
@@ -160,10 +173,17 @@ def ways_of(
         Way("CFG + PAG + SEG", ours(["pag", "seg"])),
         Way("CFG + PAG + SEG, a call each, as guiders do", ours(["cfg", "pag", "seg"], scale=1.0, rows="sequential")),
     ]
+    if blocks is not None and not compiled:
+        ways.append(Way("CFG + PAG, Diffusers' guider", by_guider(perturbed(blocks.unet))))
+        ways.append(Way("CFG + PAG + SEG, a guider of Diffusers' parts", by_guider(BothPerturbed(blocks.unet))))
+    return ways
 
 
 PAG = ("CFG + PAG", "CFG + PAG, Diffusers' PAG pipeline")
-GOALS = ("stock pipeline, CFG", *PAG, "CFG + PAG + SEG", "CFG + PAG + SEG, a call each, as guiders do")
+SEG = (
+    "CFG + PAG + SEG", "CFG + PAG + SEG, a call each, as guiders do", "CFG + PAG + SEG, a guider of Diffusers' parts"
+)  # fmt: skip
+GOALS = ("stock pipeline, CFG", *PAG, *SEG)
 CHOICES = {"all": None, "goals": GOALS, "pag": PAG}
 """Which ways to measure; not all of them where that takes hours."""
 

@@ -17,7 +17,9 @@ COMPARED = (
     ("CFG + PAG", "CFG + PAG, one plain batch"),
     ("CFG + PAG", "CFG + PAG, a call each, as guiders do"),
     ("PAG alone", "PAG alone, Diffusers' PAG pipeline"),
+    ("CFG + PAG", "CFG + PAG, Diffusers' guider"),
     ("CFG + PAG + SEG", "CFG + PAG + SEG, a call each, as guiders do"),
+    ("CFG + PAG + SEG", "CFG + PAG + SEG, a guider of Diffusers' parts"),
 )
 """Which way is divided by which."""
 
