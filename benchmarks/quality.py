@@ -15,7 +15,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tqdm.auto import tqdm
 
 from trimtab.evaluation.distances import Estimate, Gaussian, KernelDistance, frechet_distance, jackknife
 from trimtab.evaluation.networks import JUDGE_FILE, in_batches, load_efficientnet, load_judge
+from trimtab.pipelines.embedded import MODEL_FOLDER
 from trimtab.pipelines.embedded.data import CLASS_NAMES, load
 
 from .images import contact_sheet, from_bytes, real_images, to_bytes
@@ -38,7 +38,7 @@ CONFIGURATION = re.compile(r"(?P<name>[a-z_0-9]+)=(?P<scale>\d+(\.\d+)?)(@(?P<la
 class Settings:
     """What a measurement is made of."""
 
-    model: str = str(files("trimtab.pipelines.embedded") / "model")
+    model: str = str(MODEL_FOLDER)
     configurations: tuple[str, ...] = ("none", "cfg=2", "pag=1", "cfg=2+pag=1")
     images: int = 2000
     steps: int = 25

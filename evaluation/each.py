@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ..guidance.shipped import located
 from ..pipelines import interpolate
 from ..pipelines.embedded.data import CLASS_NAMES
 from .features import EvaluationError, FeatureNetwork, as_garments
@@ -55,8 +56,9 @@ def clip_score(source: str) -> Measure:
     """
     from transformers import CLIPModel, CLIPProcessor
 
+    folder = located(source)
     try:
-        model, processor = CLIPModel.from_pretrained(source).eval(), CLIPProcessor.from_pretrained(source)
+        model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise EvaluationError(f"--clip: {source!r} is no folder or repository of a CLIP: {error}") from error
 

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from ..guidance.errors import TrimtabError
+from ..guidance.shipped import located
 from .networks import load_efficientnet, load_judge
 
 
@@ -87,8 +88,9 @@ def _inception() -> Callable[[torch.Tensor], torch.Tensor]:
 def _transformers_model(source: str) -> Callable[[torch.Tensor], torch.Tensor]:
     from transformers import AutoImageProcessor, AutoModel
 
+    folder = located(source)
     try:
-        processor, model = AutoImageProcessor.from_pretrained(source), AutoModel.from_pretrained(source).eval()
+        processor, model = AutoImageProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     except (OSError, ValueError) as error:
         raise EvaluationError(
             f"--features: {source!r} is neither judge, efficientnet-lite0 or inception, nor a folder or repository of "

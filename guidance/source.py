@@ -1,7 +1,7 @@
 """Files from a folder or from a repository on the Hub, by one path: no other module downloads anything.
 
-A source is what `from_pretrained` takes: a folder, or `"owner/repository"` where no such folder exists. Nothing that is
-fetched is run, unpickled or evaluated here.
+A source is what `from_pretrained` takes: a folder, `"trimtab/NAME"` for a model that came with this package, or
+`"owner/repository"` where no such folder exists. Nothing that is fetched is run, unpickled or evaluated here.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from .errors import SourceError
+from .shipped import located
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -55,6 +56,7 @@ class HubOptions(TypedDict, total=False):
 
 def is_repository(source: str | os.PathLike[str]) -> bool:
     """Whether a source is `"owner/repository"`, and no file or folder of that name exists."""
+    source = located(source)
     return isinstance(source, str) and _REPOSITORY.fullmatch(source) is not None and not os.path.exists(source)
 
 
@@ -88,7 +90,7 @@ def fetch(source: str | os.PathLike[str], name: str, largest: int | None = None,
     """
     check_name(name)
     if not is_repository(source):
-        path = Path(source) / name
+        path = Path(located(source)) / name
         if not path.is_file():
             raise SourceError(f"There is no file {name!r} in {os.fspath(source)!r}.")
         _check_size(path.stat().st_size, largest, f"{str(path)!r}")
@@ -110,7 +112,7 @@ def find(source: str | os.PathLike[str], name: str, **hub: Unpack[HubOptions]) -
     Raises:
         SourceError: see `fetch`.
     """
-    if not is_repository(source) and not (Path(source) / check_name(name)).is_file():
+    if not is_repository(source) and not (Path(located(source)) / check_name(name)).is_file():
         return None
     try:
         return fetch(source, name, **hub)
@@ -131,7 +133,7 @@ def list_files(source: str | os.PathLike[str], suffix: str, **hub: Unpack[HubOpt
         SourceError: see `fetch`.
     """
     if not is_repository(source):
-        folder = Path(source)
+        folder = Path(located(source))
         if not folder.is_dir():
             raise SourceError(
                 f"There is no file or folder {os.fspath(source)!r}, and no repository can have that name."

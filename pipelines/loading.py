@@ -14,8 +14,9 @@ from ..guidance import recipe
 from ..guidance import source as sources
 from ..guidance.errors import SourceError, UnsupportedPipelineError, UntrustedCodeError
 from ..guidance.recipe.values import check_depth
+from ..guidance.shipped import located
 from ..guidance.source import HubOptions
-from .embedded import MODEL_FOLDER, REPOSITORY, ClassConditionalPipeline, is_class_conditional
+from .embedded import ClassConditionalPipeline, is_class_conditional
 from .guided import guide
 
 INDEX = "model_index.json"
@@ -28,14 +29,14 @@ class GuidedPipeline:
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Any:
-        """Load from the Hub, a folder, or `"trimtab/embedded"`, the small model that ships with this package.
+        """Load from the Hub, a folder, or by the name of a model that came with this package (`trimtab models`).
 
         A recipe (`guidance.json`) beside the pipeline is attached. From the Hub, all files are of one commit, and
         nothing that they hold is run: weights are safetensors, and code needs `trust_remote_code=True` together with
         a pinned commit, so that what runs is what was read.
 
         Args:
-            source: repository, folder, or `"trimtab/embedded"`.
+            source: repository, folder, or a name such as `"trimtab/embedded"`.
             **options: whatever `DiffusionPipeline.from_pretrained` takes, such as `revision`, `cache_dir`, `token`,
                 `local_files_only` and `custom_pipeline`. `use_safetensors` is true unless given: weights in other
                 formats are pickles, which run code when loaded.
@@ -47,8 +48,7 @@ class GuidedPipeline:
             SourceError: no such folder, repository or revision, no access to it, or no connection.
             RecipeError: see `load_guidance`.
         """
-        if str(source) == REPOSITORY:
-            source = MODEL_FOLDER
+        source = located(source)
         if not sources.is_repository(source) and not os.path.exists(source):
             raise SourceError(f"There is no folder {os.fspath(source)!r}, and no repository can have that name.")
         check_trust(source, options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .embedded import MODEL_FOLDER, REPOSITORY
+from ..guidance.shipped import located
 
 
 @dataclass(frozen=True)
@@ -15,18 +15,22 @@ class Model:
     """A model of this package.
 
     Args:
-        name: what `GuidedPipeline.from_pretrained` takes, or a name to speak of it.
+        name: what `GuidedPipeline.from_pretrained`, or whatever else the model is for, takes once it ships.
         summary: what it is, in a line.
         data: what it was trained on, and under which licence that is.
         command: makes it.
-        folder: where it lies if it ships.
     """
 
     name: str
     summary: str
     data: str
     command: str
-    folder: Path | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it lies if it ships."""
+        place = located(self.name)
+        return place if isinstance(place, Path) else None
 
     @property
     def megabytes(self) -> float | None:
@@ -40,16 +44,20 @@ _EMOJI = "emoji of Noto (Apache-2.0), Twemoji (CC-BY 4.0) and Fluent (MIT)"
 
 MODELS = (
     Model(
-        REPOSITORY,
+        "trimtab/embedded",
         "class-conditional UNet, 32x32 grey",
         "Fashion-MNIST (MIT)",
         "trimtab train base --steps 2000 --mixed-precision bf16",
-        MODEL_FOLDER,
     ),
-    Model("emoji-sd", "text-to-image UNet in Stable Diffusion format, 64x64", _EMOJI, "make models"),
-    Model("emoji-flux", "text-to-image flow transformer in Flux format, 64x64", _EMOJI, "make models"),
-    Model("emoji-judge", "classifiers of emoji by category and by style, clean and noise-aware", _EMOJI, "make models"),
-    Model("emoji-clip", "encoders of emoji images and captions", _EMOJI, "make models"),
+    Model("trimtab/emoji-sd", "text-to-image UNet in Stable Diffusion format, 64x64", _EMOJI, "make models"),
+    Model("trimtab/emoji-flux", "text-to-image flow transformer in Flux format, 64x64", _EMOJI, "make models"),
+    Model(
+        "trimtab/emoji-judge",
+        "classifiers of emoji by category and by style, clean and noise-aware",
+        _EMOJI,
+        "make models",
+    ),
+    Model("trimtab/emoji-clip", "encoders of emoji images and captions", _EMOJI, "make models"),
 )
 
 

@@ -11,6 +11,7 @@ import diffusers
 from torch import nn
 
 from ..guidance.errors import ParameterError
+from ..guidance.shipped import located
 from .budget import Budget
 from .components import denoisers_of
 from .conditions import Conditions
@@ -55,7 +56,7 @@ class OtherDenoisers:
         else:
             if source not in self._kept:
                 self._kept[source] = kind.from_pretrained(
-                    source, subfolder=config, torch_dtype=own.dtype, use_safetensors=True
+                    located(source), subfolder=config, torch_dtype=own.dtype, use_safetensors=True
                 )
             module = self._kept[source] = self._kept[source].to(self._pipe._execution_device)
             self._pipe.__dict__["_trimtab_loaded"] = self._kept
@@ -119,10 +120,11 @@ def check_other(pipe: Any, source: str | nn.Module, plugin: str) -> tuple[Any, s
 
 def _described(source: str, folder: str | None) -> tuple[Any, str | None, Any] | None:
     """Class, subfolder and configuration of a model, without its weights."""
-    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, folder or "", "config.json")):
+    place = located(source)
+    if os.path.isdir(place) and not os.path.isfile(os.path.join(place, folder or "", "config.json")):
         return None
     try:
-        config = diffusers.AutoModel.load_config(source, subfolder=folder)
+        config = diffusers.AutoModel.load_config(place, subfolder=folder)
     except (OSError, ValueError):
         return None
     kind = getattr(diffusers, config.get("_class_name", ""), None)

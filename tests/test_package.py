@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PACKAGED = ("guidance", "pipelines", "adapters", "conformance", "evaluation", "scaffold")
-MODEL = ROOT / "pipelines" / "embedded" / "model"
 
 
 def project() -> dict[str, Any]:
@@ -51,7 +50,7 @@ def test_the_wheel_holds_every_module_and_nothing_else_but_data_and_metadata(whe
     assert {name for name in inside if name.endswith(".py")} == modules()
     assert {name for name in names if name.startswith("pytest_trimtab/")} == {"pytest_trimtab/__init__.py"}
     data = {name for name in inside if not name.endswith(".py")}
-    model = {path.relative_to(ROOT).as_posix() for path in MODEL.rglob("*") if path.is_file()}
+    model = {path.relative_to(ROOT).as_posix() for path in (ROOT / "models").rglob("*") if path.is_file()}
     template = {path.relative_to(ROOT).as_posix() for path in (ROOT / "scaffold" / "template").rglob("*.in")}
     assert data == {"py.typed", "evaluation/judge.safetensors", *model, *template}
     folders = {re.sub(r"^trimtab-[\d.]+\.", "", name.split("/")[0]) for name in names}

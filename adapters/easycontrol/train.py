@@ -20,6 +20,7 @@ from diffusers import FluxPipeline
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from torch.nn import functional as F
 
+from ...guidance.shipped import located
 from ...training import TrainingSettings, option, train
 from ..low_rank import LowRank
 from ..pairs import Pairs, crop_and_resize
@@ -132,7 +133,7 @@ def train_easycontrol(settings: EasyControlSettings) -> Path:
     """Train, or continue where the last checkpoint in `settings.output` stopped; returns the LoRA's file."""
     torch.manual_seed(settings.seed)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.mixed_precision, torch.float32)
-    pipe = FluxPipeline.from_pretrained(settings.base, torch_dtype=dtype)
+    pipe = FluxPipeline.from_pretrained(located(settings.base), torch_dtype=dtype)
     for part in ("vae", "text_encoder", "text_encoder_2"):
         getattr(pipe, part).requires_grad_(False)
     if settings.gradient_checkpointing:

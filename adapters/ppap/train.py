@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from ...guidance.errors import ParameterError, UnsupportedPipelineError
 from ...guidance.images import Preprocessing, of_processor
 from ...guidance.networks import tensor_of
+from ...guidance.shipped import located
 from ...training import TrainingSettings, option, processes, train
 from ..weights import load_weights, save_weights
 from .agreement import agreement
@@ -76,9 +77,11 @@ def train_ppap(settings: PPAPSettings) -> Path:
     if settings.kind not in MODELS or not settings.teacher:
         wrong = f"kind={settings.kind!r}" if settings.kind not in MODELS else "teacher is missing"
         raise ParameterError(f"train ppap: {wrong}; allowed: a teacher, and a kind of {', '.join(MODELS)}.")
-    teacher = getattr(transformers, MODELS[settings.kind]).from_pretrained(settings.teacher, use_safetensors=True)
+    teacher = getattr(transformers, MODELS[settings.kind]).from_pretrained(
+        located(settings.teacher), use_safetensors=True
+    )
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(settings.teacher)
+        processor = transformers.AutoImageProcessor.from_pretrained(located(settings.teacher))
         preprocessing = of_processor(processor, getattr(teacher.config, "num_channels", None))
     except (OSError, ValueError):
         preprocessing = Preprocessing(channels=getattr(teacher.config, "num_channels", None))

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...guidance.shipped import located
 from ...training import TrainingSettings, option, train
 from ..low_rank import LowRank
 from ..pairs import Pairs
@@ -77,7 +78,7 @@ def train_smooth(settings: SmoothSettings) -> Path:
     """Train, or continue where the last checkpoint in `settings.output` stopped; returns the LoRA's file."""
     torch.manual_seed(settings.seed)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.mixed_precision, torch.float32)
-    pipe = DiffusionPipeline.from_pretrained(settings.base, torch_dtype=dtype, use_safetensors=True)
+    pipe = DiffusionPipeline.from_pretrained(located(settings.base), torch_dtype=dtype, use_safetensors=True)
     for part in (pipe.vae, pipe.text_encoder):
         part.requires_grad_(False)
     model = SmoothTraining(pipe.unet, settings.rank)

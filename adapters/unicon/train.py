@@ -19,6 +19,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.training_utils import compute_snr
 
+from ...guidance.shipped import located
 from ...training import TrainingSettings, option, train
 from ..low_rank import LowRank
 from ..pairs import Pairs, crop_and_resize
@@ -98,7 +99,7 @@ def train_unicon(settings: UniConSettings) -> Path:
     """Train, or continue where the last checkpoint in `settings.output` stopped; returns the model's folder."""
     torch.manual_seed(settings.seed)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.mixed_precision, torch.float32)
-    pipe = DiffusionPipeline.from_pretrained(settings.base, torch_dtype=dtype, use_safetensors=True)
+    pipe = DiffusionPipeline.from_pretrained(located(settings.base), torch_dtype=dtype, use_safetensors=True)
     for part in ("vae", "text_encoder", "text_encoder_2"):
         if getattr(pipe, part, None) is not None:
             getattr(pipe, part).requires_grad_(False)

@@ -16,6 +16,7 @@ from ..images import Preprocessing, of_processor
 from ..networks import borrow, device_of, soften, takes, tensor_of
 from ..parameters import parameter
 from ..run import Run, Step
+from ..shipped import located
 
 Target = int | str | None
 
@@ -233,14 +234,16 @@ def _load(source: str, revision: str | None, label: str) -> tuple[nn.Module, Any
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     try:
-        network = AutoModelForImageClassification.from_pretrained(source, revision=revision, use_safetensors=True)
+        network = AutoModelForImageClassification.from_pretrained(
+            located(source), revision=revision, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{label}: classifier={source!r} gives no transformers image classifier; needed: a folder or repository "
             f"of one, with weights in safetensors format. {' '.join(str(error).split())}"
         ) from error
     try:
-        processor = AutoImageProcessor.from_pretrained(source, revision=revision)
+        processor = AutoImageProcessor.from_pretrained(located(source), revision=revision)
     except (OSError, ValueError):
         processor = None
     return network, processor

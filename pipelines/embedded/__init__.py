@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from ...guidance.shipped import FOLDER
 from .pipeline import ClassConditionalPipeline
 
 __all__ = ["MODEL_FOLDER", "PIPELINE_FOLDER", "REPOSITORY", "ClassConditionalPipeline", "is_class_conditional"]
@@ -14,7 +15,7 @@ REPOSITORY = "trimtab/embedded"
 """The name under which it loads, without a network."""
 PIPELINE_FOLDER = Path(__file__).parent
 """What plain Diffusers takes as `custom_pipeline` to load it."""
-MODEL_FOLDER = PIPELINE_FOLDER / "model"
+MODEL_FOLDER = FOLDER / "embedded"
 
 
 def is_class_conditional(folder: str | os.PathLike[str]) -> bool:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ...guidance.base import Guidance
 from ...guidance.errors import did_you_mean
-from ..embedded import REPOSITORY
+from ...guidance.source import is_repository
 from ..launch import launched
 from ..loading import GuidedPipeline
 from .request import Request, RequestError
@@ -130,7 +130,7 @@ def _scheduler(name: str, pipe: Any) -> Any:
 
 def _commit(request: Request) -> str | None:
     """The commit that a Hub model was loaded from, so that the record stays exact when a branch moves on."""
-    if request.model == REPOSITORY or Path(request.model).is_dir():
+    if not is_repository(request.model):
         return request.revision
     cached = try_to_load_from_cache(request.model, "model_index.json", revision=request.revision)
     return Path(cached).parent.name if isinstance(cached, str) else request.revision
