@@ -1,0 +1,55 @@
+"""The measurement of the emoji models as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trimtab.evaluation.distances import Estimate
+
+from .controls_page import ranged
+from .rows import Row, interval
+
+PAGE = """# Emoji from words
+
+`trimtab/emoji-sd` and `trimtab/emoji-flux` draw emoji of 64x64 from a caption such as "red apple, noto style": the one
+a latent UNet with cross-attention in Stable Diffusion format, the other a flow-matching transformer in Flux format.
+They come with the package and draw within seconds on any machine. The cards in `models/` say how each was trained.
+"""
+MODEL = """
+## {title}
+
+![Eight prompts by eight seeds]({image})
+
+| scale | Fréchet distance | score of its caption | of another caption |
+| --- | --- | --- | --- |
+{table}
+"""
+END = """
+One image for each of {count} captions of held-out emoji, {steps} steps, by
+
+    {command}
+
+Fréchet distance to the held-out drawings on the features of a classifier of emoji by category (no FID), with its 95 %
+interval (jackknife over ten groups of images). Score: 100 times the cosine of image and caption by `emoji-clip`, with
+its 95 % interval (bootstrap).
+"""
+TITLES = {"sd": "emoji-sd", "flux": "emoji-flux"}
+
+
+def page(rows: Mapping[str, Row], command: str, settings: Mapping[str, Any]) -> str:
+    """The page, of the models that were measured."""
+    text = PAGE
+    for name, title in TITLES.items():
+        own = {label.split(" ")[1]: row for label, row in rows.items() if label.split(" ")[0] == name}
+        if own:
+            text += MODEL.format(title=title, image=f"images/emoji-{name}.png", table="\n".join(map(line, own.items())))
+    return text + END.format(command=command, **settings)
+
+
+def line(named: tuple[str, Row]) -> str:
+    """One scale."""
+    scale, row = named
+    distance = Estimate(*row["frechet"])
+    cells = [scale, interval(distance.value, distance.error, 2), ranged(row["score"]), ranged(row["other"])]
+    return "| " + " | ".join(cells) + " |"
