@@ -113,6 +113,13 @@ def observe_calls(
     )
 
 
+def is_beside(calls: Sequence[Call], model_output: torch.Tensor, sample: torch.Tensor) -> bool:
+    """Whether a further scheduler is given what the denoiser returned beside its prediction."""
+    columns = list(zip(*(call.beside for call in calls), strict=False))
+    seen = [observe(outputs, model_output, sample) for outputs in columns]
+    return any(found is not None and found.residual <= UNRELATED for found in seen)
+
+
 def branches_of(roles: Sequence[str] | None) -> tuple[Branch | None, ...]:
     """What rows with these roles predict; `None` where that is not known."""
     return tuple(OWN.get(role) for role in roles or ())

@@ -28,7 +28,7 @@ class Encoding:
     """One call of `encode_prompt`: what it was given, and its tensors by the names in its return statement."""
 
     arguments: Mapping[str, Any]
-    tensors: Mapping[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor]
 
     def positive(self) -> dict[str, torch.Tensor]:
         return {name: value for name, value in self.tensors.items() if not name.startswith("negative")}
@@ -36,6 +36,13 @@ class Encoding:
     def negative(self) -> dict[str, torch.Tensor]:
         """The negative tensors under the names of their positive twins."""
         return {name.removeprefix("negative_"): v for name, v in self.tensors.items() if name.startswith("negative")}
+
+    def keep_in(self, joined: torch.Tensor) -> None:
+        """Keep tensors as rows of `joined`, where they are, so that no copy stays that the pipeline has let go of."""
+        for name, tensor in self.tensors.items():
+            if tensor.ndim and tensor.shape[1:] == joined.shape[1:] and tensor.dtype == joined.dtype:
+                parts = (part for part in joined.split(len(tensor)) if torch.equal(part, tensor))
+                self.tensors[name] = next(parts, tensor)
 
 
 class Conditions:
@@ -88,6 +95,8 @@ class Conditions:
                 roles = [_role_of(row, known) for row in tensor]
                 if None not in roles:
                     found.append([role for role in roles if role is not None])
+                    for encoding in self._encodings:
+                        encoding.keep_in(tensor)
             return tensor
 
         map_tensors(dict(kwargs), compare)

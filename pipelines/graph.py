@@ -51,6 +51,13 @@ class GraphMeter:
             yield
 
 
+def prepare(stack: ExitStack, module: nn.Module, meter: GraphMeter, checkpointing: bool) -> None:
+    """Have gradients go through a module, not into it, until the stack closes; see `checkpoint_blocks`."""
+    freeze(stack, module)
+    if checkpointing:
+        checkpoint_blocks(stack, module, meter)
+
+
 def freeze(stack: ExitStack, module: nn.Module) -> None:
     """Let no parameter collect or prepare a gradient until the stack closes."""
     for parameter in module.parameters():

@@ -25,7 +25,7 @@ from ..guidance.planner import extra_of, own_branches
 from ..guidance.run import AroundDenoiser, Step
 from .around import surrounded
 from .budget import Budget
-from .call import Call, observe_calls
+from .call import Call, is_beside, observe_calls
 from .clock import Clocks
 from .components import denoisers_of, schedulers_of
 from .conditions import Conditions
@@ -34,11 +34,11 @@ from .converting import check_sample_is_left, is_converted, only_converts
 from .denoiser import Denoiser
 from .evaluation import Evaluation
 from .forwards import Forwards
-from .graph import GraphMeter, checkpoint_blocks, freeze
+from .graph import GraphMeter, prepare
 from .hooks import Hooks, needs_level
 from .interception import tap_call, tap_scheduler
 from .latents import ImageSpace
-from .observation import UNRELATED, observe, own_channels
+from .observation import own_channels
 from .others import OtherDenoisers
 from .own_cfg import has_cfg
 from .parallel.branches import BranchParallel
@@ -112,7 +112,9 @@ class GuidedRun:
             id(module): Denoiser(module, conditions, self.stack, self._budget) for module in denoisers_of(self.pipe)
         }
         if any(guidance.overrides("loss") for guidance in self.guidances.values()):
-            self._prepare_gradients()
+            autoencoder = [self.space.autoencoder] if self.space.autoencoder is not None else []
+            for module in [*denoisers_of(self.pipe), *autoencoder]:
+                prepare(self.stack, module, self.meter, self._checkpointing)
         self.families = [denoiser.family for denoiser in self.denoisers.values()]
         self.others = OtherDenoisers(self.pipe, conditions, self.stack, self._budget)
         self.hooks = Hooks(self.guidances, self, self.space)
@@ -127,13 +129,6 @@ class GuidedRun:
             tap_call(self.stack, module, self._on_call)
         for scheduler in self.schedulers:
             tap_scheduler(self.stack, scheduler, self._on_step, self.clocks.note_scaled)
-
-    def _prepare_gradients(self) -> None:
-        autoencoder = [self.space.autoencoder] if self.space.autoencoder is not None else []
-        for module in [*denoisers_of(self.pipe), *autoencoder]:
-            freeze(self.stack, module)
-            if self._checkpointing:
-                checkpoint_blocks(self.stack, module, self.meter)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -188,7 +183,7 @@ class GuidedRun:
         step = clock.step()
         acting = self.hooks.acting(step)
         sample = given["sample"]
-        if self._served and self._is_beside(given["model_output"], sample):
+        if self._served and is_beside(self._calls, given["model_output"], sample):
             return original(*bound.args, **bound.kwargs)
         if only_converts(self._calls, given["model_output"], sample):
             return original(*bound.args, **bound.kwargs)
@@ -219,12 +214,6 @@ class GuidedRun:
             return result
         step = dataclasses.replace(step, sample=sample)
         return with_primary(result, self.hooks.after_step(acting, step, primary(result)))
-
-    def _is_beside(self, model_output: torch.Tensor, sample: torch.Tensor) -> bool:
-        """Whether a further scheduler is given what the denoiser returned beside its prediction."""
-        columns = list(zip(*(call.beside for call in self._calls), strict=False))
-        seen = [observe(outputs, model_output, sample) for outputs in columns]
-        return any(found is not None and found.residual <= UNRELATED for found in seen)
 
     def _guided(
         self, scheduler: Any, step: Step, acting: Mapping[str, Guidance], given: Mapping[str, Any]
