@@ -183,7 +183,7 @@ PAG = ("CFG + PAG", "CFG + PAG, Diffusers' PAG pipeline")
 SEG = (
     "CFG + PAG + SEG", "CFG + PAG + SEG, a call each, as guiders do", "CFG + PAG + SEG, a guider of Diffusers' parts"
 )  # fmt: skip
-GOALS = ("stock pipeline, CFG", *PAG, *SEG)
+GOALS = ("stock pipeline, CFG", *PAG, "CFG + PAG, Diffusers' guider", *SEG)
 CHOICES = {"all": None, "goals": GOALS, "pag": PAG}
 """Which ways to measure; not all of them where that takes hours."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -96,6 +97,25 @@ def test_blocks_that_are_compiled_one_by_one_share_graphs(name: str, fullgraph: 
     assert made == [0, 0, 0]
     assert graphs.made <= torch._dynamo.config.recompile_limit  # beyond which blocks are no longer compiled
     assert torch.equal(counted(pipe, name, graphs)[0], stock)
+
+
+@pytest.mark.parametrize("limit", [1, 16])
+def test_beyond_torchs_limit_blocks_run_uncompiled_and_guidance_acts_all_the_same(
+    limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Torch says so, and names what to set."""
+    pipe: Any = trimtab.guide(CASES["sd15"].build())
+    pipe.add_guidance("pag", scale=3.0)
+    eager, graphs = run(pipe, CASES["sd15"]), Graphs()
+    pipe.unet.compile_repeated_blocks(backend=graphs)
+    torchs = logging.getLogger("torch._dynamo.convert_frame")
+    torchs.addHandler(caplog.handler)
+    with torch._dynamo.config.patch(recompile_limit=limit):
+        output, made = counted(pipe, "sd15", graphs)
+    torchs.removeHandler(caplog.handler)
+    close(output, eager)
+    assert made[0] and not any(made[1:])
+    assert ("hit config.recompile_limit (1)" in caplog.text) == (limit == 1)
 
 
 @pytest.mark.parametrize(
