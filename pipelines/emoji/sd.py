@@ -1,8 +1,10 @@
 """`trimtab train emoji-sd`: a text-to-image UNet of emoji in Stable Diffusion format, with its text encoder.
 
-Loss: velocity prediction `min(SNR, g) / (SNR + 1) |v_theta(x_t, t, c) - v|^2` with `v = alpha_t n - sigma_t x_0`
-(Salimans & Ho, 2022; min-SNR: Hang et al., 2023) under a schedule whose last level is pure noise (Lin et al., 2024);
-the caption is dropped with probability `caption_dropout`. The text encoder is trained with the UNet.
+Loss: velocity prediction `min(SNR + 1, g) / (SNR + 1) |v_theta(x_t, t, c) - v|^2` with `v = alpha_t n - sigma_t x_0`
+(Salimans & Ho, 2022) under a schedule whose last level is pure noise (Lin et al., 2024); the caption is dropped with
+probability `caption_dropout`. The text encoder is trained with the UNet. The weight is that of min-SNR (Hang et al.,
+2023) for the clean image, but never below that of the velocity: with `min(SNR, g)` the noisiest levels, which decide
+what is drawn where, would count for nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class SDSettings(DenoiserSettings):
     """What a training run of `emoji-sd` is made of."""
 
     output: str = option("runs/emoji-sd", "folder for the model, its checkpoints and its log")
-    snr_limit: float = option(5.0, "g, the highest signal-to-noise ratio that counts")
+    snr_limit: float = option(5.0, "g, the highest SNR + 1 that counts")
     width: int = option(112, "channels at the outer resolution; a multiple of 16")
     inner_width: int = option(160, "channels at the inner resolution; a multiple of 16")
 
@@ -104,6 +106,11 @@ def build_scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
+def level_weight(alphas: torch.Tensor, limit: float) -> torch.Tensor:
+    """`min(SNR + 1, g) / (SNR + 1)`: how much the velocity's error counts at levels with `alpha_t^2` of the signal."""
+    return (limit * (1 - alphas)).clamp(max=1)
+
+
 def train_sd(settings: SDSettings) -> Path:
     """Train, or continue; returns the folder of the pipeline in Diffusers format."""
     torch.manual_seed(settings.seed)
@@ -118,7 +125,7 @@ def train_sd(settings: SDSettings) -> Path:
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         t = torch.randint(1000, (len(x0),), generator=generator, device=x0.device)
         alphas = scheduler.alphas_cumprod.to(x0.device)[t]
-        weight = (alphas / (1 - alphas)).clamp(max=settings.snr_limit) * (1 - alphas)
+        weight = level_weight(alphas, settings.snr_limit)
         v = model(scheduler.add_noise(x0, noise, t), t, captions).float()
         squared = (v - scheduler.get_velocity(x0, noise, t)).square().mean(dim=(1, 2, 3))
         return (weight * squared).mean() / weight.mean()
