@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .errors import SourceError
+from .shipped import located
+
 
 def borrow(stack: ExitStack, network: nn.Module) -> None:
     """Put a network into eval mode and freeze its parameters until the stack closes."""
@@ -56,3 +59,38 @@ def tensor_of(output: Any) -> torch.Tensor:
             return value
     first: torch.Tensor = output[0]
     return first
+
+
+def load_classifier(source: str, revision: str | None, label: str) -> tuple[nn.Module, Any]:
+    """A transformers image classifier (safetensors only) and its processor, if it has one.
+
+    Args:
+        source: folder or repository.
+        revision: branch, tag or commit.
+        label: of the guidance, for messages.
+
+    Raises:
+        SourceError: there is none.
+    """
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    try:
+        network = AutoModelForImageClassification.from_pretrained(
+            located(source), revision=revision, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"{label}: classifier={source!r} gives no transformers image classifier; needed: a folder or repository "
+            f"of one, with weights in safetensors format. {' '.join(str(error).split())}"
+        ) from error
+    try:
+        processor = AutoImageProcessor.from_pretrained(located(source), revision=revision)
+    except (OSError, ValueError):
+        processor = None
+    return network, processor
+
+
+def names_of(network: nn.Module) -> tuple[str, ...]:
+    """The names of a transformers classifier's classes; none for another module."""
+    named = getattr(getattr(network, "config", None), "id2label", None) or {}
+    return tuple(str(named[index]) for index in sorted(named))

@@ -95,12 +95,12 @@ class Run(Protocol):
     def around_denoiser(self, around: AroundDenoiser) -> None:
         """Put something around every call of the denoiser in this run; what was put there last is outermost."""
 
-    def check_image(self, check: Callable[[torch.Tensor], None]) -> None:
-        """Have `check(blank)` called before the first denoiser call, to refuse what does not fit the run's images.
+    def check_step(self, check: Callable[[Step], None]) -> None:
+        """Have `check(step)` called before the first denoiser call, to refuse what does not fit this run.
 
-        `blank` `[rows, channels, height, width]` is zero and as large as they are; its rows are those of that call, a
-        multiple of the images. Where their size cannot be told before (videos, samples that hold more than an image),
-        nothing is called.
+        `step` is the run's first, with a blank sample: zero, of the run's shape, its rows the images or a multiple of
+        them. `step.decode(step.sample)` is a blank image as large as the run's, at the cost of a decoding. Where the
+        shape cannot be told before that call, nothing is called.
         """
 
     def attachment(self, kind: str) -> Any:
@@ -148,6 +148,11 @@ class Step:
     encode: Callable[[torch.Tensor], torch.Tensor] = _itself
     algebra: NoiseAlgebra | None = None
     points: Mapping[Branch, torch.Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def in_pixels(self) -> bool:
+        """Whether a sample is an image as it is: the pipeline has no autoencoder."""
+        return self.decode is _itself
 
     def x0(self, prediction: torch.Tensor) -> torch.Tensor:
         """The clean estimate that a prediction at x_t stands for; the plug-in's `needs` must hold `"level"`."""

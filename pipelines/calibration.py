@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ..guidance.errors import ParameterError
-from ..guidance.networks import soften
-from ..guidance.plugins.classifier import Classifier, names_of
+from ..guidance.networks import names_of, soften
+from ..guidance.plugins.classifier import Classifier
 from ..guidance.run import Run, Step
 
 BINS = 15

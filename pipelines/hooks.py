@@ -48,7 +48,7 @@ class SetupView:
         self.pictures = all(family.pictures for family in run.families)
         self.pipeline: Any = run.pipe
         self.arguments: Mapping[str, Any] = run.arguments
-        self.image_checks: list[Callable[[torch.Tensor], None]] = []
+        self.checks: list[Callable[[Step], None]] = []
         self._name, self._run = name, run
 
     def attention_layers(self, layers: str | Sequence[str]) -> tuple[str, ...]:
@@ -100,8 +100,8 @@ class SetupView:
     def around_denoiser(self, around: AroundDenoiser) -> None:
         self._run.around.append(around)
 
-    def check_image(self, check: Callable[[torch.Tensor], None]) -> None:
-        self.image_checks.append(check)
+    def check_step(self, check: Callable[[Step], None]) -> None:
+        self.checks.append(check)
 
     def attachment(self, kind: str) -> Any:
         if kind not in self._run.attachments:
@@ -116,12 +116,14 @@ class Hooks:
     Args:
         guidances: in that order.
         run: has `stack`, where each teardown is put, `families`, `own` branches and `others`.
-        space: decodes samples to images; `None` where that is not possible.
+        space: the images that samples stand for; `None` where nobody knows.
     """
 
     def __init__(self, guidances: Mapping[str, Guidance], run: Any, space: ImageSpace | None = None) -> None:
         self.guidances, self._space = guidances, space
-        self._decoding: dict[str, Any] = {} if space is None else {"decode": space.decode, "encode": space.encode}
+        self._decoding: dict[str, Any] = {}
+        if space is not None and space.autoencoder is not None:
+            self._decoding = {"decode": space.decode, "encode": space.encode}
         self._views: dict[str, SetupView] = {}
         for name in prepared(run.pipe, guidances):
             guidance, view = guidances[name], SetupView(name, run, dry=False)
@@ -131,7 +133,7 @@ class Hooks:
                 guidance.setup(view)
 
     def check_unwatched(self) -> None:
-        """Raise `UnsupportedPipelineError` if a guidance reads attention maps, which a step cache leaves out."""
+        """Refuse guidances that read attention maps, which a step cache leaves out."""
         for name, view in self._views.items():
             branches = [value for value in vars(view.state).values() if isinstance(value, Branch)]
             if any(branch.point is not None and branch.point.layers for branch in branches):
@@ -140,17 +142,17 @@ class Hooks:
                     "disable_cache() on the denoiser, or use a guidance that only perturbs: 'pag', 'seg', 'slg'."
                 )
 
-    def check_images(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Let guidances refuse what does not fit the run's images, once: at its first denoiser call, as it is made."""
-        checks = [(name, check) for name, view in self._views.items() for check in view.image_checks]
-        blank = self._space.blank(args, kwargs) if checks and self._space is not None else None
+    def check(self, step: Step | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Let guidances refuse what does not fit the run, once: at its first denoiser call, before it is made."""
+        checks = [(name, check) for name, view in self._views.items() for check in view.checks]
         for view in self._views.values():
-            view.image_checks.clear()
-        if blank is None:
+            view.checks.clear()
+        sample = self._space.blank(args, kwargs) if checks and step is not None and self._space is not None else None
+        if step is None or sample is None:
             return
         for name, check in checks:
-            with annotated(name, "setup"):
-                check(blank)
+            with annotated(name, "setup"), torch.no_grad(), torch.autocast(sample.device.type, enabled=False):
+                check(self.view(name, dataclasses.replace(step, sample=sample)))
 
     def acting(self, step: Step) -> dict[str, Guidance]:
         """The guidances whose window holds the step."""

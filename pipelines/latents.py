@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import nn
 
 from ..guidance.errors import UnsupportedPipelineError
 from .graph import GraphMeter
-from .prediction import sample_argument
+from .interception import tap_method
+from .prediction import locate, primary, sample_argument
 
 AUTOENCODERS = ("vae", "vqvae", "movq", "vqgan")
 """Names of the component that decodes, in Diffusers' pipelines."""
@@ -35,8 +37,22 @@ class ImageSpace:
         self._pipe, self._arguments, self._meter = pipe, arguments, meter
         found = (pipe.components.get(name) for name in AUTOENCODERS)
         self.autoencoder: Any = next((one for one in found if isinstance(one, nn.Module)), None)
+        self._prepared: tuple[torch.Tensor, ...] = ()
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
         self._wide: dict[str, torch.Tensor] = {}
+
+    def follow(self, stack: ExitStack) -> None:
+        """Note, until the stack closes, which samples the pipeline prepares, and the size that it settles on."""
+        if hasattr(self._pipe, "prepare_latents"):
+            tap_method(stack, self._pipe, "prepare_latents", self._note)
+
+    def _note(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        given = inspect.signature(original).bind(*args, **kwargs).arguments
+        self._arguments = {**self._arguments, **{n: given[n] for n in ("height", "width") if given.get(n)}}
+        values = result if isinstance(result, (tuple, list)) else (result,)
+        self._prepared = tuple(value for value in values if isinstance(value, torch.Tensor))
+        return result
 
     def decode(self, sample: torch.Tensor) -> torch.Tensor:
         """The image `[batch, channels, height, width]`, about -1..1, of a clean sample `[batch, ...]`.
@@ -56,7 +72,7 @@ class ImageSpace:
         latents = self._unpacked(sample)
         latents = latents / _along_channels(scale, latents) + _along_channels(shift, latents)
         with self._meter.watching():
-            image = self._run("decode", latents).float()
+            image = self._decoded(latents).float()
         if image.ndim == 5 and image.shape[2] == 1:
             image = image[:, :, 0]
         self._last = (sample, image)
@@ -77,40 +93,48 @@ class ImageSpace:
         return self._packed(latents)
 
     def blank(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-        """Zeros `[rows, channels, height, width]` as large as the images of a denoiser call; `None` if nobody can tell.
+        """Zeros like the run's samples `[batch, ...]`, told from its first denoiser call; `None` if nobody can tell.
+
+        The sample is what the pipeline prepared, if that is found in the input; else the input, if it has as many
+        channels as a sample.
 
         Args:
             args, kwargs: of that call.
         """
         key = sample_argument(args, kwargs)
         given = None if key is None else args[key] if isinstance(key, int) else kwargs[key]
-        if not isinstance(given, torch.Tensor) or given.ndim not in (3, 4):
+        if given is None:
             return None
-        channels, factor = given.shape[1], 1
-        if self.autoencoder is not None:
-            config = self.autoencoder.config
-            channels = next((config[n] for n in ("out_channels", "in_channels", "input_channels") if n in config), 0)
-            blocks = config.get("block_out_channels")
-            own = 2 ** (len(blocks) - 1) if blocks else 0
-            factor = getattr(self._pipe, "vae_scale_factor", own)
-            if own not in (0, factor):
-                return None
-        if given.ndim == 3:
-            try:
-                given = self._unpacked(given)
-            except (RuntimeError, UnsupportedPipelineError):
-                return None  # tokens of further images are among them
-        # Of a pixel model's input with more channels, some are joined to the sample.
-        if not factor or channels not in (1, 3, 4) or (given.ndim == 5 and given.shape[2] != 1):
-            return None
-        height, width = given.shape[-2:]
-        return given.new_zeros(1, dtype=torch.float32).expand(len(given), channels, height * factor, width * factor)
+        whole = primary(given)
+        for prepared in self._prepared:
+            rows = len(prepared)
+            if prepared.ndim > 2 and len(whole) % rows == 0 and locate(whole[:rows], prepared) is not None:
+                return self._if_image(torch.zeros_like(prepared, dtype=torch.float32))
+        return self._if_image(torch.zeros_like(whole, dtype=torch.float32)) if whole.ndim == 4 else None
+
+    def _if_image(self, sample: torch.Tensor) -> torch.Tensor | None:
+        """The sample, unless it cannot be one of images: features of a prior, a sample that more is joined to."""
+        if self.autoencoder is None:
+            return sample if sample.ndim == 4 and sample.shape[1] in (1, 3, 4) else None
+        latent = self.autoencoder.config.get("latent_channels")
+        return sample if sample.ndim != 4 or latent in (None, sample.shape[1]) else None
 
     def forget(self) -> None:
         """Release the last image and its graph."""
         self._last = None
 
     # -- the autoencoder -------------------------------------------------------------------------------------------
+    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        try:
+            return self._run("decode", latents)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if latents.ndim != 5 or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise UnsupportedPipelineError(
+                f"{type(self._pipe).__name__}: its {type(self.autoencoder).__name__} does not decode the frames of "
+                f"{list(latents.shape)} at once, so no image is known. Use a guidance that works on the sample itself."
+            ) from error
+
     def _run(self, method: str, value: torch.Tensor) -> torch.Tensor:
         """Decode or encode, in float32 where half precision would overflow, with the parameters left as they are."""
         module = self.autoencoder

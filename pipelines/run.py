@@ -117,6 +117,7 @@ class GuidedRun:
                 prepare(self.stack, module, self.meter, self._checkpointing)
         self.families = [denoiser.family for denoiser in self.denoisers.values()]
         self.others = OtherDenoisers(self.pipe, conditions, self.stack, self._budget)
+        self.space.follow(self.stack)
         self.hooks = Hooks(self.guidances, self, self.space)
         if any(denoiser.contexts.has_step_cache for denoiser in self.denoisers.values()):
             self.hooks.check_unwatched()
@@ -142,7 +143,6 @@ class GuidedRun:
     def _on_call(self, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         if self.forwards.inside:
             return self.forwards.counted(original)(*args, **kwargs)
-        self.hooks.check_images(args, kwargs)
         if self._served:
             self._calls, self._served = [], {}
         denoiser = self.denoisers[id(module)]
@@ -150,6 +150,7 @@ class GuidedRun:
         ordinal = len([call for call in self._calls if call.module is module])
         roles = denoiser.roles(ordinal, rows, kwargs)
         step = self.clocks.at_call(module, args, kwargs)
+        self.hooks.check(step, args, kwargs)
         acting = self.hooks.acting(step) if step is not None else {}
         for name, guidance in acting.items():
             assert step is not None

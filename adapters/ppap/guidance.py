@@ -76,7 +76,22 @@ class PPAP(Classifier):
         found = self.logits(step, image)
         assert self.wanted is not None
         wanted = self.wanted.to(found.device)
+        rows, (height, width) = len(found), found.shape[-2:]
+        if wanted.ndim != 3 or rows % len(wanted) or wanted.shape[1:] != (height, width):
+            raise ParameterError(
+                f"ppap: wanted is {list(wanted.shape)}, but the network's map is {height} high and {width} wide for "
+                f"each of {rows} rows; allowed: [1, {height}, {width}], or as many maps as images."
+            )
         if self.kind == "depth":
-            return -(found - wanted.float()).square().flatten(1).mean(1)
-        classes = wanted.long().expand(len(found), -1, -1)
-        return -F.cross_entropy(found, classes, reduction="none").flatten(1).mean(1)
+            return -(found - _for_each(wanted.float(), rows)).square().flatten(1).mean(1)
+        if not 0 <= wanted.min() <= wanted.max() < found.shape[1]:
+            raise ParameterError(
+                f"ppap: wanted holds classes from {wanted.min():g} to {wanted.max():g}; allowed: 0 to "
+                f"{found.shape[1] - 1}."
+            )
+        return -F.cross_entropy(found, _for_each(wanted.long(), rows), reduction="none").flatten(1).mean(1)
+
+
+def _for_each(maps: torch.Tensor, rows: int) -> torch.Tensor:
+    """Maps `[batch or 1, h, w]` for so many rows."""
+    return maps.repeat_interleave(rows // len(maps), dim=0)

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from ..errors import GuidanceRuntimeError, ParameterError, SourceError, did_you_mean
+from ..errors import ParameterError, did_you_mean
 from ..gradient import GradientGuidance, rms, signal_share
 from ..images import Preprocessing, of_processor
-from ..networks import borrow, device_of, soften, takes, tensor_of
+from ..networks import borrow, device_of, load_classifier, names_of, soften, takes, tensor_of
 from ..parameters import parameter
 from ..run import Run, Step
-from ..shipped import located
 
 Target = int | str | None
 
@@ -92,12 +91,14 @@ class Classifier(GradientGuidance):
         if isinstance(self.classifier, str):
             if run.dry:
                 return
-            network, processor = _load(self.classifier, self.revision, self.label)
+            network, processor = load_classifier(self.classifier, self.revision, self.label)
         else:
             assert self.classifier is not None
             network, processor = self.classifier, None
         self._use(run, network, processor)
         self.resolve_targets(run)
+        if self.scale > 0:
+            run.check_step(self.check)
 
     def resolve_targets(self, run: Run) -> None:
         """Find the class of each image."""
@@ -111,6 +112,11 @@ class Classifier(GradientGuidance):
         labels = self.labels or names_of(run.state.network)
         given = targets if isinstance(targets, (tuple, list)) else (targets,)
         run.state.classes = [self.class_index(target, labels) for target in given]
+
+    def check(self, step: Step) -> None:
+        """See a blank image, to refuse before the run what the classifier does not give: for one forward pass of it."""
+        assert step.sample is not None
+        self.log_probability(step, step.decode(step.sample) if self.estimate == "x0" else step.sample)
 
     def _use(self, run: Run, network: nn.Module, processor: Any) -> None:
         state = run.state
@@ -196,12 +202,12 @@ class Classifier(GradientGuidance):
             return tensor_of(network(given, timestep=timestep)).float().to(image.device)
         return tensor_of(network(given)).float().to(image.device)
 
-    @staticmethod
-    def _classes(step: Step, batch: int) -> list[int | None]:
+    def _classes(self, step: Step, batch: int) -> list[int | None]:
         classes = step.state.classes
         if batch % len(classes):
-            raise GuidanceRuntimeError(
-                f"{len(classes)} targets were given for {batch} images; give one, or one for each image."
+            raise ParameterError(
+                f"{self.label}: target names {len(classes)} classes for {batch} images; allowed: one, or one for each "
+                "image."
             )
         return [index for index in classes for _ in range(batch // len(classes))]
 
@@ -227,32 +233,6 @@ def _in_pairs(step: Step) -> bool:
     assert step.algebra is not None
     steps = step.algebra.noise_steps()
     return len(set(steps)) < len(steps)
-
-
-def _load(source: str, revision: str | None, label: str) -> tuple[nn.Module, Any]:
-    """A transformers image classifier (safetensors only) and its processor, if it has one."""
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    try:
-        network = AutoModelForImageClassification.from_pretrained(
-            located(source), revision=revision, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{label}: classifier={source!r} gives no transformers image classifier; needed: a folder or repository "
-            f"of one, with weights in safetensors format. {' '.join(str(error).split())}"
-        ) from error
-    try:
-        processor = AutoImageProcessor.from_pretrained(located(source), revision=revision)
-    except (OSError, ValueError):
-        processor = None
-    return network, processor
-
-
-def names_of(network: nn.Module) -> tuple[str, ...]:
-    """The names of a transformers classifier's classes; none for another module."""
-    named = getattr(getattr(network, "config", None), "id2label", None) or {}
-    return tuple(str(named[index]) for index in sorted(named))
 
 
 def _labels_of_call(run: Run) -> Any:

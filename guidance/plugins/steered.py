@@ -97,7 +97,8 @@ class Steered(GradientGuidance):
                 raise ParameterError(
                     f"steered: mask is {_size(state.known)}, but image is {_size(state.measured)}; needed: one size."
                 )
-        run.check_image(lambda blank: self._check(run, blank))
+        if self.scale > 0:
+            run.check_step(lambda step: self._check(run, step))
         if not run.dry:
             for term in state.terms:
                 network = getattr(term.loss, "network", term.loss)
@@ -133,20 +134,19 @@ class Steered(GradientGuidance):
     def guide_x0(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
         if self.scale == 0 or step.state.measured is None:
             return x0
-        if self.latent == "gradient" and step.decode(x0) is not x0:
+        if step.in_pixels:
+            projected = self._projected(step, x0)
+            return projected if self.scale == 1 else x0 + self.scale * (projected - x0)
+        if self.latent == "gradient":
             return x0 + self.scale * (self._descended(step, x0) - x0)
         image = step.decode(x0)
-        projected = self._projected(step, image)
-        if image is not x0:
-            return x0 + self.scale * (step.encode(projected) - step.encode(image))
-        return projected if self.scale == 1 else x0 + self.scale * (projected - x0)
+        return x0 + self.scale * (step.encode(self._projected(step, image)) - step.encode(image))
 
     def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
         # The last step of a scheduler rounds, and may add a little noise.
-        if self.scale != 1 or step.state.measured is None or step.next_level.sigma > 0:
+        if self.scale != 1 or step.state.measured is None or step.next_level.sigma > 0 or not step.in_pixels:
             return sample
-        image = step.decode(sample)
-        return self._projected(step, image.float()).to(sample.dtype) if image is sample else sample
+        return self._projected(step, sample.float()).to(sample.dtype)
 
     def _projected(self, step: Step, image: torch.Tensor) -> torch.Tensor:
         operator = self._operator(step.state, image)
@@ -187,17 +187,17 @@ class Steered(GradientGuidance):
         return found
 
     # -- what does not fit -----------------------------------------------------------------------------------------
-    def _check(self, run: Run, blank: torch.Tensor) -> None:
-        """Refuse an image that is no measurement of images like this one, and losses whose target does not fit it."""
-        if self.scale == 0:
-            return
+    def _check(self, run: Run, step: Step) -> None:
+        """Refuse an image that is no measurement of the run's images, and losses whose target does not fit them."""
+        assert step.sample is not None
+        blank = step.decode(step.sample)
         for index, term in enumerate(run.state.terms):
             check_target(term.loss, blank, f"steered: losses[{index}]")
         if run.state.measured is not None:
             self._check_measured(run, blank)
 
     def _check_measured(self, run: Run, blank: torch.Tensor) -> None:
-        given, (channels, height, width) = run.state.measured, blank.shape[1:]
+        given = run.state.measured
         for name, held in {"image": given, "mask": getattr(run.state, "known", given)}.items():
             if len(blank) % len(held):
                 raise ParameterError(
@@ -207,6 +207,12 @@ class Steered(GradientGuidance):
         if self.operator is not None:
             check_operator(self.operator, blank[:1], given, "steered")
             return
+        if blank.ndim == 5:
+            raise ParameterError(
+                f"steered: task={self.task!r} measures images, but the pipeline makes videos of {blank.shape[2]} "
+                "frames; give an operator that takes [batch, channels, frames, height, width]."
+            )
+        channels, height, width = blank.shape[1:]
         if self.task == "colourisation" and channels != 3:
             raise ParameterError(
                 f"steered: task='colourisation' needs a pipeline of colour images; this one's have {channels} channel."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,23 @@ def test_depth_and_segmentation(kind: str, channels: int, tmp_path: Path) -> Non
         return float((found - wanted).square().mean() if kind == "depth" else -found.log_softmax(1)[:, 2].mean())
 
     assert score(20.0) < score(0.0)
+
+
+def test_a_map_that_does_not_fit_is_an_error_before_the_first_denoiser_call(tmp_path: Path) -> None:
+    for kind, network in {"depth": Dense(1), "segmentation": Dense(3)}.items():
+        file = Experts(network, 1, rank=1).save(tmp_path / f"{kind}.safetensors")
+        unfitting = {torch.ones(1, 4, 8): "wanted is [1, 4, 8], but the network's map is 8 high and 8 wide",
+                     torch.ones(3, 8, 8): "[1, 8, 8], or as many maps as images",
+                     torch.ones(8, 8): "wanted is [8, 8]"}  # fmt: skip
+        if kind == "segmentation":
+            unfitting[torch.full((1, 8, 8), 3)] = "ppap: wanted holds classes from 3 to 3; allowed: 0 to 2."
+        for wanted, message in unfitting.items():
+            guided, calls = pipe(), []
+            guided.unet.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+            guided.add_guidance("ppap", classifier=network, weights=str(file), kind=kind, wanted=wanted)
+            with pytest.raises(trimtab.ParameterError, match=re.escape(message)):
+                guided([0, 1], num_inference_steps=2)
+            assert not calls
 
 
 def test_what_does_not_fit_is_an_error_that_says_so(trained: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How large a run's images are is known before its first denoiser call, on every kind of pipeline or not at all."""
+"""How large a run's images are is known before its first denoiser call, on every kind of pipeline."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import torch
 from guided_runs import built
 from zoo import CASES, run
 
+import trimtab
 from trimtab import Guidance, Run, Step, parameter
 
-TOLD = ["sd15", "sd3", "dit", "ddpm", "flux", "qwenimage", "if_", "instruct_pix2pix", "sd_inpaint", "sana_sprint"]
-"""By kind of input: latents, pixels, packed tokens, and what more is joined to them."""
-UNTOLD = ["wan", "flux_kontext", "lumina"]
-"""Videos, tokens of two images, and an autoencoder of another factor than the pipeline says."""
+TOLD = ["sd15", "sd3", "dit", "ddpm", "flux", "qwenimage", "if_", "instruct_pix2pix", "sd_inpaint", "sana_sprint",
+        "flux_kontext", "z_image", "lumina", "wan"]  # fmt: skip
+"""By kind of input: latents, pixels, packed tokens, what more is joined to them, lists, another factor, videos."""
+PREPARED = {"dit": False, "ddpm": False, "if_": False}
+"""Whether the pipeline prepares its latents by a method; if not, there may be more rows than images."""
 
 
 @dataclass
@@ -25,20 +27,35 @@ class Sizes(Guidance):
     seen: list = parameter([], "Then.")
 
     def setup(self, run: Run) -> None:
-        run.check_image(lambda blank: self.told.append(tuple(blank.shape)))
+        run.check_step(lambda step: self.told.append(tuple(step.decode(step.sample).shape)))
 
     def guide_x0(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
         self.seen.append(tuple(step.decode(x0).shape))
         return x0
 
 
-@pytest.mark.parametrize("name", TOLD + UNTOLD)
+@pytest.mark.parametrize("name", TOLD)
 def test_what_is_told_before_the_first_call_is_what_the_estimate_decodes_to(name: str) -> None:
     pipe, sizes = built(name), Sizes()
     with pipe.guidance(sizes, name="sizes"):
         run(pipe, CASES[name])
-    assert len(sizes.told) == (name in TOLD)
-    for rows, *size in sizes.told:
-        images, *decoded = sizes.seen[0]
-        assert size == decoded
-        assert rows % images == 0
+    [(rows, *size)], (images, *decoded) = sizes.told, sizes.seen[0]
+    assert size == decoded
+    assert rows == images if PREPARED.get(name, True) else rows % images == 0
+
+
+@pytest.mark.parametrize("name", ["animatediff", "svd", "ltx"])
+def test_videos_that_nobody_can_decode_here_are_refused_before_the_first_call(name: str) -> None:
+    pipe, sizes, calls = built(name), Sizes(), []
+    handle = getattr(pipe, CASES[name].denoiser).register_forward_pre_hook(lambda *_: calls.append(1))
+    attached = pipe.guidance(sizes, name="sizes")
+    with handle, pytest.raises(trimtab.UnsupportedPipelineError, match="that works on the sample itself"), attached:
+        run(pipe, CASES[name])
+    assert not calls
+
+
+def test_what_is_noted_of_the_pipeline_is_undone() -> None:
+    pipe = built("flux")
+    with pipe.guidance(Sizes(), name="sizes"):
+        run(pipe, CASES["flux"])
+    assert "prepare_latents" not in vars(pipe)

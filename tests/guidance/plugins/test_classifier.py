@@ -10,10 +10,13 @@ import pytest
 import torch
 import transformers
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from guided_runs import built
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from zoo import CASES
+from zoo import run as run_case
 
 import trimtab
 from trimtab.guidance.images import Preprocessing
@@ -290,12 +293,48 @@ def test_targets_by_name_index_image_and_call() -> None:
     assert torch.equal(images(("Blue", 0), target=(2, 0)), images(("Blue", 0), target=None))
     with pytest.raises(trimtab.ParameterError, match=r"target='bleu' is no class.* Did you mean 'blue'\?"):
         images(target="bleu")
-    with pytest.raises(trimtab.ParameterError, match="target=3 is out of range; allowed: 0 to 2"):
-        images(target=3)
-    with pytest.raises(trimtab.GuidanceRuntimeError, match="3 targets were given for 2 images"):
-        images(target=(0, 1, 2))
     with pytest.raises(trimtab.ParameterError, match="classifier is missing"):
         tiny().add_guidance("classifier", target=0)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"target": 3}, "classifier: target=3 is out of range; allowed: 0 to 2."),
+        ({"target": (0, -1)}, "classifier: target=(0, -1) is out of range; allowed: 0 to 2."),
+        ({"target": 3, "estimate": "x_t"}, "classifier: target=3 is out of range; allowed: 0 to 2."),
+        ({"target": 3, "estimate": "edm"}, "classifier: target=3 is out of range; allowed: 0 to 2."),
+        (
+            {"target": (0, 1, 2)},
+            "classifier: target names 3 classes for 2 images; allowed: one, or one for each image.",
+        ),
+    ],
+)
+def test_targets_that_the_classifier_does_not_know_are_an_error_before_the_first_denoiser_call(
+    parameters: dict[str, Any], message: str
+) -> None:
+    """Also of a plain module, which does not say how many classes it has: it sees one blank image."""
+    pipe, calls = tiny(), []
+    pipe.add_guidance("classifier", classifier=Linear(), **parameters)
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(trimtab.ParameterError) as raised:
+        run(pipe, [0, 0])
+    assert str(raised.value) == message
+    assert not calls
+    pipe.guidances["classifier"].scale = 0.0
+    run(pipe, [0, 0])
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_a_target_out_of_range_is_seen_in_latents_as_well(name: str) -> None:
+    """At x_t the classifier sees latents, of which only the pipeline knows the shape."""
+    pipe, calls = built(name), []
+    network = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(6), nn.Linear(6, 3))
+    handle = getattr(pipe, CASES[name].denoiser).register_forward_pre_hook(lambda *_: calls.append(1))
+    wrong = pipe.guidance("classifier", classifier=network, target=7, estimate="x_t")
+    with handle, pytest.raises(trimtab.ParameterError, match="target=7 is out of range; allowed: 0 to 2"), wrong:
+        run_case(pipe, CASES[name])
+    assert not calls
 
 
 def test_preprocessing() -> None:

@@ -314,6 +314,63 @@ def test_a_pipeline_that_can_make_another_size_is_said_to() -> None:
     assert str(raised.value).endswith("image.resize((16, 16)), or call the pipeline with height=96 and width=96.")
 
 
+VIDEO = "steered: task='super_resolution' measures images, but the pipeline makes videos of 5 frames; give an operator "
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("flux_kontext", "steered: image is 96 x 96 pixels, but the pipeline makes 16 x 16 pixels; needed: at most"),
+        ("z_image", "steered: image is 96 x 96 pixels, but the pipeline makes 16 x 16 pixels; needed: at most"),
+        ("wan", VIDEO),
+    ],
+)
+def test_sizes_are_known_before_also_where_the_input_holds_more_or_is_a_list_or_a_video(
+    name: str, message: str
+) -> None:
+    pipe, calls = built(name), []
+    handle = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    large = pipe.guidance("steered", task="super_resolution", image=picture(96))
+    with handle, pytest.raises(trimtab.ParameterError) as raised, large:
+        run_case(pipe, CASES[name])
+    assert str(raised.value).startswith(message)
+    assert not calls
+
+
+def test_videos_are_measured_by_an_operator_that_takes_them() -> None:
+    """Of Wan's five frames, the first: a step of descent brings it nearer to black."""
+    distances: list[float] = []
+
+    def first(video: torch.Tensor) -> torch.Tensor:
+        distances.append(float((video.detach()[:, :, 0] + 1).square().mean()))
+        return video[:, :, 0]
+
+    operator = LinearOperator(first, lambda y: torch.cat([y[:, :, None]] + 4 * [0 * y[:, :, None]], dim=2))
+    black = torch.full((1, 3, 64, 64), -1.0)
+    with built("wan").guidance("steered", operator=operator, image=black, latent="gradient", latent_steps=2):
+        run_case(built("wan"), CASES["wan"], num_inference_steps=1)
+    _, before, after = distances  # the first was the check's
+    assert after < 0.95 * before
+
+
+@pytest.mark.parametrize(("latent", "each"), [("encode", 1), ("gradient", 5)])
+def test_latents_are_decoded_once_for_each_projection_and_once_to_check(latent: str, each: int) -> None:
+    pipe, decoded = built("sd15"), []
+    image = {"task": "inpainting", "image": picture(32), "mask": mask(32), "latent": latent}
+    with pipe.vae.decoder.register_forward_hook(lambda *_: decoded.append(1)), pipe.guidance("steered", **image):
+        run_case(pipe, CASES["sd15"])
+    assert len(decoded) == each * CASES["sd15"].call["num_inference_steps"] + 1
+
+
+def test_a_loss_and_a_measurement_decode_what_each_of_them_sees() -> None:
+    """The loss sees the estimate, the measurement what the loss made of it."""
+    pipe, decoded = built("sd15"), []
+    both = {"task": "inpainting", "image": picture(32), "mask": mask(32), "losses": (lambda x: x.flatten(1).mean(1),)}
+    with pipe.vae.decoder.register_forward_hook(lambda *_: decoded.append(1)), pipe.guidance("steered", **both):
+        run_case(pipe, CASES["sd15"])
+    assert len(decoded) == 2 * CASES["sd15"].call["num_inference_steps"] + 1
+
+
 def test_a_mask_of_another_size_than_the_image_is_refused_when_it_is_attached() -> None:
     with pytest.raises(trimtab.ParameterError, match=r"mask is 4 x 8 pixels, but image is 8 x 8 pixels; needed: one"):
         trimtab.guide(class_conditional(["one"])).add_guidance(
