@@ -52,7 +52,7 @@ def _process(rank: int, given: argparse.Namespace, store: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=given.processes)
     one = ARCHITECTURES[given.architecture]
-    _, pipe, *_ = build(one, "cpu", torch.float32)
+    _, pipe, _ = build(one, "cpu", torch.float32)
     pipe.add_guidance("pag")
     generator = torch.Generator()
     embeddings = {

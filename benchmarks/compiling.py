@@ -56,7 +56,7 @@ def measure(way: str, width: int = 32, plans: Sequence[Sequence[str]] = PLANS, s
     torch.compiler.reset()
     torch.compiler.config.force_disable_caches = True
     one = dataclasses.replace(ARCHITECTURES["sd15"], config=narrow(width))
-    _, pipe, *_ = build(one, "cpu", torch.float32)
+    _, pipe, _ = build(one, "cpu", torch.float32)
     WAYS[way](pipe.unet)
     embeddings = {name: torch.randn(1, 77, 4 * width) for name in ("prompt_embeds", "negative_prompt_embeds")}
     call = {**embeddings, "num_inference_steps": 2, "height": side, "width": side, "output_type": "latent"}

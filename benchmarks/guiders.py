@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import ModularPipeline
-from diffusers.guiders import PerturbedAttentionGuidance
+from diffusers.guiders import BaseGuidance, PerturbedAttentionGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from diffusers.hooks import HookRegistry, LayerSkipConfig
 from diffusers.hooks.layer_skip import _apply_layer_skip_hook
@@ -27,12 +27,21 @@ SCALES = {"cfg": 5.0, "pag": 3.0, "seg": 3.0}
 """As in the other ways."""
 
 
-def modular(unet: Any, scheduler: Any) -> ModularPipeline:
+def modular(unet: Any, scheduler: Any, guider: BaseGuidance) -> ModularPipeline:
     """Diffusers' modular pipeline for SDXL, from prompt embeddings to latents."""
-    pipe = StableDiffusionXLCoreDenoiseStep().init_pipeline()
-    pipe.update_components(unet=unet, scheduler=scheduler)
-    pipe.set_progress_bar_config(disable=True)
+    blocks = StableDiffusionXLCoreDenoiseStep()
+    _silence(blocks)
+    pipe = blocks.init_pipeline()
+    pipe.update_components(unet=unet, scheduler=scheduler, guider=guider)
     return pipe
+
+
+def _silence(block: Any) -> None:
+    """Draw no progress bar: the loop over the steps is a block somewhere inside."""
+    if hasattr(block, "set_progress_bar_config"):
+        block.set_progress_bar_config(disable=True)
+    for inner in block.sub_blocks.values():
+        _silence(inner)
 
 
 def perturbed(unet: Any) -> PerturbedAttentionGuidance:

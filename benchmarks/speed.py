@@ -31,6 +31,7 @@ from diffusers import (
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
+from diffusers.guiders import BaseGuidance
 
 import trimtab
 from benchmarks.flops import SD3_MEDIUM, SD15, SDXL
@@ -79,8 +80,8 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def build(one: Architecture, device: str, dtype: torch.dtype) -> tuple[Any, Any, Any, Any]:
-    """The stock pipeline, a guidable one, Diffusers' PAG and modular pipelines (if there is one), with one denoiser."""
+def build(one: Architecture, device: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """The stock pipeline, a guidable one and Diffusers' PAG pipeline, which share one denoiser."""
     torch.manual_seed(0)
     with _default(dtype):  # no copy in float32 beside it
         denoiser = one.denoiser(**one.config).to(device).eval().requires_grad_(False)
@@ -102,9 +103,7 @@ def build(one: Architecture, device: str, dtype: torch.dtype) -> tuple[Any, Any,
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    pag = pipeline(one.pag, pag_applied_layers=one.layers)
-    blocks = modular(denoiser, scheduler) if one.stock == "StableDiffusionXLPipeline" else None
-    return pipeline(one.stock), trimtab.guide(pipeline(one.stock)), pag, blocks
+    return pipeline(one.stock), trimtab.guide(pipeline(one.stock)), pipeline(one.pag, pag_applied_layers=one.layers)
 
 
 @contextmanager
@@ -118,13 +117,12 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 
 
 def ways_of(
-    one: Architecture, stock: Any, guided: Any, pag: Any, blocks: Any, side: int, steps: int, dtype: torch.dtype,
-    compiled: bool,
-) -> list[Way]:  # fmt: skip
+    one: Architecture, stock: Any, guided: Any, pag: Any, side: int, steps: int, dtype: torch.dtype, compiled: bool
+) -> list[Way]:
     """All ways of one architecture; the first is the stock pipeline with classifier-free guidance.
 
     Args:
-        stock, guided, pag, blocks: its pipelines, from `build`.
+        stock, guided, pag: its pipelines, from `build`.
     """
     device = stock.device
     if compiled:
@@ -152,14 +150,10 @@ def ways_of(
 
         return guidedly
 
-    def by_guider(guider: Any) -> Callable[[], Any]:
+    def by_guider(guider: BaseGuidance) -> Callable[[], Any]:
+        pipe = modular(stock.unet, stock.scheduler, guider)
         given = {name: value for name, value in call.items() if name != "output_type"}
-
-        def guidedly() -> Any:
-            blocks.update_components(guider=guider)
-            return blocks(**given, generator=generator.manual_seed(0), output="latents")
-
-        return guidedly
+        return lambda: pipe(**given, generator=generator.manual_seed(0), output="latents")
 
     ways = [
         Way("stock pipeline, CFG", run(stock)),
@@ -173,9 +167,9 @@ def ways_of(
         Way("CFG + PAG + SEG", ours(["pag", "seg"])),
         Way("CFG + PAG + SEG, a call each, as guiders do", ours(["cfg", "pag", "seg"], scale=1.0, rows="sequential")),
     ]
-    if blocks is not None and not compiled:
-        ways.append(Way("CFG + PAG, Diffusers' guider", by_guider(perturbed(blocks.unet))))
-        ways.append(Way("CFG + PAG + SEG, a guider of Diffusers' parts", by_guider(BothPerturbed(blocks.unet))))
+    if one.stock == "StableDiffusionXLPipeline" and not compiled:
+        ways.append(Way("CFG + PAG, Diffusers' guider", by_guider(perturbed(stock.unet))))
+        ways.append(Way("CFG + PAG + SEG, a guider of Diffusers' parts", by_guider(BothPerturbed(stock.unet))))
     return ways
 
 

@@ -130,7 +130,7 @@ class Forwards:
             except AmbiguousRowsError:
                 call.extra, call.watched = {}, {}
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                if not (branches and is_out_of_memory(error)):
                     raise
                 # A call that cannot be made in pieces; each branch is a call of its own from here on.
                 call.extra, call.watched, self._rows = {}, {}, "sequential"
