@@ -182,3 +182,11 @@ def of_rows(images: Any, like: torch.Tensor) -> Any:
     if isinstance(images, list):
         return [of_rows(image, like) for image in images]
     return images[:1].expand(len(like), -1, -1, -1)
+
+
+def test_another_point_is_refused_where_the_residuals_are_not_found() -> None:
+    pipe = CASE.build()
+    pipe.unet.__class__ = Halving
+    trimtab.guide(pipe).add_guidance("sag")
+    with pytest.raises(trimtab.UnsupportedPipelineError, match=r"not found .* at another x_t; leave out what blurs"):
+        run(pipe, CASE)
