@@ -71,6 +71,20 @@ def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, 
     assert f"{COUNT}/{COUNT}" in result.stderr  # the bar of the first process counts the images of all
 
 
+def test_the_launcher_of_accelerate_starts_processes_that_share_a_batch(model: str, tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    launcher = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *launcher.split(), "--main_process_port", "0"]
+    assert cli.main(options(model, alone)) == 0
+    result = subprocess.run(
+        [*launch, "-m", "trimtab", *options(model, together)],
+        check=True, capture_output=True, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert contents(together) == contents(alone) and listed(together) == listed(alone)
+    # Two that knew nothing of each other would both name all of them.
+    assert [Path(line).name for line in result.stdout.splitlines()] == [row["file"] for row in listed(together)]
+
+
 def test_a_killed_batch_continues_and_nothing_is_lost_or_doubled(model: str, tmp_path: Path) -> None:
     whole, parts, steps = tmp_path / "whole", tmp_path / "parts", 60
     running = subprocess.Popen(
