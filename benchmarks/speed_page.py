@@ -48,6 +48,10 @@ def _ways(result: dict[str, Any]) -> list[Way]:
     return [Way(**{**way, "run": lambda: None}) for way in result["ways"]]
 
 
+def _count(number: int, noun: str) -> str:
+    return f"one {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def page(results: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown page."""
     lines = [
@@ -62,9 +66,9 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         about, unit = result["about"], ways[0]
         lines += [
             f"## {name}", "",
-            f"{about['side']} x {about['side']} pixels, {about['steps']} step(s), {about['dtype']}, "
+            f"{about['side']} x {about['side']} pixels, {_count(about['steps'], 'step')}, {about['dtype']}, "
             f"{about['machine']}, torch {about['torch']}, Diffusers {about['diffusers']}; "
-            f"{len(unit.seconds)} turns{about['note']}. "
+            f"{_count(len(unit.seconds), 'turn')}{about['note']}. "
             f"Guidable with nothing attached: {about['overhead'] * 1e6:.1f} microseconds a run before the stock call.",
             "",
             "| way | FLOPs, the first = 1 | seconds (median) | peak memory, MB |", "| --- | --- | --- | --- |",

@@ -26,7 +26,8 @@ def machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
     name = models[0].split(":", 1)[1].strip() if models else platform.processor() or platform.machine()
-    return f"{torch.get_num_threads()} thread(s) of a CPU ({name})"
+    threads = torch.get_num_threads()
+    return f"{'one thread' if threads == 1 else f'{threads} threads'} of a CPU ({name})"
 
 
 def curve(log: Sequence[Mapping[str, Any]]) -> Image.Image:
