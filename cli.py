@@ -179,14 +179,14 @@ def calibrate(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """`trimtab train`: train, or continue, and print where the model is; under `accelerate launch` as well."""
     from .pipelines.launch import first
-    from .training import part
+    from .training import end_processes
 
     text, where = TRAININGS[args.what]
     module, function = where.split(":")
     run = getattr(importlib.import_module(f".{module}", __package__), function)
     settings_class = typing.get_type_hints(run)["settings"]
     folder = run(parse_settings(args.what, text, settings_class, args.options))
-    part()
+    end_processes()
     if first():
         print(folder)
 

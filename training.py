@@ -81,7 +81,7 @@ def processes() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
-def part() -> None:
+def end_processes() -> None:
     """End what was launched together, after the last of what may be several trainings."""
     processes().destroy_process_group()
 

@@ -56,7 +56,7 @@ Attached = tuple[str, dict[str, Any]] | None
 """A plug-in's name and parameters, the scale apart; `None` for no guidance."""
 
 
-class Likeness(nn.Module):
+class NearestMeans(nn.Module):
     """EfficientNet-Lite0 as a classifier of garments: cosine of its features to the mean ones of each class."""
 
     def __init__(self, data: str | None, temperature: float = 0.05) -> None:
@@ -93,7 +93,7 @@ class Configurations:
                 {"classifier": self.guide, "weights": str(self._experts(count)), **at_x_t},
             )
         if self.args.efficientnet:
-            found["EfficientNet-Lite0"] = lambda: ("classifier", {"classifier": Likeness(self.args.data)})
+            found["EfficientNet-Lite0"] = lambda: ("classifier", {"classifier": NearestMeans(self.args.data)})
         return found
 
     def _noisy(self) -> nn.Module:

@@ -2,7 +2,7 @@
 
 The pipeline computes its own prediction as ever and gets its own rows back unchanged. Extra branches ride along in its
 denoiser calls or are calls of their own; what the guidances make of them is added to `model_output` at
-`scheduler.step` (`evaluation.py`), or before the pipeline's own rescale where it has one (`row_delta.py`).
+`scheduler.step` (`guided_step.py`), or before the pipeline's own rescale where it has one (`row_delta.py`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .conditions import Conditions
 from .controls import check_controlled
 from .converting import check_sample_is_left, is_converted, only_converts
 from .denoiser import Denoiser
-from .evaluation import Evaluation
 from .forwards import Forwards
 from .graph import GraphMeter, prepare
+from .guided_step import GuidedStep
 from .hooks import Hooks, needs_level
 from .interception import tap_call, tap_scheduler
 from .latents import ImageSpace
@@ -228,14 +228,14 @@ class GuidedRun:
         own = own_channels(model_output, whole)[:batch]
         step = dataclasses.replace(step, sample=whole[:batch])
         together = 1 + sum(guidance.companions(step) for guidance in acting.values())
-        evaluation = Evaluation(self.hooks, self.forwards, self._row_delta, acting, observation, step, calls, own)
-        total, sample = evaluation.guided()
-        self.forwards.count(evaluation.calls, whole, together)
+        evaluated = GuidedStep(self.hooks, self.forwards, self._row_delta, acting, observation, step, calls, own)
+        total, sample = evaluated.guided()
+        self.forwards.count(evaluated.calls, whole, together)
         for _ in range(self.hooks.repeats(acting, step) - 1):
             self._evaluated()
-            evaluation = evaluation.again(total, scheduler, self.arguments.get("generator"))
-            total, sample = evaluation.guided()
-            self.forwards.count(evaluation.calls, whole, together)
+            evaluated = evaluated.again(total, scheduler, self.arguments.get("generator"))
+            total, sample = evaluated.guided()
+            self.forwards.count(evaluated.calls, whole, together)
         if model_output.shape[1:] != total.shape[1:]:
             total = torch.cat([total, model_output[:batch, total.shape[1] :]], dim=1)
         if observation.copies == 1:

@@ -24,8 +24,8 @@ from .row_delta import RowDelta
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """One evaluation of a step in which guidances act.
+class GuidedStep:
+    """One evaluation of a step at which guidances act.
 
     Args:
         hooks, forwards, row_delta: the run's.
@@ -67,7 +67,7 @@ class Evaluation:
         total = self.observation.kept(self.own, total)
         return renoise(self.hooks, self.acting, step, total, available)
 
-    def again(self, prediction: torch.Tensor, scheduler: Any, generator: Any) -> Evaluation:
+    def again(self, prediction: torch.Tensor, scheduler: Any, generator: Any) -> GuidedStep:
         """The evaluation at an x_t noised back from where `prediction` leads, its calls made.
 
         Raises:
