@@ -164,6 +164,11 @@ def relative(difference: torch.Tensor, size: torch.Tensor) -> float:
     return float(difference.float().norm() / size.float().norm().clamp_min(1e-12))
 
 
+def percent(share: float) -> str:
+    """A share in words, however small: never "0.0%" of what differs."""
+    return f"{100 * share:.1g}%" if share < 0.001 else f"{share:.1%}"
+
+
 def state_of(pipe: Any, guidance: Guidance, values: bool = True) -> dict[str, str]:
     """Everything that a run must leave as it was: the pipeline, the guidance, models among its parameters, torch."""
     found = {f"pipe.{path}": token for path, token in of_pipeline(pipe, values).items()}

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from ...guidance.errors import GuidanceRuntimeError, ParameterError, RecipeError
 from ...guidance.parameters import fields_of
 from .. import strategies
-from ..subject import ROUNDING, Subject, changes, relative, state_of
+from ..subject import ROUNDING, Subject, changes, percent, relative, state_of
 
 
 def test_it_undoes_what_it_did(subject: Subject) -> None:
@@ -78,7 +78,7 @@ def test_it_is_deterministic(subject: Subject) -> None:
     if not torch.equal(first, second):
         subject.fail(
             "determinism",
-            f"two runs with one seed differ by {relative(first - second, first):.1%}.",
+            f"two runs with one seed differ by {percent(relative(first - second, first))}.",
             "Draw noise from a generator of your own, made in setup(run) from a seed: "
             "run.state.generator = torch.Generator().manual_seed(self.seed); never from the global one. "
             "Keep what you compute in run.state, so that a second run begins afresh.",
@@ -95,7 +95,7 @@ def test_batched_equals_sequential(subject: Subject, rows: str) -> None:
     if not apart <= ROUNDING:
         subject.fail(
             f"equality of guidance_rows='auto' and {rows!r}",
-            f"the images differ by {apart:.1%}.",
+            f"the images differ by {percent(apart)}.",
             "A perturbation must treat each row by itself: no statistics over the batch, no fixed row "
             "numbers, no state that counts calls.",
         )
@@ -112,7 +112,7 @@ def test_an_image_does_not_depend_on_its_batch(subject: Subject) -> None:
         if not apart <= ROUNDING:
             subject.fail(
                 "independence of the batch",
-                f"image {seed} in a batch of two differs by {apart:.1%} from the same image made alone.",
+                f"image {seed} in a batch of two differs by {percent(apart)} from the same image made alone.",
                 "Take means, norms and losses over each image, dim=tuple(range(1, x.ndim)), not over the "
                 "batch; loss returns one number an image.",
             )

@@ -10,7 +10,7 @@ import torch
 from ...guidance.errors import ConflictError
 from ...guidance.parameters import off_values
 from ..parametrisations import PARAMETRISATIONS
-from ..subject import HINT, ROUNDING, ExampleOf, Subject, relative
+from ..subject import HINT, ROUNDING, ExampleOf, Subject, percent, relative
 
 EFFECT = 0.02
 """Share of what a guidance changes by which two ways to the same result may differ."""
@@ -56,7 +56,7 @@ def test_off_it_is_the_identity(subject: Subject) -> None:
         values = ", ".join(f"{name}={value!r}" for name, value in off.items())
         subject.fail(
             "scale-0 identity",
-            f"at {values} the image differs from the stock one by {apart:.1%}.",
+            f"at {values} the image differs from the stock one by {percent(apart)}.",
             "Return None from delta (and no branches), or the argument itself from the other hooks, at this "
             "value; or declare with parameter(..., off=...) which value does nothing.",
         )
@@ -74,7 +74,7 @@ def test_all_parametrisations_lead_to_one_image(plugin: str, example_of: Example
         if not apart <= allowed:
             other.fail(
                 "epsilon/v/flow agreement",
-                f"its image differs by {float(apart / expected.norm()):.1%} from that of noise prediction.",
+                f"its image differs by {percent(float(apart / expected.norm()))} from that of noise prediction.",
                 "Scale differences of predictions only by numbers, which means the same for all; for anything "
                 "else work on the clean estimate (guide_x0, loss), or use step.level: x_t = alpha x_0 + "
                 "sigma n. A formula that is defined on the raw prediction is exempt: "
@@ -106,7 +106,7 @@ def test_it_composes_with_cfg(subject: Subject) -> None:
     if not apart <= ROUNDING:
         subject.fail(
             "composition with cfg",
-            f"attached before and after cfg, the images differ by {apart:.1%}.",
+            f"attached before and after cfg, the images differ by {percent(apart)}.",
             "A delta is added to the pipeline's prediction: compute it from predictions alone, without "
             "step.own, which holds the sum of nothing but the pipeline's own.",
         )
@@ -129,6 +129,6 @@ def test_half_precision(subject: Subject) -> None:
     if not apart <= 0.2:
         subject.fail(
             "dtype",
-            f"in bfloat16 the image differs by {apart:.0%} from that of float32.",
+            f"in bfloat16 the image differs by {percent(apart)} from that of float32.",
             "Differences of large numbers lose their digits: compute them in float32.",
         )

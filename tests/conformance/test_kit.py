@@ -17,6 +17,7 @@ from torch import nn
 import trimtab
 from trimtab import COND, UNCOND, Branch, Guidance, Predictions, Run, Step, parameter
 from trimtab.conformance import Example, Stage
+from trimtab.conformance.subject import percent
 from trimtab.conformance.tiny import assemble, sd15
 from trimtab.guidance import registry
 
@@ -284,3 +285,7 @@ def test_a_session_that_checks_nothing_imports_nothing_of_ours() -> None:
     program = "import sys, pytest, pytest_trimtab; print({'torch', 'diffusers', 'trimtab'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_differs_a_little_is_not_said_to_differ_by_nothing() -> None:
+    assert [percent(share) for share in (1.3e-6, 0.013, 1.0, float("nan"))] == ["0.0001%", "1.3%", "100.0%", "nan%"]
