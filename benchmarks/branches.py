@@ -119,6 +119,9 @@ The results differ by {difference:.1g} of the largest number. What the plan says
 ```text
 {plan}
 ```
+
+The plan counts the denoiser's rows. What every process does by itself, such as decoding, and what processes on one
+machine take from each other are not in it.
 """
 
 
