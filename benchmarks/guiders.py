@@ -57,6 +57,7 @@ def perturbed(unet: Any) -> PerturbedAttentionGuidance:
 class BothPerturbed(PerturbedAttentionGuidance):
     """CFG, PAG and SEG in the middle block: four predictions by Diffusers' own hooks."""
 
+    # A list, as in every guider of Diffusers.
     _input_predictions = ["pred_cond", "pred_uncond", "pred_cond_skip", "pred_cond_seg"]  # noqa: RUF012
 
     def __init__(self, unet: Any) -> None:
@@ -92,6 +93,7 @@ class BothPerturbed(PerturbedAttentionGuidance):
         if self._count_prepared > 2:
             HookRegistry.check_if_exists_or_initialize(denoiser).remove_hook("perturbed", recurse=True)
 
+    # Diffusers calls it by the names of the predictions, of which there is one more.
     def forward(  # type: ignore[override]
         self, pred_cond: Any, pred_uncond: Any, pred_cond_skip: Any, pred_cond_seg: Any
     ) -> GuiderOutput:

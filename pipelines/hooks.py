@@ -148,6 +148,8 @@ class Hooks:
         for view in self._views.values():
             view.checks.clear()
         sample = self._space.blank(args, kwargs) if checks and step is not None and self._space is not None else None
+        if self._space is not None:
+            self._space.forget_prepared()
         if step is None or sample is None:
             return
         for name, check in checks:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.errors import UnsupportedPipelineError
+from ..guidance.errors import TrimtabError, UnsupportedPipelineError
+from .budget import is_out_of_memory
 from .graph import GraphMeter
 from .interception import tap_method
 from .prediction import locate, primary, sample_argument
@@ -123,12 +124,16 @@ class ImageSpace:
         """Release the last image and its graph."""
         self._last = None
 
+    def forget_prepared(self) -> None:
+        """Release the samples that the pipeline prepared."""
+        self._prepared = ()
+
     # -- the autoencoder -------------------------------------------------------------------------------------------
     def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
         try:
             return self._run("decode", latents)
         except (RuntimeError, TypeError, ValueError) as error:
-            if latents.ndim != 5 or isinstance(error, torch.OutOfMemoryError):
+            if latents.ndim != 5 or isinstance(error, TrimtabError) or is_out_of_memory(error):
                 raise
             raise UnsupportedPipelineError(
                 f"{type(self._pipe).__name__}: its {type(self.autoencoder).__name__} does not decode the frames of "

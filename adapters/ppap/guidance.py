@@ -84,10 +84,11 @@ class PPAP(Classifier):
             )
         if self.kind == "depth":
             return -(found - _for_each(wanted.float(), rows)).square().flatten(1).mean(1)
-        if not 0 <= wanted.min() <= wanted.max() < found.shape[1]:
+        # As it was given, not on the network's device, which would have to be waited for in every step.
+        lowest, highest = self.wanted.min().item(), self.wanted.max().item()
+        if not 0 <= lowest <= highest < found.shape[1]:
             raise ParameterError(
-                f"ppap: wanted holds classes from {wanted.min():g} to {wanted.max():g}; allowed: 0 to "
-                f"{found.shape[1] - 1}."
+                f"ppap: wanted holds classes from {lowest:g} to {highest:g}; allowed: 0 to {found.shape[1] - 1}."
             )
         return -F.cross_entropy(found, _for_each(wanted.long(), rows), reduction="none").flatten(1).mean(1)
 

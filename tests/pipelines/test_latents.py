@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +55,30 @@ def test_videos_that_nobody_can_decode_here_are_refused_before_the_first_call(na
     with handle, pytest.raises(trimtab.UnsupportedPipelineError, match="that works on the sample itself"), attached:
         run(pipe, CASES[name])
     assert not calls
+
+
+@pytest.mark.parametrize("guidances", [{"sizes": Sizes}, {"pag": lambda: "pag"}], ids=["checked", "not checked"])
+def test_the_samples_that_were_prepared_are_not_kept_beyond_the_first_call(
+    guidances: dict[str, Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, case, kept, alive = built("sd15"), CASES["sd15"], [], []
+    original = type(pipe).prepare_latents
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        latents: torch.Tensor = original(self, *args, **kwargs)
+        kept.append(weakref.ref(latents))
+        return latents
+
+    monkeypatch.setattr(type(pipe), "prepare_latents", noted)
+
+    def look(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        alive.append(kept[0]() is not None)
+        return tensors
+
+    for name, make in guidances.items():
+        pipe.add_guidance(make(), name=name)
+    run(pipe, case, callback_on_step_end=look)
+    assert len(alive) > 1 and not alive[-1]
 
 
 def test_what_is_noted_of_the_pipeline_is_undone() -> None:
