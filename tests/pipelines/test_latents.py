@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +56,9 @@ def test_videos_that_nobody_can_decode_here_are_refused_before_the_first_call(na
     assert not calls
 
 
-@pytest.mark.parametrize("guidances", [{"sizes": Sizes}, {"pag": lambda: "pag"}], ids=["checked", "not checked"])
+@pytest.mark.parametrize("guidance", [Sizes(), "pag"], ids=["checked", "not checked"])
 def test_the_samples_that_were_prepared_are_not_kept_beyond_the_first_call(
-    guidances: dict[str, Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+    guidance: Guidance | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe, case, kept, alive = built("sd15"), CASES["sd15"], [], []
     original = type(pipe).prepare_latents
@@ -75,9 +74,8 @@ def test_the_samples_that_were_prepared_are_not_kept_beyond_the_first_call(
         alive.append(kept[0]() is not None)
         return tensors
 
-    for name, make in guidances.items():
-        pipe.add_guidance(make(), name=name)
-    run(pipe, case, callback_on_step_end=look)
+    with pipe.guidance(guidance, name="acting"):
+        run(pipe, case, callback_on_step_end=look)
     assert len(alive) > 1 and not alive[-1]
 
 
