@@ -58,7 +58,7 @@ models: $(INSTALLED)
 	$(TRAIN) emoji-flux $(GPU)
 	test -d $(PAIRS) || $(BIN)/python -m trimtab.pipelines.emoji.pairs $(EMOJI) $(PAIRS)
 	$(TRAIN) easycontrol --base runs/emoji-flux/model --data $(PAIRS)/train --output runs/emoji-easycontrol --rank 32 \
-		--cond-size 64 --smallest 64 --largest 64 --aspect 1 --max-sequence-length 40 --batch-size 64 --steps 6000 \
+		--cond-size 64 --smallest 64 --largest 64 --aspect 1 --max-sequence-length 32 --batch-size 64 --steps 6000 \
 		--learning-rate 1e-3 $(GPU)
 	$(TRAIN) unicon --base runs/emoji-sd/model --data $(PAIRS)/train --output runs/emoji-unicon --rank 16 --size 64 \
 		--aspect 1 --trigger "edge_map, " --batch-size 64 --steps 6000 --learning-rate 1e-3 $(GPU)

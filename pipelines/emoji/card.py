@@ -41,10 +41,10 @@ One emoji in ten is held out, in all styles and skin tones: what is tested was n
 
 ## Training
 
-`{command}`
+{commands}
 
 {steps:,} steps of {samples} samples, AdamW, learning rate {learning_rate:g} with warm-up and cosine decay, averaged
-weights (decay {ema_decay:g}), mixed precision `{mixed_precision}`, seed {seed}.{state} {hours:.1f} hours on {machine}.
+weights (decay {ema_decay:g}), mixed precision `{mixed_precision}`, seed {seed}{last}.{state} {hours:.1f} hours on {machine}.
 Loss, mean of the last 100 steps: {loss:.4f}. {validated}
 
 ![Loss and validation over the steps](training.png)
@@ -92,12 +92,14 @@ def write_card(
         library: that loads it.
         task: as the Hub names it.
     """
-    (folder / "training.json").write_text(json.dumps(settings.to_store(), indent=2) + "\n")
+    commands = [*commands_before(settings), settings.command(command)]
+    (folder / "training.json").write_text(json.dumps({**settings.to_store(), "commands": commands}, indent=2) + "\n")
     log = read_log(settings.output)
     curve(log).save(folder / "training.png")
     numbers, done = summary(log), log[-1]["step"]
     hidden = {"loss", "hours"}
     validated = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items() if name not in hidden]
+    last = " in the last run" if len(commands) > 1 else ""
     unfinished = f" The run was stopped after {done:,} of them." if done < settings.steps else ""
     small = not torch.cuda.is_available() and task == "text-to-image"
     text = CARD.format(
@@ -113,11 +115,19 @@ def write_card(
         packages="\n".join(
             f"| {style} | {name} {version} | {MAKERS[style]} |" for style, (name, version, _) in PACKAGES.items()
         ),
-        command=settings.command(command),
+        commands="\n\n".join(f"`{line}`" for line in commands),
         samples=settings.batch_size * settings.accumulate,
+        last=last,
         state=unfinished,
         machine=machine(),
         validated=f"On held-out emoji: {', '.join(validated)}." if validated else "",
         more=MORE if small else "",
     )  # fmt: skip
     (folder / "README.md").write_text(text)
+
+
+def commands_before(settings: TrainingSettings) -> list[str]:
+    """The commands that made the model that a training went on from, the oldest first."""
+    start = getattr(settings, "start", "")
+    before: list[str] = json.loads((Path(start) / "training.json").read_text())["commands"] if start else []
+    return before

@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 from ...training import option, train
 from .card import write_card
 from .data import EmojiData
-from .latents import Drawings, half, load_autoencoder
+from .latents import Drawings, go_on_from, half, load_autoencoder
 from .sd import DenoiserSettings
 from .text import WIDTH, clip_encoder, clip_tokenizer, kept, t5_encoder, t5_tokenizer
 
@@ -96,7 +96,7 @@ def train_flux(settings: FluxSettings) -> Path:
     """Train, or continue; returns the folder of the pipeline in Diffusers format."""
     torch.manual_seed(settings.seed)
     folder, scheduler = Path(settings.output) / "model", FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-    autoencoder = load_autoencoder(settings.autoencoder)
+    autoencoder = load_autoencoder(Path(settings.start) / "vae" if settings.start else settings.autoencoder)
     drawings = Drawings(EmojiData(settings.data), autoencoder)
     held_out = Drawings(EmojiData(settings.data, held_out=True), autoencoder)
 
@@ -126,7 +126,13 @@ def train_flux(settings: FluxSettings) -> Path:
             folder, model, settings, "emoji-flux", title="emoji-flux", about=ABOUT, usage=USAGE, library="diffusers"
         )
 
-    tokenizer = kept(folder / "tokenizer", CLIPTokenizer, clip_tokenizer, drawings.captions)
-    tokenizer_2 = kept(folder / "tokenizer_2", T5Tokenizer, t5_tokenizer, drawings.captions)
-    train("emoji-flux", TextFlux(tokenizer, tokenizer_2, settings), drawings.indices, loss, settings, export, validate)
+    tokenizer = kept(folder / "tokenizer", CLIPTokenizer, clip_tokenizer, drawings.captions, settings.start)
+    tokenizer_2 = kept(folder / "tokenizer_2", T5Tokenizer, t5_tokenizer, drawings.captions, settings.start)
+    model = TextFlux(tokenizer, tokenizer_2, settings)
+    if settings.start:
+        parts = {"text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2}
+        go_on_from(settings.start, transformer=model.transformer, **parts)
+    if settings.compile:
+        model.transformer.compile()
+    train("emoji-flux", model, drawings.indices, loss, settings, export, validate)
     return folder

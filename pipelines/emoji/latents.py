@@ -69,9 +69,23 @@ def load_autoencoder(folder: str | Path) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder).to(device).eval().requires_grad_(False)
 
 
+def go_on_from(folder: str | Path, **parts: Any) -> None:
+    """Give the parts of a model the weights of those of a trained one.
+
+    Args:
+        folder: the trained pipeline.
+        parts: by their names in it.
+
+    Raises:
+        RuntimeError: naming the tensors, where the sizes are others.
+    """
+    for name, part in parts.items():
+        part.load_state_dict(type(part).from_pretrained(Path(folder) / name).state_dict())
+
+
 def half(module: Any) -> Any:
     """A copy in half precision on the CPU, as denoisers are stored.
 
     Text encoders are stored in float32: transformers would load them in half precision again.
     """
-    return copy.deepcopy(module).to("cpu", torch.float16)
+    return copy.deepcopy(module).to("cpu", torch.float16, memory_format=torch.contiguous_format)

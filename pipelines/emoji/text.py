@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 from ...training import processes
 
 LENGTH = 24
-T5_LENGTH = 40
+T5_LENGTH = 32
 VOCABULARY = 2048
 WIDTH = 192
 _MARKS = ["<|startoftext|>", "<|endoftext|>"]
@@ -23,18 +23,28 @@ _MARKS = ["<|startoftext|>", "<|endoftext|>"]
 Kind = TypeVar("Kind", CLIPTokenizer, T5Tokenizer)
 
 
-def kept(folder: Path, kind: type[Kind], train: Callable[[Sequence[str]], Kind], captions: Sequence[str]) -> Kind:
-    """The tokenizer of a folder; where there is none the first process trains it and writes it there.
+def kept(
+    folder: Path, kind: type[Kind], train: Callable[[Sequence[str]], Kind], captions: Sequence[str], start: str = ""
+) -> Kind:
+    """The tokenizer of a folder; where there is none the first process writes it there.
 
     Trained twice, the words have other numbers: a run that goes on, and another process, need those of the first time.
+
+    Args:
+        folder: of the tokenizer.
+        kind: its class.
+        train: makes one of the captions.
+        captions: to train on.
+        start: folder of a trained model whose tokenizer of the same name is taken instead of training one.
     """
     with processes().main_process_first():
         if not folder.is_dir():
             unfinished = folder.with_name(f"{folder.name}.unfinished")
-            train(captions).save_pretrained(unfinished)
+            found = kind.from_pretrained(Path(start) / folder.name) if start else train(captions)
+            found.save_pretrained(unfinished)
             unfinished.rename(folder)
-    found: Kind = kind.from_pretrained(folder)
-    return found
+    tokenizer: Kind = kind.from_pretrained(folder)
+    return tokenizer
 
 
 def clip_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:

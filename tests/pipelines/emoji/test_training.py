@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,31 @@ def test_a_denoiser_is_a_pipeline_that_can_be_guided(
     assert "--steps 1 " in card and "seed 0" in card
     assert all(word in card for word in ("CC-BY 4.0", "Apache-2.0", "validation loss", "training.png"))
     assert Image.open(folder / "training.png").size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("train", "settings", "denoiser"),
+    [
+        (train_sd, partial(SDSettings, width=16, inner_width=16), "unet"),
+        (train_flux, partial(FluxSettings, width=32, double_blocks=1, single_blocks=1), "transformer"),
+    ],
+)
+def test_a_training_goes_on_from_a_trained_model(
+    train: Callable[..., Path], settings: Any, denoiser: str, autoencoder: Path, packed: Path, tmp_path: Path
+) -> None:
+    """At a learning rate of zero the weights, the words and the autoencoder are those of the first model."""
+    common = {"data": str(packed), **STEP}
+    first = train(settings(output=str(tmp_path / "first"), autoencoder=str(autoencoder), **common))
+    changed = {"output": str(tmp_path / "second"), "learning_rate": 0.0, "seed": 1, "compile": 1}
+    with torch.compiler.set_stance("force_eager"):
+        second = train(settings(start=str(first), **changed, **common))
+    before, after = DiffusionPipeline.from_pretrained(first), DiffusionPipeline.from_pretrained(second)
+    for part in (denoiser, "vae", "text_encoder"):
+        old, new = getattr(before, part).state_dict(), getattr(after, part).state_dict()
+        assert all(torch.equal(tensor, new[name]) for name, tensor in old.items()), part
+    assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
+    card = (second / "README.md").read_text()
+    assert f"--start {first}" in card and card.count("`trimtab train") == 2 and "in the last run" in card
 
 
 @pytest.mark.parametrize(("target", "labels"), [("category", CATEGORIES), ("style", STYLES)])
