@@ -1,8 +1,8 @@
 """`python -m benchmarks.text_models`: what the emoji models draw, of captions that they have not seen.
 
-For each scale of classifier-free guidance one image of each held-out caption: the Fréchet distance to the held-out
-drawings on the features of a judge that guides nothing, and how well image and caption fit by the pair of encoders.
-And a sheet of eight prompts by eight seeds. A model is measured if its folder is given.
+A sheet of eight prompts by eight seeds. And for each scale of classifier-free guidance one image of each held-out
+caption: the Fréchet distance to the held-out drawings on the features of a judge that guides nothing, and how well image
+and caption fit by the pair of encoders. A model is drawn if its folder is given, and measured if judge and pair are.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ from .text_models_page import page
 SCALES = tuple(range(1, 9))
 SEEDS = range(8)
 PROMPTS = (
-    "red apple, noto style", "grinning face, twemoji style", "red heart, fluent style", "dog face, noto style",
-    "hot pepper, fluent style", "full moon, twemoji style", "smiling cat with heart-eyes, noto style",
-    "blue book, fluent style",
+    "red apple, noto style", "grinning face, twemoji style", "frog face, noto style", "strawberry, twemoji style",
+    "blue book, fluent style", "sun with face, noto style", "brown heart, fluent style", "beating heart, twemoji style",
 )  # fmt: skip
 
 
@@ -78,16 +77,21 @@ def drawn(sampler: Sampler) -> Image.Image:
 
 
 def measure(rows: Rows, args: argparse.Namespace) -> None:
-    """Fill the rows that are missing, and draw the sheets of models that are measured anew."""
+    """Draw the sheets, and fill the rows that are missing."""
+    samplers = [
+        (name, Sampler(model, scale, args.guidance, args.steps, args.batch))
+        for name, model, scale in (("sd", args.sd, "guidance_scale"), ("flux", args.flux, "true_cfg_scale"))
+        if model is not None
+    ]
+    args.images.mkdir(parents=True, exist_ok=True)
+    for name, sampler in samplers:
+        drawn(sampler).save(args.images / f"emoji-{name}.png", optimize=True)
+    if not (args.features and args.clip):
+        return
     pairs = drawing_pairs(EmojiData(args.data, held_out=True), "edges")
     pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[: args.count].tolist()]
     network, fit = feature_network(args.features), clip_score(args.clip)
-    for name, model, scale in (("sd", args.sd, "guidance_scale"), ("flux", args.flux, "true_cfg_scale")):
-        if model is None:
-            continue
-        sampler = Sampler(model, scale, args.guidance, args.steps, args.batch)
-        args.images.mkdir(parents=True, exist_ok=True)
-        drawn(sampler).save(args.images / f"emoji-{name}.png", optimize=True)
+    for name, sampler in samplers:
         for guidance in args.scales:
             label = f"{name} {guidance:g}"
             if label not in rows:
@@ -101,8 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/emoji.safetensors"), help="the packed data set")
     parser.add_argument("--sd", type=Path, help="folder of the model in Stable Diffusion format")
     parser.add_argument("--flux", type=Path, help="folder of the model in Flux format")
-    parser.add_argument("--features", required=True, help="folder of a judge, or another name of a feature network")
-    parser.add_argument("--clip", required=True, help="folder of `trimtab train emoji-clip`")
+    parser.add_argument("--features", help="folder of a judge, or another name of a feature network")
+    parser.add_argument("--clip", help="folder of `trimtab train emoji-clip`")
     parser.add_argument("--count", type=int, default=500, help="held-out captions")
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="of classifier-free guidance")
     parser.add_argument("--guidance", type=float, default=4.0, help="the scale of the sheets")
@@ -115,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {name: getattr(args, name) for name in ("count", "steps", "guidance")}
     rows = Rows(args.output.with_suffix(".json"), settings)
     measure(rows, args)
-    text = page(rows, shlex.join(["python", "-m", "benchmarks.text_models", *given]), settings)
+    shown = [name for name in ("sd", "flux") if getattr(args, name) is not None]
+    text = page(shown, rows, shlex.join(["python", "-m", "benchmarks.text_models", *given]), settings)
     args.output.with_suffix(".md").write_text(text)
     print(text)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.evaluation.distances import Estimate
@@ -15,36 +15,41 @@ PAGE = """# Emoji from words
 `trimtab/emoji-sd` and `trimtab/emoji-flux` draw emoji of 64x64 from a caption such as "red apple, noto style": the one
 a latent UNet with cross-attention in Stable Diffusion format, the other a flow-matching transformer in Flux format.
 They come with the package and draw within seconds on any machine. The cards in `models/` say how each was trained.
+The last two captions of the sheets, of hearts, are held out: these two were never drawn in training.
 """
 MODEL = """
 ## {title}
 
 ![Eight prompts by eight seeds]({image})
-
+"""
+TABLE = """
 | scale | Fréchet distance | score of its caption | of another caption |
 | --- | --- | --- | --- |
 {table}
 """
-END = """
-One image for each of {count} captions of held-out emoji, {steps} steps, by
+COMMAND = """
+Drawn by
 
     {command}
-
-Fréchet distance to the held-out drawings on the features of a classifier of emoji by category (no FID), with its 95 %
-interval (jackknife over ten groups of images). Score: 100 times the cosine of image and caption by `emoji-clip`, with
-its 95 % interval (bootstrap).
+"""
+MEASURED = """
+The tables: one image for each of {count} captions of held-out emoji, {steps} steps. Fréchet distance to the held-out
+drawings on the features of a classifier of emoji by category (no FID), with its 95 % interval (jackknife over ten
+groups of images). Score: 100 times the cosine of image and caption by `emoji-clip`, with its 95 % interval (bootstrap).
 """
 TITLES = {"sd": "emoji-sd", "flux": "emoji-flux"}
 
 
-def page(rows: Mapping[str, Row], command: str, settings: Mapping[str, Any]) -> str:
-    """The page, of the models that were measured."""
+def page(shown: Sequence[str], rows: Mapping[str, Row], command: str, settings: Mapping[str, Any]) -> str:
+    """The page: the sheets of models, and the tables of those that were measured."""
     text = PAGE
-    for name, title in TITLES.items():
+    for name in shown:
+        text += MODEL.format(title=TITLES[name], image=f"images/emoji-{name}.png")
         own = {label.split(" ")[1]: row for label, row in rows.items() if label.split(" ")[0] == name}
         if own:
-            text += MODEL.format(title=title, image=f"images/emoji-{name}.png", table="\n".join(map(line, own.items())))
-    return text + END.format(command=command, **settings)
+            text += TABLE.format(table="\n".join(map(line, own.items())))
+    text += COMMAND.format(command=command)
+    return text + MEASURED.format(**settings) if rows else text
 
 
 def line(named: tuple[str, Row]) -> str:

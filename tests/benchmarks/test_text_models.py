@@ -54,6 +54,16 @@ def test_the_sheet_has_a_line_a_prompt_and_the_page_a_line_a_scale(tmp_path: Pat
     drawn = text_models.drawn(sampler)
     assert drawn.height >= 64 * len(text_models.PROMPTS) and drawn.width >= 64 * len(text_models.SEEDS)
     rows = {f"sd {scale}": text_models.quality(pairs.targets, pairs, NETWORK, fit) for scale in (1, 2)}
-    text = page(rows, "COMMAND", {"count": 10, "steps": 1, "guidance": 2.0})
+    text = page(["sd"], rows, "COMMAND", {"count": 10, "steps": 1, "guidance": 2.0})
     assert all(f"\n| {scale} | " in text for scale in (1, 2)) and "\n| 3 | " not in text
     assert "emoji-sd.png" in text and "emoji-flux.png" not in text and "COMMAND" in text
+
+
+def test_without_judge_and_pair_there_are_sheets_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CASES["sd15"].build().save_pretrained(tmp_path / "emoji-sd")
+    monkeypatch.setattr(text_models, "PROMPTS", text_models.PROMPTS[:1])
+    places = ["--images", str(tmp_path / "images"), "--output", str(tmp_path / "emoji")]
+    text_models.main(["--sd", str(tmp_path / "emoji-sd"), "--steps", "1", *places])
+    assert [file.name for file in (tmp_path / "images").iterdir()] == ["emoji-sd.png"]
+    text = (tmp_path / "emoji.md").read_text()
+    assert "emoji-sd.png" in text and "| scale |" not in text and "Fréchet" not in text
