@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,7 +74,8 @@ class TrainingSettings:
         """The command that repeats this training."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         given = {key: value for key, value in self.to_store().items() if value != defaults[key]}
-        return " ".join([f"trimtab train {name}", *(f"--{k.replace('_', '-')} {v}" for k, v in given.items())])
+        options = (f"--{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in given.items())
+        return " ".join([f"trimtab train {name}", *options])
 
 
 def processes() -> PartialState:

@@ -1,8 +1,9 @@
 """`python -m benchmarks.text_models`: what the emoji models draw, of captions that they have not seen.
 
 A sheet of eight prompts by eight seeds. And for each scale of classifier-free guidance one image of each held-out
-caption: the Fréchet distance to the held-out drawings on the features of a judge that guides nothing, and how well image
-and caption fit by the pair of encoders. A model is drawn if its folder is given, and measured if judge and pair are.
+caption: the Fréchet distance to the held-out drawings on the features of a judge that guides nothing, and how well
+image and caption fit by the pair of encoders. A model is drawn if its folder is given, and measured if judge and pair
+are.
 """
 
 from __future__ import annotations

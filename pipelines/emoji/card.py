@@ -37,15 +37,15 @@ as "red apple, noto style":
 | --- | --- | --- |
 {packages}
 
-One emoji in ten is held out, in all styles and skin tones: what is tested was never drawn in training.
+One emoji in ten is held out, in all styles and skin tones: what is tested was never drawn in training.{only}
 
 ## Training
 
-{commands}
+{runs}
 
-{steps:,} steps of {samples} samples, AdamW, learning rate {learning_rate:g} with warm-up and cosine decay, averaged
-weights (decay {ema_decay:g}), mixed precision `{mixed_precision}`, seed {seed}{last}.{state} {hours:.1f} hours on {machine}.
-Loss, mean of the last 100 steps: {loss:.4f}. {validated}
+Here, {last}{done:,} steps of {samples} samples, AdamW, learning rate {learning_rate:g} with warm-up and cosine decay
+over {steps:,}, averaged weights (decay {ema_decay:g}), mixed precision `{mixed_precision}`, seed {seed}. {hours:.1f}
+hours on {machine}. Loss, mean of the last 100 steps: {loss:.4f}. {validated}
 
 ![Loss and validation over the steps](training.png)
 {more}
@@ -54,6 +54,9 @@ Loss, mean of the last 100 steps: {loss:.4f}. {validated}
 The drawings are under the licences above; the weights are under the licence of this package, Apache-2.0. Drawings by
 Twitter and contributors are used under CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/).
 """
+
+ONLY = """
+Drawn are emoji of these categories only: {}."""
 
 MORE = """
 On a GPU `make models` trains with batches of 128 for 40,000 steps at a greater width, which this machine did not
@@ -92,18 +95,19 @@ def write_card(
         library: that loads it.
         task: as the Hub names it.
     """
-    commands = [*commands_before(settings), settings.command(command)]
-    (folder / "training.json").write_text(json.dumps({**settings.to_store(), "commands": commands}, indent=2) + "\n")
     log = read_log(settings.output)
     curve(log).save(folder / "training.png")
     numbers, done = summary(log), log[-1]["step"]
     hidden = {"loss", "hours"}
     validated = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items() if name not in hidden]
-    last = " in the last run" if len(commands) > 1 else ""
-    unfinished = f" The run was stopped after {done:,} of them." if done < settings.steps else ""
+    unfinished = f", stopped after {done:,} steps" if done < settings.steps else ""
+    runs = [*runs_before(settings), f"`{settings.command(command)}`{unfinished}"]
+    (folder / "training.json").write_text(json.dumps({**settings.to_store(), "runs": runs}, indent=2) + "\n")
+    categories = getattr(settings, "categories", "")
     small = not torch.cuda.is_available() and task == "text-to-image"
     text = CARD.format(
         **settings.to_store(),
+        done=done,
         loss=numbers["loss"],
         hours=numbers["hours"],
         title=title,
@@ -115,10 +119,10 @@ def write_card(
         packages="\n".join(
             f"| {style} | {name} {version} | {MAKERS[style]} |" for style, (name, version, _) in PACKAGES.items()
         ),
-        commands="\n\n".join(f"`{line}`" for line in commands),
+        only=ONLY.format(categories) if categories else "",
+        runs="\n\n".join(runs),
         samples=settings.batch_size * settings.accumulate,
-        last=last,
-        state=unfinished,
+        last="in the last run, " if len(runs) > 1 else "",
         machine=machine(),
         validated=f"On held-out emoji: {', '.join(validated)}." if validated else "",
         more=MORE if small else "",
@@ -126,8 +130,8 @@ def write_card(
     (folder / "README.md").write_text(text)
 
 
-def commands_before(settings: TrainingSettings) -> list[str]:
+def runs_before(settings: TrainingSettings) -> list[str]:
     """The commands that made the model that a training went on from, the oldest first."""
     start = getattr(settings, "start", "")
-    before: list[str] = json.loads((Path(start) / "training.json").read_text())["commands"] if start else []
+    before: list[str] = json.loads((Path(start) / "training.json").read_text())["runs"] if start else []
     return before

@@ -31,6 +31,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from ...guidance.errors import ParameterError
+
 SIZE = 64
 HELD_OUT = 0.1
 PACKAGES = {
@@ -161,9 +163,20 @@ class EmojiData:
     Args:
         file: written by `pack`.
         held_out: which split; `None` for both.
+        categories: those of `CATEGORIES` that are wanted, with commas between; all, if it is empty.
+
+    Raises:
+        FileNotFoundError: with the command that makes the file.
+        ParameterError: a category that there is not.
     """
 
-    def __init__(self, file: str | Path, held_out: bool | None = False) -> None:
+    def __init__(self, file: str | Path, held_out: bool | None = False, categories: str = "") -> None:
+        wanted = [name.strip() for name in categories.split(",")] if categories else list(CATEGORIES)
+        if unknown := set(wanted) - set(CATEGORIES):
+            raise ParameterError(
+                f"categories={categories!r}: {', '.join(sorted(unknown))}: no category; allowed: "
+                f"{', '.join(CATEGORIES)}."
+            )
         if not Path(file).is_file():
             raise FileNotFoundError(
                 f"{file} is missing: `python -m trimtab.pipelines.emoji.pack ARCHIVES {file}` makes it."
@@ -172,7 +185,8 @@ class EmojiData:
             content, lengths = saved.get_tensor("content").numpy().tobytes(), saved.get_tensor("lengths").tolist()
             rows = json.loads(saved.metadata()["rows"])
         ends = list(itertools.accumulate(lengths))
-        chosen = [i for i, row in enumerate(rows) if held_out is None or row["held_out"] == held_out]
+        split = [i for i, row in enumerate(rows) if held_out is None or row["held_out"] == held_out]
+        chosen = [i for i in split if rows[i]["category"] in wanted]
         self.rows: list[dict[str, Any]] = [rows[i] for i in chosen]
         files = (content[ends[i] - lengths[i] : ends[i]] for i in chosen)
         self._rgba = torch.stack([torch.from_numpy(_pixels(file)) for file in tqdm(files, "read emoji", len(chosen))])

@@ -97,8 +97,9 @@ def train_flux(settings: FluxSettings) -> Path:
     torch.manual_seed(settings.seed)
     folder, scheduler = Path(settings.output) / "model", FlowMatchEulerDiscreteScheduler(shift=SHIFT)
     autoencoder = load_autoencoder(Path(settings.start) / "vae" if settings.start else settings.autoencoder)
-    drawings = Drawings(EmojiData(settings.data), autoencoder)
-    held_out = Drawings(EmojiData(settings.data, held_out=True), autoencoder)
+    drawings, held_out = (
+        Drawings(EmojiData(settings.data, split, settings.categories), autoencoder) for split in (False, True)
+    )
 
     def error(model: Any, source: Drawings, chosen: torch.Tensor, dropout: float, generator: Any) -> torch.Tensor:
         x0, captions = source.draw(chosen, dropout, generator)

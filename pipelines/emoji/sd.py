@@ -48,6 +48,7 @@ class DenoiserSettings(TrainingSettings):
     learning_rate: float = option(6e-4, "its highest value")
     warmup: int = option(500, "steps until it is reached")
     caption_dropout: float = option(0.1, "share of empty captions")
+    categories: str = option("", "only emoji of these, with commas between; all by default")
     start: str = option("", "folder of a trained model to go on from, with its autoencoder and its words")
     compile: int = option(0, "1 to compile the denoiser: minutes at the start, then faster steps")
     checkpoint_every: int = option(1000, "steps")
@@ -121,8 +122,9 @@ def train_sd(settings: SDSettings) -> Path:
     folder, scheduler = Path(settings.output) / "model", build_scheduler()
     widths = settings.width, settings.inner_width
     autoencoder = load_autoencoder(Path(settings.start) / "vae" if settings.start else settings.autoencoder)
-    drawings = Drawings(EmojiData(settings.data), autoencoder)
-    held_out = Drawings(EmojiData(settings.data, held_out=True), autoencoder)
+    drawings, held_out = (
+        Drawings(EmojiData(settings.data, split, settings.categories), autoencoder) for split in (False, True)
+    )
 
     def error(model: Any, source: Drawings, chosen: torch.Tensor, dropout: float, generator: Any) -> torch.Tensor:
         x0, captions = source.draw(chosen, dropout, generator)

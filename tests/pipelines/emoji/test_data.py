@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from trimtab.adapters.pairs import Pairs
+from trimtab.guidance.errors import ParameterError
 from trimtab.pipelines.emoji.data import CATEGORIES, STYLES, EmojiData, edges, in_held_out, pack, to_unit
 from trimtab.pipelines.emoji.pairs import CONDITIONS, drawing_pairs, main
 
@@ -27,6 +28,13 @@ def test_every_emoji_is_there_in_every_style_with_its_skin_tones(packed: Path) -
     assert {row["style"] for row in data.rows} == set(STYLES)
     assert {row["category"] for row in data.rows} == {"People & Body", "Symbols"}
     assert len(data.drawings) == 3 * 24 and {len(group) for group in data.drawings} == {1, 2}
+
+
+def test_categories_can_be_chosen_by_name(packed: Path) -> None:
+    data = EmojiData(packed, held_out=None, categories="Symbols, Flags")
+    assert len(data) == 3 * 16 and {row["category"] for row in data.rows} == {"Symbols"}
+    with pytest.raises(ParameterError, match=r"categories='Symbol': Symbol: no category; allowed: Smileys & Emotion, "):
+        EmojiData(packed, categories="Symbol")
 
 
 def test_an_emoji_is_held_out_in_every_style_and_tone_or_in_none(packed: Path) -> None:

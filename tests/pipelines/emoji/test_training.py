@@ -91,6 +91,7 @@ def test_a_training_goes_on_from_a_trained_model(
     common = {"data": str(packed), **STEP}
     first = train(settings(output=str(tmp_path / "first"), autoencoder=str(autoencoder), **common))
     changed = {"output": str(tmp_path / "second"), "learning_rate": 0.0, "seed": 1, "compile": 1}
+    changed["categories"] = "Symbols, People & Body"
     with torch.compiler.set_stance("force_eager"):
         second = train(settings(start=str(first), **changed, **common))
     before, after = DiffusionPipeline.from_pretrained(first), DiffusionPipeline.from_pretrained(second)
@@ -99,7 +100,8 @@ def test_a_training_goes_on_from_a_trained_model(
         assert all(torch.equal(tensor, new[name]) for name, tensor in old.items()), part
     assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
     card = (second / "README.md").read_text()
-    assert f"--start {first}" in card and card.count("`trimtab train") == 2 and "in the last run" in card
+    assert f"--start {first}" in card and card.count("`trimtab train") == 2 and "Here, in the last run, 1 steps" in card
+    assert "--categories 'Symbols, People & Body'" in card and "categories only: Symbols, People & Body." in card
 
 
 @pytest.mark.parametrize(("target", "labels"), [("category", CATEGORIES), ("style", STYLES)])
