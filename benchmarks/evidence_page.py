@@ -18,7 +18,18 @@ DOCS = Path(__file__).parents[1] / "docs"
 SHOWN = ("kernel_distance", "clip_score", "accuracy")
 """Measures that have lines, where they were taken; the others stand in the JSON."""
 BETTER, WORSE, UNCLEAR = "**better**", "*worse*", "unclear"
-FINDINGS: Mapping[str, Mapping[str, str]] = {"trimtab/embedded": {}}
+FINDINGS: Mapping[str, Mapping[str, str]] = {
+    "trimtab/embedded": {
+        "dynamic_threshold": "dividing the clean estimate by its quantile turns the background grey: the images' border "
+        "has a mean of -0.81, of -0.99 without it and of -1.00 in real images. It is made for colours that saturate "
+        "under strong guidance, not for a black background, of which most of these pixels are.",
+        "sag": "it takes detail away, of which these images have too little: an image differs from itself under a blur "
+        "of one pixel by 0.083 without guidance, by 0.074 with `sag`, and by 0.103 in real images. The model draws "
+        "anew what was blurred, so the two predictions of noise differ by that detail, and to add their difference to "
+        "the noise subtracts it from the clean estimate: at each of the 10 steps the change of the estimate points "
+        "against its detail (cosine -0.3 to -0.6). Diffusers' own pipeline computes the same.",
+    }
+}
 """Why a row is as it is, by model: found out from runs, and to be found out again where a row is measured anew."""
 OTHERS = """## Measured elsewhere
 

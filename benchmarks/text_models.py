@@ -36,8 +36,9 @@ from .text_models_page import page
 SCALES = tuple(range(1, 9))
 SEEDS = range(8)
 PROMPTS = (
-    "red apple, noto style", "grinning face, twemoji style", "frog face, noto style", "strawberry, twemoji style",
-    "blue book, fluent style", "sun with face, noto style", "brown heart, fluent style", "beating heart, twemoji style",
+    "red apple, noto style", "grinning face, twemoji style", "green apple, fluent style", "blue heart, noto style",
+    "lemon, twemoji style", "frog face, noto style", "brown heart, fluent style",
+    "slightly frowning face, twemoji style",
 )  # fmt: skip
 
 

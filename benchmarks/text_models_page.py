@@ -12,10 +12,11 @@ from .rows import Row, interval
 
 PAGE = """# Emoji from words
 
-`trimtab/emoji-sd` and `trimtab/emoji-flux` draw emoji of 64x64 from a caption such as "red apple, noto style": the one
-a latent UNet with cross-attention in Stable Diffusion format, the other a flow-matching transformer in Flux format.
-They come with the package and draw within seconds on any machine. The cards in `models/` say how each was trained.
-The last two captions of the sheets, of hearts, are held out: these two were never drawn in training.
+`trimtab/emoji-sd` and `trimtab/emoji-flux` draw emoji of 64x64 from a caption such as "red apple, noto style", within
+seconds on any machine: the one a latent UNet with cross-attention in Stable Diffusion format, the other a flow-matching
+transformer in Flux format. `trimtab models` tells which come with this package and what makes the others; the cards in
+`models/` say how each was trained, and on what. The last two captions of a sheet are held out: neither was ever drawn
+in training.
 """
 MODEL = """
 ## {title}
