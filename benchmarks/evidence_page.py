@@ -20,9 +20,9 @@ SHOWN = ("kernel_distance", "clip_score", "accuracy")
 BETTER, WORSE, UNCLEAR = "**better**", "*worse*", "unclear"
 FINDINGS: Mapping[str, Mapping[str, str]] = {
     "trimtab/embedded": {
-        "dynamic_threshold": "dividing the clean estimate by its quantile turns the background grey: the images' border "
-        "has a mean of -0.81, of -0.99 without it and of -1.00 in real images. It is made for colours that saturate "
-        "under strong guidance, not for a black background, of which most of these pixels are.",
+        "dynamic_threshold": "dividing the clean estimate by its quantile turns the background grey: the images' "
+        "border has a mean of -0.81, of -0.99 without it and of -1.00 in real images. It is made for colours that "
+        "saturate under strong guidance, not for a black background, of which most of these pixels are.",
         "sag": "it takes detail away, of which these images have too little: an image differs from itself under a blur "
         "of one pixel by 0.083 without guidance, by 0.074 with `sag`, and by 0.103 in real images. The model draws "
         "anew what was blurred, so the two predictions of noise differ by that detail, and to add their difference to "
