@@ -49,7 +49,12 @@ MODELS = (
         "Fashion-MNIST (MIT)",
         "trimtab train base --steps 2000 --mixed-precision bf16",
     ),
-    Model("trimtab/emoji-sd", "text-to-image UNet in Stable Diffusion format, 64x64", _EMOJI, "make models"),
+    Model(
+        "trimtab/emoji-sd",
+        "text-to-image UNet in Stable Diffusion format, 64x64",
+        _EMOJI,
+        "the commands in its card; one of greater width and of all emoji: make models",
+    ),
     Model("trimtab/emoji-flux", "text-to-image flow transformer in Flux format, 64x64", _EMOJI, "make models"),
     Model(
         "trimtab/emoji-judge",

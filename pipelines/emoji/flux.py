@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 from ...training import option, train
 from .card import write_card
 from .data import EmojiData
-from .latents import Drawings, go_on_from, half, load_autoencoder
+from .latents import Drawings, go_on_from, half, keep_card, load_autoencoder
 from .sd import DenoiserSettings
 from .text import WIDTH, clip_encoder, clip_tokenizer, kept, t5_encoder, t5_tokenizer
 
@@ -96,7 +96,8 @@ def train_flux(settings: FluxSettings) -> Path:
     """Train, or continue; returns the folder of the pipeline in Diffusers format."""
     torch.manual_seed(settings.seed)
     folder, scheduler = Path(settings.output) / "model", FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-    autoencoder = load_autoencoder(Path(settings.start) / "vae" if settings.start else settings.autoencoder)
+    source = Path(settings.start) / "vae" if settings.start else Path(settings.autoencoder)
+    autoencoder = load_autoencoder(source)
     drawings, held_out = (
         Drawings(EmojiData(settings.data, split, settings.categories), autoencoder) for split in (False, True)
     )
@@ -123,6 +124,7 @@ def train_flux(settings: FluxSettings) -> Path:
             text_encoder_2=model.text_encoder_2, tokenizer_2=model.tokenizer_2, transformer=half(model.transformer),
         )  # fmt: skip
         pipe.save_pretrained(folder)
+        keep_card(source, folder / "vae")
         write_card(
             folder, model, settings, "emoji-flux", title="emoji-flux", about=ABOUT, usage=USAGE, library="diffusers"
         )

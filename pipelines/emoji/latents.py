@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,13 @@ def load_autoencoder(folder: str | Path) -> AutoencoderKL:
         raise FileNotFoundError(f"{folder} holds no autoencoder: `trimtab train emoji-autoencoder` makes one.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return AutoencoderKL.from_pretrained(folder).to(device).eval().requires_grad_(False)
+
+
+def keep_card(source: str | Path, folder: Path) -> None:
+    """Put the card of a trained autoencoder beside its copy within a pipeline, with its curves."""
+    for name in ("README.md", "training.png"):
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, folder / name)
 
 
 def go_on_from(folder: str | Path, **parts: Any) -> None:

@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 from ...training import TrainingSettings, option, train
 from .card import write_card
 from .data import EmojiData
-from .latents import Drawings, go_on_from, half, load_autoencoder
+from .latents import Drawings, go_on_from, half, keep_card, load_autoencoder
 from .text import WIDTH, clip_encoder, clip_tokenizer, kept
 
 ABOUT = (
@@ -121,7 +121,8 @@ def train_sd(settings: SDSettings) -> Path:
     torch.manual_seed(settings.seed)
     folder, scheduler = Path(settings.output) / "model", build_scheduler()
     widths = settings.width, settings.inner_width
-    autoencoder = load_autoencoder(Path(settings.start) / "vae" if settings.start else settings.autoencoder)
+    source = Path(settings.start) / "vae" if settings.start else Path(settings.autoencoder)
+    autoencoder = load_autoencoder(source)
     drawings, held_out = (
         Drawings(EmojiData(settings.data, split, settings.categories), autoencoder) for split in (False, True)
     )
@@ -153,6 +154,7 @@ def train_sd(settings: SDSettings) -> Path:
             requires_safety_checker=False,
         )  # fmt: skip
         pipe.save_pretrained(folder)
+        keep_card(source, folder / "vae")
         write_card(folder, model, settings, "emoji-sd", title="emoji-sd", about=ABOUT, usage=USAGE, library="diffusers")
 
     tokenizer = kept(folder / "tokenizer", CLIPTokenizer, clip_tokenizer, drawings.captions, settings.start)

@@ -99,6 +99,7 @@ def test_a_training_goes_on_from_a_trained_model(
         old, new = getattr(before, part).state_dict(), getattr(after, part).state_dict()
         assert all(torch.equal(tensor, new[name]) for name, tensor in old.items()), part
     assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
+    assert "held-out emoji: psnr" in (second / "vae" / "README.md").read_text()
     card = (second / "README.md").read_text()
     assert f"--start {first}" in card and card.count("`trimtab train") == 2 and "Here, in the last run, 1 steps" in card
     assert "--categories 'Symbols, People & Body'" in card and "categories only: Symbols, People & Body." in card
