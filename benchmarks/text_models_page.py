@@ -22,6 +22,8 @@ MODEL = """
 ## {title}
 
 ![Eight prompts by eight seeds]({image})
+
+{found}
 """
 TABLE = """
 | scale | Fréchet distance | score of its caption | of another caption |
@@ -39,13 +41,18 @@ drawings on the features of a classifier of emoji by category (no FID), with its
 groups of images). Score: 100 times the cosine of image and caption by `emoji-clip`, with its 95 % interval (bootstrap).
 """
 TITLES = {"sd": "emoji-sd", "flux": "emoji-flux"}
+FOUND = {
+    "sd": "As it ships, trained for less than an hour on one core, it draws faces, hearts and simple fruit that can be "
+    "recognised; of most animals and of much food the colours are there and the shapes are not."
+}
+"""What was seen on the sheets, to be looked at again where they are drawn anew."""
 
 
 def page(shown: Sequence[str], rows: Mapping[str, Row], command: str, settings: Mapping[str, Any]) -> str:
     """The page: the sheets of models, and the tables of those that were measured."""
     text = PAGE
     for name in shown:
-        text += MODEL.format(title=TITLES[name], image=f"images/emoji-{name}.png")
+        text += MODEL.format(title=TITLES[name], image=f"images/emoji-{name}.png", found=FOUND.get(name, ""))
         own = {label.split(" ")[1]: row for label, row in rows.items() if label.split(" ")[0] == name}
         if own:
             text += TABLE.format(table="\n".join(map(line, own.items())))
