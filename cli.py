@@ -25,13 +25,13 @@ REQUEST = [name for name, _, _ in REQUEST_OPTIONS]
 def generate(args: argparse.Namespace) -> int:
     """`trimtab generate`: write the images or the sheets, and print where they are."""
     from .pipelines.generate import batch, jobs
-    from .pipelines.launch import launch, launched
+    from .pipelines.launch import launch, launched, started
 
     job = jobs.read(args, REQUEST)
     in_batch = any(
         given is not None for given in (args.processes, args.prompts, args.class_balanced, args.branch_parallel)
     )
-    if args.processes is not None and not launched():
+    if args.processes is not None and not started():
         batch.check(job)
         return launch(args.given, args.processes)
     if in_batch or launched():
@@ -133,10 +133,10 @@ def evaluate(args: argparse.Namespace) -> int:
     """`trimtab evaluate`: measures of a folder of images, or of images made for it, with intervals."""
     from .evaluation import command
     from .evaluation.evaluate import table
-    from .pipelines.launch import first, launch, launched
+    from .pipelines.launch import first, launch, started
 
     run = command.evaluate(args, REQUEST)
-    if args.processes is not None and not launched():
+    if args.processes is not None and not started():
         return launch(args.given, args.processes)
     result = run()
     if first():
@@ -147,10 +147,10 @@ def evaluate(args: argparse.Namespace) -> int:
 def sweep(args: argparse.Namespace) -> int:
     """`trimtab sweep`: print where the results, the plot and the sheet are."""
     from .evaluation import sweep as sweeping
-    from .pipelines.launch import launch, launched
+    from .pipelines.launch import launch, started
 
     run = sweeping.sweep(args, REQUEST)
-    if args.processes is not None and not launched():
+    if args.processes is not None and not started():
         return launch(args.given, args.processes)
     for path in run():
         print(path)

@@ -21,6 +21,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def started() -> bool:
+    """Whether a launcher started this process, if only this one: it must not launch again."""
+    return launched() or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def first() -> bool:
     """Whether this process is the one that speaks for all."""
     return int(os.environ.get("RANK", "0")) == 0

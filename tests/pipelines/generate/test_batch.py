@@ -55,13 +55,13 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [1, 2, 3])
 def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, tmp_path: Path, processes: int) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert cli.main(options(model, alone)) == 0
     result = subprocess.run(
         command(model, together, "--processes", str(processes)),
-        check=True, capture_output=True, text=True, env=ENVIRONMENT,
+        check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=300,
     )  # fmt: skip
     rows = listed(together)
     assert contents(together) == contents(alone) and rows == listed(alone)
