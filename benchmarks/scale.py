@@ -153,7 +153,7 @@ def page(result: Mapping[str, Any]) -> str:
     for processes, seconds in result["batch"]["seconds"].items():
         said = pieces.seconds(result["batch"]["images"], result["batch"]["steps"], int(processes))
         faster = f"{alone / seconds:.2f}" if alone else ""
-        batches.append(f"| {processes} processes | {seconds:.1f} | {said:.1f} | {faster} |")
+        batches.append(f"| {processes} process{'es' * (processes != '1')} | {seconds:.1f} | {said:.1f} | {faster} |")
     forecast = []
     for devices in DEVICES:
         seconds = pieces.seconds(result["images"], result["evaluations"], devices)

@@ -32,5 +32,5 @@ def test_the_page_sets_batches_beside_the_model() -> None:
         "batch": {"images": 10, "steps": 50, "seconds": {"1": 66.0, "2": 33.0}},
     }  # fmt: skip
     lines = page(result).splitlines()
-    assert "| 1 processes | 66.0 | 65.0 | 1.00 |" in lines and "| 2 processes | 33.0 | 35.0 | 2.00 |" in lines
+    assert "| 1 process | 66.0 | 65.0 | 1.00 |" in lines and "| 2 processes | 33.0 | 35.0 | 2.00 |" in lines
     assert "| 1 | 12 | 0.167 |" in lines
