@@ -33,7 +33,7 @@ FINDINGS: Mapping[str, Mapping[str, str]] = {
 """Why a row is as it is, by model: found out from runs, and to be found out again where a row is measured anew."""
 OTHERS = """## Measured elsewhere
 
-`easycontrol`, `joint` and `smooth` need weights of their own, and a model that takes text, none of which ship.
+`easycontrol`, `joint` and `smooth` need weights of their own, which do not ship.
 
 | plug-in | what makes its weights | what measures it |
 | --- | --- | --- |

@@ -96,8 +96,8 @@ def train_flux(settings: FluxSettings) -> Path:
     """Train, or continue; returns the folder of the pipeline in Diffusers format."""
     torch.manual_seed(settings.seed)
     folder, scheduler = Path(settings.output) / "model", FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-    source = Path(settings.start) / "vae" if settings.start else Path(settings.autoencoder)
-    autoencoder = load_autoencoder(source)
+    trained = Path(settings.start) / "vae" if settings.start else Path(settings.autoencoder)
+    autoencoder = load_autoencoder(trained)
     drawings, held_out = (
         Drawings(EmojiData(settings.data, split, settings.categories), autoencoder) for split in (False, True)
     )
@@ -124,7 +124,7 @@ def train_flux(settings: FluxSettings) -> Path:
             text_encoder_2=model.text_encoder_2, tokenizer_2=model.tokenizer_2, transformer=half(model.transformer),
         )  # fmt: skip
         pipe.save_pretrained(folder)
-        keep_card(source, folder / "vae")
+        keep_card(trained, folder / "vae")
         write_card(
             folder, model, settings, "emoji-flux", title="emoji-flux", about=ABOUT, usage=USAGE, library="diffusers"
         )

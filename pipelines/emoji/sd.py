@@ -121,8 +121,8 @@ def train_sd(settings: SDSettings) -> Path:
     torch.manual_seed(settings.seed)
     folder, scheduler = Path(settings.output) / "model", build_scheduler()
     widths = settings.width, settings.inner_width
-    source = Path(settings.start) / "vae" if settings.start else Path(settings.autoencoder)
-    autoencoder = load_autoencoder(source)
+    trained = Path(settings.start) / "vae" if settings.start else Path(settings.autoencoder)
+    autoencoder = load_autoencoder(trained)
     drawings, held_out = (
         Drawings(EmojiData(settings.data, split, settings.categories), autoencoder) for split in (False, True)
     )
@@ -154,7 +154,7 @@ def train_sd(settings: SDSettings) -> Path:
             requires_safety_checker=False,
         )  # fmt: skip
         pipe.save_pretrained(folder)
-        keep_card(source, folder / "vae")
+        keep_card(trained, folder / "vae")
         write_card(folder, model, settings, "emoji-sd", title="emoji-sd", about=ABOUT, usage=USAGE, library="diffusers")
 
     tokenizer = kept(folder / "tokenizer", CLIPTokenizer, clip_tokenizer, drawings.captions, settings.start)
