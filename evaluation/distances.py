@@ -116,6 +116,11 @@ class Estimate:
         pairs = zip(self.replicates, other.replicates, strict=True)
         return Estimate(self.value - other.value, tuple(a - b for a, b in pairs))
 
+    @property
+    def interval(self) -> Interval:
+        """The value and 1.96 errors to either side."""
+        return Interval(self.value, self.value - 1.96 * self.error, self.value + 1.96 * self.error)
+
 
 def jackknife(statistic: Callable[[torch.Tensor], float], count: int, strata: int = 1, groups: int = 10) -> Estimate:
     """Estimate `statistic`, a function of the indices of the images that it may use.
@@ -133,7 +138,7 @@ def jackknife(statistic: Callable[[torch.Tensor], float], count: int, strata: in
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the range in which it lies in 95 of 100 repetitions, by the percentile bootstrap (Efron, 1979)."""
+    """A value with its 95 % interval."""
 
     value: float
     low: float
@@ -143,7 +148,10 @@ class Interval:
 def bootstrap(
     statistic: Callable[[torch.Tensor], float], count: int, repetitions: int = 200, seed: int = 0
 ) -> Interval:
-    """The interval of `statistic`, a function of the indices of the images that it may use, drawn with replacement.
+    """The percentile interval (Efron, 1979): `statistic` of images that are drawn with replacement, 95 of 100 draws.
+
+    A set with repetitions is less varied than the set, so it is for means; a statistic of the set's variety, such as
+    a Frechet distance or coverage, comes out of every draw too high or too low. Those are for `jackknife`.
 
     Args:
         statistic: maps indices `[count]` to a number.

@@ -8,8 +8,8 @@
 | PSNR, SSIM, feature distance, and with `--lpips` LPIPS | `--pairs`: references with the same file names, or one |
 | ISTD | strips with their settings inside, as `interpolate` writes |
 
-Every value has a 95 % interval by the bootstrap over images, with fixed draws. A set with repetitions is less varied
-than one without, so the interval of the Frechet distance lies high.
+Every value has a 95 % interval by the bootstrap over images, with fixed draws; that of the Frechet distance and of
+coverage is the jackknife's, since they measure how varied a set is, and one with repetitions is less varied.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from .coverage import NEIGHBOUR, Coverage
-from .distances import Gaussian, Interval, KernelDistance, bootstrap, frechet_distance
+from .distances import Gaussian, Interval, KernelDistance, bootstrap, frechet_distance, jackknife
 from .each import Likeness, Measure, clip_score, evenness, garments
 from .features import EvaluationError, feature_network
 from .folders import Pictures, read_folder
@@ -46,7 +46,10 @@ MEASURES = {
     "lpips": LOWER,
     "istd": LOWER,
 }
-"""All measures, in the order in which they are reported; the first is unbiased, and its interval holds its value."""
+"""All measures, in the order in which they are reported; the first is unbiased."""
+
+OF_VARIETY = ("frechet_distance", "coverage")
+"""Measures that an image drawn twice would falsify."""
 
 
 Statistic = tuple[Callable[[torch.Tensor], float], int]
@@ -122,7 +125,10 @@ class Evaluation:
         found: dict[str, Interval] = {}
         for name in (name for name in MEASURES if name in statistics):
             statistic, count = statistics[name]
-            found[name] = bootstrap(statistic, count, self.repetitions, self.seed)
+            if name in OF_VARIETY:
+                found[name] = jackknife(statistic, count, groups=min(10, count)).interval
+            else:
+                found[name] = bootstrap(statistic, count, self.repetitions, self.seed)
         return {name: asdict(interval) for name, interval in found.items()}
 
     def _statistics(self, images: Pictures) -> dict[str, Statistic]:

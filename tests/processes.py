@@ -59,6 +59,8 @@ def together(count: int, program: Callable[..., Any], folder: Path, *args: Any, 
 def _in_group(rank: int, count: int, program: Callable[..., Any], folder: str, *args: Any) -> None:
     torch.set_num_threads(1)
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # Accelerate asks, also where the group is there already
+    # Accelerate would set as many threads as the machine has cores, and another number rounds otherwise.
+    where["OMP_NUM_THREADS"] = "1"
     os.environ.update(where, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 from trimtab import cli
-from trimtab.evaluation.distances import Gaussian, KernelDistance, bootstrap, frechet_distance
-from trimtab.evaluation.evaluate import Evaluation
+from trimtab.evaluation.coverage import Coverage
+from trimtab.evaluation.distances import Gaussian, KernelDistance, bootstrap, frechet_distance, jackknife
+from trimtab.evaluation.evaluate import OF_VARIETY, Evaluation
 from trimtab.evaluation.features import EvaluationError, feature_network
 from trimtab.evaluation.folders import read, read_folder
 from trimtab.pipelines.embedded.data import CLASS_NAMES
@@ -76,6 +78,24 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
     assert bootstrap(lambda rows: values[rows].mean().item(), 400, repetitions=1000) == found
 
 
+@pytest.mark.parametrize("name", OF_VARIETY)
+def test_the_interval_of_a_measure_of_variety_holds_its_value_and_is_as_wide_as_samples_differ(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(200, 4, generator=generator) * 1.2 + 0.3
+
+    def statistic_of_another_sample() -> Callable[[torch.Tensor], float]:
+        sample = torch.randn(150, 4, generator=generator)
+        if name == "coverage":
+            return Coverage(sample, real).coverage
+        return lambda rows: frechet_distance(Gaussian(sample[rows]), Gaussian(real))
+
+    samples = [statistic_of_another_sample() for _ in range(60)]
+    found = [jackknife(statistic, 150).interval for statistic in samples]
+    assert all(one.low < one.value < one.high for one in found)
+    deviation = float(torch.tensor([one.value for one in found]).std())
+    assert sum(one.high - one.low for one in found) / len(found) == pytest.approx(2 * 1.96 * deviation, rel=0.4)
+
+
 def test_a_folder_is_measured_and_nobody_can_take_it_for_fid(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,7 +112,7 @@ def test_a_folder_is_measured_and_nobody_can_take_it_for_fid(
     assert near["kernel_distance"]["value"] < far["kernel_distance"]["value"]
     assert near["coverage"]["value"] > far["coverage"]["value"]
     assert {"accuracy", "confidence", "precision", "recall", "density"} <= near.keys()
-    assert all(one["low"] <= one["high"] for one in near.values())
+    assert all(one["low"] <= one["value"] <= one["high"] for one in near.values())
     assert cli.main(["evaluate", str(images), *options[:-1]]) == 0
     assert "not FID" in capsys.readouterr().out
 
