@@ -26,8 +26,8 @@ from trimtab.pipelines.generate.pictures import sheet
 from trimtab.pipelines.interpolate import slerp, spread_of_steps
 
 from .controls_page import page
-from .emoji import Attach, Sampler, lines, mean
-from .images import to_bytes
+from .emoji import Attach, Sampler, lines, mean, of_held_out
+from .images import light, to_bytes
 from .likeness import edge_f1
 from .rows import Row, Rows
 
@@ -166,14 +166,12 @@ def _way(sampler: Sampler, caption: str, number: int) -> torch.Tensor:
 
 def measure(rows: Rows, args: argparse.Namespace) -> None:
     """Fill the parts that are missing, and draw their sheets."""
-    held_out = drawing_pairs(EmojiData(args.data, held_out=True), "edges")
-    chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[: args.count].tolist()
-    pairs = held_out[chosen]
+    pairs = of_held_out(args.data, args.categories, args.count)
     flux = Sampler(args.flux, "true_cfg_scale", args.guidance, args.steps, args.batch)
     sd = Sampler(args.sd, "guidance_scale", args.guidance, args.steps, args.batch)
 
     def smoothed() -> Measured:
-        reference = drawing_pairs(EmojiData(args.data), "edges").targets
+        reference = drawing_pairs(EmojiData(args.data, categories=args.categories), "edges").targets
         return smooth(sd, args.smooth, pairs, args.scales, args.ways, reference)
 
     parts: dict[str, tuple[Path | None, Callable[[], Measured]]] = {
@@ -185,7 +183,7 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
         if weights is not None and name not in rows:
             found, drawn = part()
             args.images.mkdir(parents=True, exist_ok=True)
-            drawn.save(args.images / f"{name}.png", optimize=True)
+            light(drawn).save(args.images / f"{name}.png", optimize=True)
             rows[name] = found
 
 
@@ -198,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--easycontrol", type=Path, help="LoRA of `trimtab train easycontrol`")
     parser.add_argument("--unicon", type=Path, help="folder of `trimtab train unicon`")
     parser.add_argument("--smooth", type=Path, help="LoRA of `trimtab train smooth`")
+    parser.add_argument("--categories", default="", help="of the drawings, with commas between; all, if none is named")
     parser.add_argument("--count", type=int, default=200, help="held-out drawings")
     parser.add_argument("--ways", type=int, default=40, help="pairs of noises between which steps are measured")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="of the Smooth LoRA")
@@ -208,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/controls"), help="writes OUTPUT.json and OUTPUT.md")
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
-    settings = {name: getattr(args, name) for name in ("count", "ways", "scales", "steps", "guidance")}
+    settings = {name: getattr(args, name) for name in ("categories", "count", "ways", "scales", "steps", "guidance")}
     rows = Rows(args.output.with_suffix(".json"), settings)
     measure(rows, args)
     text = page(rows, shlex.join(["python", "-m", "benchmarks.controls", *given]), settings)

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 import trimtab
 from trimtab.evaluation.distances import bootstrap
-from trimtab.pipelines.emoji.data import SIZE
-from trimtab.pipelines.emoji.pairs import DrawingPairs, picture
+from trimtab.pipelines.emoji.data import SIZE, EmojiData
+from trimtab.pipelines.emoji.pairs import DrawingPairs, drawing_pairs, picture
 from trimtab.pipelines.generate.pictures import Row, sheet
 
 SHOWN = 8
@@ -68,6 +68,12 @@ class Sampler:
             partner = getattr(guidance, "partner", None)
             partners.append(images[-1] if partner is None else 2 * partner.float() - 1)
         return torch.cat(images), torch.cat(partners)
+
+
+def of_held_out(data: Path, categories: str, count: int) -> DrawingPairs:
+    """So many held-out drawings with their edges, of all categories or of these; always the same ones."""
+    pairs = drawing_pairs(EmojiData(data, held_out=True, categories=categories), "edges")
+    return pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:count].tolist()]
 
 
 def mean(values: torch.Tensor) -> list[float]:

@@ -28,6 +28,11 @@ def real_images(count: int, data: str | None) -> torch.Tensor:
     return to_bytes(images[rows.flatten()[:count]])
 
 
+def light(image: Image.Image) -> Image.Image:
+    """The image in 256 colours, since a page waits for its pictures."""
+    return image.quantize(256)
+
+
 def contact_sheet(images: Mapping[str, torch.Tensor], columns: int) -> Image.Image:
     """The first images `[n, 1, height, width]` (bytes) of each set, one line a set, enlarged twice."""
     lines = [torch.cat(list(pixels[:columns, 0]), dim=1) for pixels in images.values()]

@@ -23,13 +23,12 @@ from trimtab.evaluation.distances import Gaussian, frechet_distance, jackknife
 from trimtab.evaluation.each import Measure, clip_score
 from trimtab.evaluation.features import FeatureNetwork, feature_network
 from trimtab.evaluation.folders import Batch
-from trimtab.pipelines.emoji.data import EmojiData
-from trimtab.pipelines.emoji.pairs import DrawingPairs, drawing_pairs, picture
+from trimtab.pipelines.emoji.pairs import DrawingPairs, picture
 from trimtab.pipelines.generate.pictures import Row as Line
 from trimtab.pipelines.generate.pictures import sheet
 
-from .emoji import Sampler, mean
-from .images import to_bytes
+from .emoji import Sampler, mean, of_held_out
+from .images import light, to_bytes
 from .rows import Row, Rows
 from .text_models_page import page
 
@@ -87,11 +86,10 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
     ]
     args.images.mkdir(parents=True, exist_ok=True)
     for name, sampler in samplers:
-        drawn(sampler).save(args.images / f"emoji-{name}.png", optimize=True)
+        light(drawn(sampler)).save(args.images / f"emoji-{name}.png", optimize=True)
     if not (args.features and args.clip):
         return
-    pairs = drawing_pairs(EmojiData(args.data, held_out=True), "edges")
-    pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[: args.count].tolist()]
+    pairs = of_held_out(args.data, args.categories, args.count)
     network, fit = feature_network(args.features), clip_score(args.clip)
     for name, sampler in samplers:
         for guidance in args.scales:
@@ -109,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--flux", type=Path, help="folder of the model in Flux format")
     parser.add_argument("--features", help="folder of a judge, or another name of a feature network")
     parser.add_argument("--clip", help="folder of `trimtab train emoji-clip`")
+    parser.add_argument("--categories", default="", help="of the captions, with commas between; all, if none is named")
     parser.add_argument("--count", type=int, default=500, help="held-out captions")
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="of classifier-free guidance")
     parser.add_argument("--guidance", type=float, default=4.0, help="the scale of the sheets")
@@ -118,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/text-models"), help="writes OUTPUT.json and .md")
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
-    settings = {name: getattr(args, name) for name in ("count", "steps", "guidance")}
+    settings = {name: getattr(args, name) for name in ("categories", "count", "steps", "guidance")}
     rows = Rows(args.output.with_suffix(".json"), settings)
     measure(rows, args)
     shown = [name for name in ("sd", "flux") if getattr(args, name) is not None]

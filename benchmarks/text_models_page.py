@@ -42,8 +42,9 @@ groups of images). Score: 100 times the cosine of image and caption by `emoji-cl
 """
 TITLES = {"sd": "emoji-sd", "flux": "emoji-flux"}
 FOUND = {
-    "sd": "As it ships, trained for less than an hour on one core, it draws faces, hearts and simple fruit that can be "
-    "recognised; of most animals and of much food the colours are there and the shapes are not."
+    "sd": "As it ships, trained for less than two hours on one core, it draws faces, hearts and simple fruit as anyone "
+    "would name them, also those that it has not seen; of most animals and of much food the colours are there, not the "
+    "shapes."
 }
 """What was seen on the sheets, to be looked at again where they are drawn anew."""
 

@@ -21,17 +21,17 @@ NEEDS = {
     "gradient": "gradients, so no call under `torch.inference_mode()`",
     "level": "a scheduler whose noise levels are known; any other is refused by name",
 }
-WEIGHTS = "No picture: it needs [learned weights](../learned-controls.md), and none come with this package."
-# Why there is no picture, of those that the embedded model, which all pictures are made with, cannot show.
-NO_PICTURE = {
-    "autoguidance": "No picture: it needs a weaker version of the model, and the embedded model comes without one.",
-    "easycontrol": WEIGHTS,
-    "joint": WEIGHTS,
-    "perp_neg": "No picture: it needs prompts, and the embedded model takes a class.",
-    "ppap": "No picture: it needs trained experts, and none come with this package.",
-    "slg": "No picture: it leaves out transformer blocks, and the embedded model has none.",
-    "smooth": WEIGHTS,
+# What the pictures were made with, where it is not the embedded model alone.
+MODELS = {
+    "autoguidance": "the embedded model, and 300 training steps of another as the weaker one,",
+    "easycontrol": "`emoji-flux` and [learned weights](../learned-controls.md)",
+    "joint": "`emoji-sd` and [learned weights](../learned-controls.md)",
+    "perp_neg": "`emoji-sd`",
+    "ppap": "the embedded model and [trained experts](../classifiers.md)",
+    "slg": "`emoji-sd`",
+    "smooth": "`emoji-sd` and [learned weights](../learned-controls.md)",
 }
+OF_CONTROLS = ("easycontrol", "joint", "smooth")
 WINDOW = ("start", "stop", "sigma_max", "sigma_min")
 PARAMETERS = "| parameter | type | default | allowed | |\n| --- | --- | --- | --- | --- |\n"
 
@@ -98,11 +98,12 @@ def page(one: dict[str, Any]) -> str:
 
 
 def picture(name: str) -> list[str]:
-    """The picture of a plug-in, or why there is none."""
-    if name in NO_PICTURE:
-        return [f"*{NO_PICTURE[name]}*"]
-    shown = f"![The same seeds without and with {name}](../images/{name}.png)"
-    return [shown, "", "*Made with the embedded model, by `python -m benchmarks.pictures`.*"]
+    """The picture of a plug-in, and how it is made."""
+    command = "benchmarks.controls" if name in OF_CONTROLS else "benchmarks.pictures"
+    made = f"*Made with {MODELS.get(name, 'the embedded model')} by `python -m {command}`.*"
+    if not (IMAGES / f"{name}.png").is_file():
+        return [made.replace("Made", "No picture yet: it is made")]
+    return [f"![The same seeds without and with {name}](../images/{name}.png)", "", made]
 
 
 def only_on(one: dict[str, Any]) -> list[str]:

@@ -171,23 +171,31 @@ class Conditions:
 
     def _encode_other(self, condition: Condition) -> dict[str, torch.Tensor]:
         first = self._encodings[0]
-        given = self._call_arguments.get("negative_prompt")
-        text = condition.text if isinstance(condition, Prompt) else given
-        if not isinstance(condition, Prompt) and first.negative():
-            return first.negative()
         arguments = dict(first.arguments)
+        # Of what the call was given, the negatives are meant, unless the branch has a prompt of its own.
+        if isinstance(condition, Prompt):
+            negatives: dict[str, Any] = {"prompt": condition.text}
+        else:
+            given = self._call_arguments.items()
+            negatives = {name.removeprefix("negative_"): v for name, v in given if name.startswith("negative_")}
+            if arguments.get("do_classifier_free_guidance", True) and first.negative():
+                return first.negative()
+        text, count = negatives.get("prompt"), _batch_of(first)
         with torch.no_grad():
             if "do_classifier_free_guidance" in arguments:
-                if isinstance(arguments.get("prompt"), list) and isinstance(text, str):
-                    text = [text] * len(arguments["prompt"])
+                if not isinstance(arguments.get("prompt"), str):
+                    text = _each(text, count)
+                arguments.update({name: None for name in arguments if name.startswith("negative_")})
+                arguments.update({f"negative_{n}": v for n, v in negatives.items() if f"negative_{n}" in arguments})
                 arguments.update(do_classifier_free_guidance=True, negative_prompt=text)
                 return self._encode_again(arguments).negative()
-            count = _batch_of(arguments.get("prompt"), first)
             for name in arguments:
-                if (name.startswith("prompt") and name.endswith("embeds")) or name.startswith("pooled"):
+                if negatives.get(name) is not None and name != "prompt":
+                    arguments[name] = _each(negatives[name], count)
+                elif name.startswith("pooled") or (name.startswith("prompt") and ("embeds" in name or "mask" in name)):
                     arguments[name] = None
                 elif name == "prompt" or (name.startswith("prompt_") and isinstance(arguments[name], (str, list))):
-                    arguments[name] = list(text) if isinstance(text, (list, tuple)) else [text or ""] * count
+                    arguments[name] = _each(text or "", count)
             return self._encode_again(arguments).positive()
 
     def _encode_again(self, arguments: dict[str, Any]) -> Encoding:
@@ -213,9 +221,15 @@ def _role_of(row: torch.Tensor, known: Sequence[tuple[str, torch.Tensor]]) -> st
     return roles.pop() if len(roles) == 1 else None
 
 
-def _batch_of(prompt: Any, encoding: Encoding) -> int:
-    if isinstance(prompt, (list, tuple)):
-        return len(prompt)
+def _each(value: Any, count: int) -> Any:
+    """A text once for each prompt; anything else as it is."""
+    return [value] * count if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
+
+
+def _batch_of(encoding: Encoding) -> int:
+    """How many prompts were encoded, before each becomes as many rows as there are images of it."""
+    prompt, embeds = encoding.arguments.get("prompt"), encoding.arguments.get("prompt_embeds")
     if isinstance(prompt, str):
         return 1
-    return next(iter(encoding.tensors.values())).shape[0]
+    given = next((one for one in (prompt, embeds) if isinstance(one, (list, tuple, torch.Tensor))), None)
+    return len(given) if given is not None else next(iter(encoding.tensors.values())).shape[0]

@@ -34,7 +34,7 @@ class RowDelta:
     """
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any], hooks: Hooks, forwards: Forwards) -> None:
-        self._arguments, self._hooks, self._forwards = arguments, hooks, forwards
+        self._pipe, self._arguments, self._hooks, self._forwards = pipe, arguments, hooks, forwards
         self._may_rescale = may_rescale(type(pipe))
         self._sign = -1.0 if flips_sign(type(pipe)) else 1.0  # until it is observed
         self.handed_with: float | None = None
@@ -58,7 +58,8 @@ class RowDelta:
 
     def _scale_of_cfg(self) -> float | None:
         names = ("true_cfg_scale", "guidance_scale") if "true_cfg_scale" in self._arguments else ("guidance_scale",)
-        values = [self._arguments.get(name) for name in names]
+        # A callback may change the scale in the run, and the pipeline reads its own attribute then.
+        values = [getattr(self._pipe, name, self._arguments.get(name)) for name in names]
         return next((float(value) for value in values if isinstance(value, (int, float))), None)
 
     def hand_over(

@@ -120,11 +120,11 @@ def check_splittable(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) 
 def join_rows(values: Sequence[Any], counts: Sequence[int], name: str = "") -> Any:
     """One argument structure from several of equal shape, the rows of each after those of the one before.
 
-    A tensor counts as rows where its first dimension is `counts[i]` in every structure i; anything else is taken from
-    the first structure.
+    A tensor counts as rows where its first dimension is `counts[i]` in every structure i; anything else must be
+    the same in all of them.
 
     Raises:
-        AmbiguousRowsError: tensors with rows that differ in another dimension.
+        AmbiguousRowsError: tensors with rows that differ in another dimension, or others that differ.
     """
     first = values[0]
     if isinstance(first, torch.Tensor):
@@ -132,6 +132,8 @@ def join_rows(values: Sequence[Any], counts: Sequence[int], name: str = "") -> A
         if is_shared(name, first) or not first.ndim:
             return first
         if any(tensor.shape[0] != count for tensor, count in zip(tensors, counts, strict=True)):
+            if not all(tensor is first or torch.equal(tensor, first.to(tensor)) for tensor in tensors[1:]):
+                raise AmbiguousRowsError(f"{name} has fewer rows than the call, and they differ in another branch")
             return first
         if any(tensor.shape[1:] != first.shape[1:] for tensor in tensors):
             raise AmbiguousRowsError(f"{name} has another length in another branch")

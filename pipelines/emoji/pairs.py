@@ -83,9 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the packed data set")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--condition", choices=CONDITIONS, default="edges")
+    parser.add_argument("--categories", default="", help="with commas between; all, if none is named")
     args = parser.parse_args(arguments)
     for name, held_out in (("train", False), ("held-out", True)):
-        write(args.folder / name, drawing_pairs(EmojiData(args.file, held_out=held_out), args.condition))
+        data = EmojiData(args.file, held_out=held_out, categories=args.categories)
+        write(args.folder / name, drawing_pairs(data, args.condition))
 
 
 if __name__ == "__main__":

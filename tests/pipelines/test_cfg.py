@@ -54,6 +54,54 @@ def test_it_equals_the_pipelines_own(name: str, negative_prompt: str | None) -> 
     close(with_cfg(name, {"scale": 3.0}, **off, **negative), own)
 
 
+def embedded(pipe: Any, name: str, **text: str) -> dict[str, torch.Tensor]:
+    """A negative prompt by its embeddings, as the call takes them."""
+    with torch.no_grad():
+        if name == "flux_true_cfg":
+            states, pooled, _ = pipe.encode_prompt(text["negative_prompt"], None, max_sequence_length=24)
+            return {"negative_prompt_embeds": states, "negative_pooled_prompt_embeds": pooled}
+        found = pipe.encode_prompt("", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, **text)
+    names = {"sd15": ("", "prompt_embeds"), "sdxl": ("", "prompt_embeds", "", "pooled_prompt_embeds")}[name]
+    return {f"negative_{names[i]}": found[i] for i in range(len(names)) if names[i]}
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux_true_cfg"])
+def test_a_negative_prompt_may_be_given_by_its_embeddings_where_the_pipelines_own_guidance_is_off(
+    name: str, images: int
+) -> None:
+    on, off = OWN[name]
+    call: dict[str, Any] = {"num_images_per_prompt": images, "negative_prompt": None}
+    call |= embedded(built(name), name, negative_prompt="two blue boats")
+    if name == "sdxl":  # which wants all four or none
+        states, _, pooled, _ = built(name).encode_prompt("a red fox", do_classifier_free_guidance=False)
+        call |= {"prompt": None, "prompt_embeds": states, "pooled_prompt_embeds": pooled}
+    close(with_cfg(name, {"scale": 3.0}, **off, **call), run(built(name), CASES[name], **on, **call))
+
+
+def test_the_second_encoder_may_have_a_negative_prompt_of_its_own() -> None:
+    on, off = OWN["flux_true_cfg"]
+    call = {"negative_prompt": "blurry", "negative_prompt_2": "two blue boats"}
+    own = run(built("flux_true_cfg"), CASES["flux_true_cfg"], **on, **call)
+    close(with_cfg("flux_true_cfg", {"scale": 3.0}, **off, **call), own)
+
+
+@pytest.mark.parametrize("rows", ["auto", "sequential"])
+def test_another_prompt_arrives_where_the_pipeline_shares_one_embedding_among_the_images(rows: str) -> None:
+    """Flux does not repeat embeddings that it is given."""
+    pipe, case = built("flux_true_cfg"), CASES["flux_true_cfg"]
+    states, pooled, _ = pipe.encode_prompt("a red fox", None, max_sequence_length=24)
+    call = {"prompt": None, "prompt_embeds": states, "pooled_prompt_embeds": pooled, "num_images_per_prompt": 2}
+    own = run(pipe, case, **call, true_cfg_scale=3.0, negative_prompt=None,
+              **embedded(pipe, "flux_true_cfg", negative_prompt="blurry"))  # fmt: skip
+    cfg = {"scale": 3.0, "negative_prompt": "blurry"}
+    pipe.guidance_rows = rows
+    try:
+        close(with_cfg("flux_true_cfg", cfg, **call, true_cfg_scale=1.0, negative_prompt=None), own)
+    finally:
+        pipe.guidance_rows = "auto"
+
+
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart", "wan", "flux_true_cfg"])
 def test_its_negative_prompt_is_the_pipelines(name: str) -> None:
     on, off = OWN[name]

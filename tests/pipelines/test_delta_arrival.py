@@ -186,6 +186,24 @@ def test_a_delta_is_summed_before_the_pipelines_own_rescale(name: str, images: i
     close(steered.model_output, by_hand(plain, 0.1 * delta), 2e-6)
 
 
+@pytest.mark.parametrize("changed", [2.0, 9.0])
+def test_it_is_where_a_callback_changes_the_scale_in_the_run(changed: float) -> None:
+    case = CASES["sd15"]
+    pipe = trimtab.guide(case.build())
+    record = recorded(pipe, case.denoiser, steps=2)
+
+    def change(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._guidance_scale = changed
+        return tensors
+
+    pipe.add_guidance(KnownDelta())
+    with suppress(Enough):
+        run(pipe, case, guidance_rescale=0.7, callback_on_step_end=change)
+    uncond, cond = record.steps[1].forwards[0].output.chunk(2)
+    total = uncond + changed * (cond - uncond) + 0.1 * fixed(uncond)
+    close(record.steps[1].model_output, rescale_noise_cfg(total, cond, guidance_rescale=0.7), 2e-6)
+
+
 def test_a_rescale_that_the_pipeline_turns_off_changes_nothing() -> None:
     plain, steered, _ = first_steps("sd15", KnownDelta(), guidance_scale=1.0, guidance_rescale=0.7)
     close(steered.model_output, plain.model_output + 0.1 * fixed(plain.model_output))
