@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .errors import ParameterError
 from .images import Preprocessing
-from .networks import tensor_of
+from .networks import device_of, tensor_of
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
@@ -57,7 +57,7 @@ class EmbeddingCosine:
         return len(self.wanted) if self.wanted.ndim > 1 else 1
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        embedded = tensor_of(self.network(self.preprocessing(images))).float()
+        embedded = tensor_of(_shown(self.network, self.preprocessing(images))).float().to(images.device)
         return 1 - F.cosine_similarity(embedded, self.wanted.to(embedded), dim=-1)
 
 
@@ -81,7 +81,7 @@ class SemanticMap:
         return len(self.classes)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        logits = tensor_of(self.network(self.preprocessing(images))).float()
+        logits = tensor_of(_shown(self.network, self.preprocessing(images))).float().to(images.device)
         wanted = self.classes.to(logits.device).expand(len(logits), -1, -1)
         size = tuple(wanted.shape[-2:])
         logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
@@ -122,11 +122,11 @@ class Content:
             (self.statistic(found[name]) - self.statistic(wanted[name])).square().flatten(1).mean(1)
             for name in self.layers
         ]
-        return torch.stack(distances).mean(0)
+        return torch.stack(distances).mean(0).to(images.device)
 
     def _features(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
         with outputs_of(self.network, self.layers) as features:
-            self.network(self.preprocessing(images))
+            _shown(self.network, self.preprocessing(images))
         return features
 
 
@@ -139,6 +139,12 @@ class Style(Content):
     def statistic(self, features: torch.Tensor) -> torch.Tensor:
         flat = features.flatten(2)
         return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+
+
+def _shown(network: nn.Module, images: torch.Tensor) -> Any:
+    """What a network returns for images, in its own number type and where it is."""
+    device, dtype = device_of(network, images)
+    return network(images.to(device, dtype))
 
 
 def check_target(loss: Loss, images: torch.Tensor, parameter: str) -> None:

@@ -35,6 +35,22 @@ class LinearOperator:
         """`x + B (y - A x)`."""
         return x + self.right_inverse(y - self.forward(x))
 
+    def project_within(self, x: torch.Tensor, y: torch.Tensor, rounds: int = 300, error: float = 1e-5) -> torch.Tensor:
+        """The image in -1..1 nearest to x that measures as y, as near as `rounds` come to it.
+
+        It is `clip(z)` with `A clip(z) = y`. Where B is the pseudo-inverse, `z <- z + B (y - A clip(z))` climbs the
+        dual of that problem, here with momentum (Beck & Teboulle, 2009).
+        """
+        z = ahead = self.project(x, y)
+        for round in range(rounds):
+            inside = ahead.clamp(-1, 1)
+            residual = y - self.forward(inside)
+            if residual.abs().max() <= error:
+                return inside
+            before, z = z, ahead + self.right_inverse(residual)
+            ahead = z + round / (round + 3) * (z - before)
+        return z.clamp(-1, 1)
+
 
 @dataclass(frozen=True)
 class Inpainting(LinearOperator):
@@ -45,6 +61,9 @@ class Inpainting(LinearOperator):
     def project(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         # Chosen, not added: known pixels are kept to the bit.
         return torch.where(self.known.to(x.device), y, x)
+
+    def project_within(self, x: torch.Tensor, y: torch.Tensor, rounds: int = 0, error: float = 0.0) -> torch.Tensor:
+        return self.project(x.clamp(-1, 1), y)
 
 
 def inpainting(known: torch.Tensor) -> Inpainting:

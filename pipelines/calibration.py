@@ -46,6 +46,8 @@ class Probe(Classifier):
             self.__dict__["names"] = self.labels or names_of(run.state.network)
 
     def loss(self, step: Step, x0: torch.Tensor) -> None:
+        if step.evaluation > 0:  # of a level that the scheduler evaluates twice
+            return
         image = step.decode(x0).clamp(-1, 1)
         self.ratios[step.index] = step.level.ratio
         for beta, seen in self.seen.items():

@@ -200,7 +200,7 @@ class GuidedRun:
                 "no prediction to guide."
             )
         if acting:
-            given["model_output"], given["sample"] = self._guided(scheduler, step, acting, given)
+            given["model_output"], given["sample"], batch = self._guided(scheduler, step, acting, given)
             if converted:
                 given["pred_original_sample"] = given["model_output"]
         else:
@@ -213,13 +213,15 @@ class GuidedRun:
         clock.input_scale = clock.unscaled = None
         if not any(guidance.overrides("after_step") for guidance in acting.values()):
             return result
-        step = dataclasses.replace(step, sample=sample)
-        return with_primary(result, self.hooks.after_step(acting, step, primary(result)))
+        # A pipeline that steps its batch twice over (DiT) has one image in two rows.
+        whole, step = primary(result), dataclasses.replace(step, sample=sample[:batch])
+        edited = self.hooks.after_step(acting, step, whole[:batch])
+        return with_primary(result, torch.cat([edited] * (len(whole) // batch)) if len(whole) > batch else edited)
 
     def _guided(
         self, scheduler: Any, step: Step, acting: Mapping[str, Guidance], given: Mapping[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The model output with all that the acting guidances make of it, and the x_t where that holds."""
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """The model output with all that the acting guidances make of it, the x_t where that holds, and the batch."""
         model_output, whole = given["model_output"], given["sample"]
         observation, calls = observe_calls(type(self.pipe).__name__, self._calls, model_output, whole)
         batch, denoiser = observation.batch, self.forwards.denoiser_of(calls[0])
@@ -239,8 +241,8 @@ class GuidedRun:
         if model_output.shape[1:] != total.shape[1:]:
             total = torch.cat([total, model_output[:batch, total.shape[1] :]], dim=1)
         if observation.copies == 1:
-            return total, sample
-        return torch.cat([total] * observation.copies), torch.cat([sample] * observation.copies)
+            return total, sample, batch
+        return torch.cat([total] * observation.copies), torch.cat([sample] * observation.copies), batch
 
     def _evaluated(self) -> None:
         """Let go of what belongs to one evaluation of a step only."""

@@ -16,6 +16,7 @@ from ...guidance.plugins.classifier import Classifier
 from ...guidance.run import Run, Step
 from ..weights import load_weights
 from .experts import Experts, load_experts
+from .noise import check_timesteps
 
 
 @dataclass
@@ -27,8 +28,7 @@ class PPAP(Classifier):
 
     Expert n is a LoRA that was trained on timesteps of its own, half-open range. Go et al., "Towards Practical
     Plug-and-Play Diffusion Models", CVPR 2023, arXiv:2212.05973; made by `trimtab train ppap`. A depth or segmentation
-    network is followed to the map `wanted`: by the mean squared difference, or the mean cross-entropy. (The published
-    code for DeepFloyd norms its gradient: `grad_norm="relative"`.)
+    network is followed to the map `wanted`: by the mean squared difference, or the mean cross-entropy.
 
     Cost: no evaluation of the denoiser; the network's forward and backward pass once a step.
     """
@@ -60,6 +60,8 @@ class PPAP(Classifier):
 
     def _use(self, run: Run, network: nn.Module, processor: Any) -> None:
         super()._use(run, network, processor)
+        if (scheduler := getattr(run.pipeline, "scheduler", None)) is not None:
+            check_timesteps(scheduler)
         if run.dry:
             return
         assert self.weights is not None

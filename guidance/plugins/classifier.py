@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from ..errors import ParameterError, did_you_mean
+from ..errors import GuidanceRuntimeError, ParameterError, did_you_mean
 from ..gradient import GradientGuidance, rms, signal_share
 from ..images import Preprocessing, of_processor
 from ..networks import borrow, device_of, load_classifier, names_of, soften, takes, tensor_of
 from ..parameters import parameter
-from ..run import Run, Step
+from ..run import CLEAN, Run, Step
 
 Target = int | str | None
 
@@ -43,7 +44,7 @@ class Classifier(GradientGuidance):
 
     `estimate="edm"`, EluCD for samplers of EDM: the classifier sees x_t at unit root mean square, and the next sample
     moves by its gradient, normed to the root mean square of that sample, times
-    $w_i = m ((N - i)/(N + 1) + a \\sin(\\pi i/N))$. The noise that the sampler starts from is not moved.
+    $w_i = m ((N + 1 - i)/(N + 1) + a \\sin(\\pi i/N))$. The noise that the sampler starts from is not moved.
 
     Cost: no evaluation of the denoiser; the classifier's forward and backward pass, and the decoding, once a step.
     """
@@ -59,7 +60,9 @@ class Classifier(GradientGuidance):
     )
     labels: tuple[str, ...] = parameter((), "Names of the classes; by default the checkpoint's.")
     estimate: Literal["x0", "x_t", "edm"] = parameter("x0", "What the classifier sees.")
-    beta: float | None = parameter(3.0, "Of Softplus in place of ReLU, on the clean estimate; None keeps ReLU.", ge=0)
+    beta: float | None = parameter(
+        3.0, "Of Softplus in place of ReLU, unless at x_t; None keeps ReLU. The paper takes 3, and 5 for 'edm'.", ge=0
+    )
     tau1: float = parameter(1.0, "Temperature of the joint term.", ge=0)
     tau2: float | None = parameter(
         None, "Temperature of the marginal one; by default 0.5 at x0, 1 at x_t, 0 for 'edm'.", ge=0
@@ -133,8 +136,6 @@ class Classifier(GradientGuidance):
         )
         if not run.dry:
             borrow(run.exit_stack, network)
-            if self.estimate != "x_t" and self.beta is not None:
-                soften(run.exit_stack, network, self.beta)
 
     def class_index(self, target: Target, labels: Sequence[str]) -> int | None:
         """The index of a class given by index or name.
@@ -171,11 +172,11 @@ class Classifier(GradientGuidance):
 
     def weight(self, step: Step) -> float:
         """What the gradient at the clean estimate is multiplied with."""
-        now, following = signal_share(step.level), signal_share(step.next_level)
+        now, following = signal_share(step.level), _share_of_next(step)
         variance = 1 - now / following
         step.state.largest = max(step.state.largest, variance)
         sine = math.sin(math.pi * (step.count - 1 - step.index) / step.count)
-        return (1 - now) / math.sqrt(following) * (1 + self.gamma * step.state.largest / max(variance, 1e-12) * sine)
+        return (1 - now) / math.sqrt(following) * (1 + self.gamma * step.state.largest / variance * sine)
 
     def log_probability(self, step: Step, image: torch.Tensor) -> torch.Tensor:
         """`tau1 f_y - log sum_i exp(tau2 f_i)` `[batch]`, 0 where an image has no target."""
@@ -200,7 +201,10 @@ class Classifier(GradientGuidance):
         if self.estimate == "x_t" and takes(network, "timestep"):
             timestep = torch.full((len(given),), step.timestep, device=device)
             return tensor_of(network(given, timestep=timestep)).float().to(image.device)
-        return tensor_of(network(given)).float().to(image.device)
+        with ExitStack() as stack:  # for this call only, since the network may serve others in this run
+            if self.estimate != "x_t" and self.beta is not None:
+                soften(stack, network, self.beta)
+            return tensor_of(network(given)).float().to(image.device)
 
     def _classes(self, step: Step, batch: int) -> list[int | None]:
         classes = step.state.classes
@@ -217,15 +221,29 @@ class Classifier(GradientGuidance):
         if self.estimate != "edm" or self.scale == 0 or step.next_level.sigma == 0 or not ends_level:
             return sample
         index = step.index + 1
-        falling = max(self.max_guidance * (step.count - index) / (step.count + 1), 1e-5)
+        falling = max(self.max_guidance * (step.count + 1 - index) / (step.count + 1), 1e-5)
         weight = falling + self.max_guidance * self.added * math.sin(math.pi * index / step.count)
         with torch.enable_grad():
             x = sample.detach().float()
             x = (x / rms(x).clamp_min(1.0)).requires_grad_(True)
             value = self.log_probability(step, x).sum()
         gradient = torch.autograd.grad(value, x)[0]
+        if not torch.isfinite(gradient).all():
+            raise GuidanceRuntimeError(
+                f"{self.label}: the classifier's gradient is not finite at step {step.index} of {step.count}."
+            )
         shift = weight * gradient / rms(gradient).clamp_min(1e-30) * rms(sample.float())
         return sample + self.scale * shift.to(sample.dtype)
+
+
+def _share_of_next(step: Step) -> float:
+    """The signal's share at the next lower level of noise, also where a scheduler evaluates a level twice."""
+    now, following = signal_share(step.level), signal_share(step.next_level)
+    if following > now * (1 + 1e-6):
+        return following
+    assert step.algebra is not None
+    shares = [signal_share(level) for level in (*step.algebra.levels(), CLEAN)]
+    return min(share for share in shares if share > now * (1 + 1e-6))
 
 
 def _in_pairs(step: Step) -> bool:

@@ -143,14 +143,14 @@ class Steered(GradientGuidance):
         return x0 + self.scale * (step.encode(self._projected(step, image)) - step.encode(image))
 
     def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
-        # The last step of a scheduler rounds, and may add a little noise.
+        # The last step of a scheduler rounds, and may add a little noise; and the pipeline clips what it returns.
         if self.scale != 1 or step.state.measured is None or step.next_level.sigma > 0 or not step.in_pixels:
             return sample
-        return self._projected(step, sample.float()).to(sample.dtype)
+        image = sample.float()
+        return self._operator(step.state, image).project_within(image, step.state.measured).to(sample.dtype)
 
     def _projected(self, step: Step, image: torch.Tensor) -> torch.Tensor:
-        operator = self._operator(step.state, image)
-        projected = operator.project(image, step.state.measured)
+        projected = self._operator(step.state, image).project(image, step.state.measured)
         if projected.shape != image.shape:
             raise GuidanceRuntimeError(
                 f"steered: image {list(step.state.measured.shape)} does not fit the pipeline's {list(image.shape)}."

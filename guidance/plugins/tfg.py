@@ -15,13 +15,13 @@ from ..gradient import GradientGuidance, signal_share
 from ..parameters import parameter
 from ..run import CLEAN, Run, Step
 
-Schedule = Literal["constant", "increase", "decrease", "variance"]
+Schedule = Literal["constant", "root", "increase", "decrease", "variance"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "dps": {"rho": 1.0, "update": "sample"},
+    "dps": {"rho": 1.0, "rho_schedule": "root", "update": "sample"},
     "lgd": {"rho": 1.0, "rho_schedule": "variance", "smoothing": 1.0, "samples": 8, "update": "clean"},
     "mpgd": {"mu": 1.0, "iterations": 1, "update": "sample"},
-    "freedom": {"rho": 1.0, "recurrence": 2, "update": "sample"},
+    "freedom": {"rho": 1.0, "rho_schedule": "root", "recurrence": 2, "update": "sample"},
     "ugd": {"rho": 1.0, "rho_schedule": "variance", "mu": 0.1, "iterations": 4, "recurrence": 2, "update": "clean"},
     "tfg": {"rho": 1.0, "rho_schedule": "increase", "mu": 1.0, "mu_schedule": "increase", "iterations": 4,
             "smoothing": 0.1, "update": "sample"},
@@ -50,7 +50,7 @@ class TFG(GradientGuidance):
 
     | preset | method | what it is |
     | --- | --- | --- |
-    | `dps` | Chung et al., arXiv:2209.14687 | rho; E is the norm, or its square, of the residual |
+    | `dps` | Chung et al., arXiv:2209.14687 | the outcome moves by rho; E is the norm, or its square, of the residual |
     | `lgd` | Song et al., ICML 2023 | rho as a score, smoothed |
     | `mpgd` | He et al., arXiv:2311.16424 | mu, no gradient through the denoiser |
     | `freedom` | Yu et al., arXiv:2303.09833 | rho and recurrence |
@@ -75,7 +75,8 @@ class TFG(GradientGuidance):
     rho_schedule: Schedule | None = parameter(
         None,
         "rho over the run: 'constant'; 'increase' as alpha_t = abar_t / abar_s, 'decrease' as 1 - alpha_t, both with "
-        "mean 1; 'variance' as 1 - abar_t, which makes it a score.",
+        "mean 1; 'root' as sqrt(alpha_t), which moves the outcome by the gradient itself; 'variance' as 1 - abar_t, "
+        "which makes it a score.",
     )
     mu_schedule: Schedule | None = parameter(None, "mu over the run, likewise.")
     iterations: int | None = parameter(None, "Gradient steps at the clean estimate.", ge=0)
@@ -113,6 +114,8 @@ class TFG(GradientGuidance):
         if schedule == "variance":
             return float(full * (1 - signal_share(step.level)))
         ratio = signal_share(step.level) / signal_share(step.next_level)
+        if schedule == "root":
+            return float(full * math.sqrt(ratio))
         value = ratio if schedule == "increase" else 1 - ratio
         return float(full * value / self._mean(schedule, step))
 
@@ -176,6 +179,7 @@ class TFG(GradientGuidance):
                 moved = (step.state.estimate + shift).requires_grad_(True)
                 energy = self.smoothed_energy(step, moved).sum()
             shift = shift - mu * torch.autograd.grad(energy, moved)[0]
+        shift = super().reshape_gradient(step, shift)
         if not torch.isfinite(shift).all():
             raise GuidanceRuntimeError(
                 f"{self.label}: the gradient is not finite at step {step.index} of {step.count}. Lower mu, or let it "

@@ -36,6 +36,9 @@ call = {"height": 64, "width": 64, "num_inference_steps": 25}
 pipe("red apple, noto style", negative_prompt="", true_cfg_scale=4.0, **call).images[0]"""
 
 
+HEAD, AXES = 64, (8, 28, 28)
+"""Channels of a head, and those that turn with each axis of the position. Of 12 channels only one pair's turn is long
+enough to tell eight rows apart by, and short enough not to come round; then drawings come out as stripes."""
 SHIFT = 2.0
 """Towards noise, where it is decided what is drawn where: flat drawings on white can still be seen at half noise."""
 
@@ -45,7 +48,7 @@ class FluxSettings(DenoiserSettings):
     """What a training run of `emoji-flux` is made of."""
 
     output: str = option("runs/emoji-flux", "folder for the model, its checkpoints and its log")
-    width: int = option(192, "channels; a multiple of 32")
+    width: int = option(192, "channels; a multiple of 64")
     double_blocks: int = option(3, "blocks with streams of their own for text and image")
     single_blocks: int = option(6, "blocks with one stream")
 
@@ -65,8 +68,8 @@ class TextFlux(nn.Module):
         self.text_encoder_2 = t5_encoder(self.tokenizer_2)
         self.transformer = FluxTransformer2DModel(
             in_channels=16, num_layers=settings.double_blocks, num_single_layers=settings.single_blocks,
-            attention_head_dim=32, num_attention_heads=settings.width // 32,
-            joint_attention_dim=WIDTH, pooled_projection_dim=96, axes_dims_rope=(8, 12, 12), guidance_embeds=False,
+            attention_head_dim=HEAD, num_attention_heads=settings.width // HEAD,
+            joint_attention_dim=WIDTH, pooled_projection_dim=96, axes_dims_rope=AXES, guidance_embeds=False,
         )  # fmt: skip
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, captions: list[str]) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import training_programs as programs
 import transformers
+from diffusers import EDMEulerScheduler
 from processes import together
 from torch import nn
 from zoo.class_conditional import class_conditional
@@ -166,6 +168,25 @@ def test_a_stopped_run_ends_where_an_unbroken_one_does(trained: Path, tmp_path: 
     assert whole.keys() == again.keys()
     for name in whole:
         torch.testing.assert_close(again[name], whole[name], atol=1e-6, rtol=0)
+
+
+def test_what_was_made_with_other_settings_is_not_taken_for_ones_own(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained.parent, folder)
+    given = settings(folder)
+    for name, value in {"steps": given.steps + 1, "seed": given.seed + 1, "batch_size": given.batch_size + 1}.items():
+        with pytest.raises(trimtab.ParameterError, match=rf"train ppap: {name}={value}, but .* made with {name}="):
+            train_experts(pipe(), Teacher(), Preprocessing(), dataclasses.replace(given, **{name: value}))
+    assert train_experts(pipe(), Teacher(), Preprocessing(), given).exists()
+
+
+def test_a_scheduler_without_timesteps_to_route_by_is_refused(trained: Path, tmp_path: Path) -> None:
+    guided = pipe()
+    guided.scheduler = EDMEulerScheduler()
+    with pytest.raises(trimtab.UnsupportedPipelineError, match="ppap: EDMEulerScheduler has no timesteps"):
+        train_experts(guided, Teacher(), Preprocessing(), settings(tmp_path))
+    with pytest.raises(trimtab.UnsupportedPipelineError, match="ppap: EDMEulerScheduler has no timesteps"):
+        guided.add_guidance("ppap", classifier=Teacher(), weights=str(trained), target=0)
 
 
 def test_experts_are_compared_with_the_teacher_wherever_a_training_left_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -39,6 +40,17 @@ def test_it_is_zero_at_the_reference_and_points_there(name: str) -> None:
     assert value.shape == (2,) and value.min() > 1e-6
     gradient = torch.autograd.grad(value.sum(), x)[0]
     assert loss(x.detach() - 0.1 * gradient / gradient.abs().max()).sum() < value.sum()
+
+
+@pytest.mark.parametrize("kind", ["embedding", "content"])
+def test_a_network_in_half_precision_is_shown_images_in_its_own(kind: str) -> None:
+    half = EMBED if kind == "embedding" else network()
+    half = copy.deepcopy(half).bfloat16()
+    loss = EmbeddingCosine(half, half(picture(1).bfloat16()).float().detach()) if kind == "embedding" else Content(
+        half, ("1",), picture(1)
+    )  # fmt: skip
+    value = loss(picture(2))
+    assert value.dtype == torch.float32 and loss(picture(1)) < 1e-2 < value
 
 
 def test_style_does_not_know_where_anything_is() -> None:

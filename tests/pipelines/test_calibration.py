@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from diffusers import HeunDiscreteScheduler, PNDMScheduler
 from torch import nn
 from zoo.class_conditional import class_conditional
 
@@ -54,6 +56,14 @@ def test_a_classifier_that_is_half_right_and_quite_sure() -> None:
         assert row.confidence[2.0] > row.confidence[None]
     assert "lowest: ReLU" in table(rows)
     assert isinstance(network.relu, nn.ReLU) and not pipe.guidances
+
+
+@pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler(), PNDMScheduler(skip_prk_steps=True)])
+def test_a_level_that_is_evaluated_twice_is_looked_at_once(scheduler: Any) -> None:
+    pipe = trimtab.guide(class_conditional(NAMES))
+    pipe.scheduler = scheduler
+    rows = calibrate(pipe, Sure(3.0), [0, 1], count=2, steps=4, betas=(None,))
+    assert [row.step for row in rows] == [0, 1, 2, 3]
 
 
 def test_nothing_to_ask_for_is_an_error() -> None:

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from diffusers import DDPMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import (
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    PNDMScheduler,
+)  # fmt: skip
 from guided_runs import built
 from torch import nn
 from torch.nn import functional as F
@@ -92,6 +99,56 @@ def test_the_mean_of_the_next_sample_moves_by_the_papers_step() -> None:
         plain = pipe.scheduler.step(own, pipe.scheduler.timesteps[index], x_t, generator=generator).prev_sample
         moved = scale * size * leaf.grad
         torch.testing.assert_close(following - plain, moved, atol=1e-3 * moved.abs().max().item(), rtol=0)
+
+
+TWICE = {
+    "pndm": PNDMScheduler(skip_prk_steps=True, steps_offset=1),
+    "heun": HeunDiscreteScheduler(),
+    "flow": FlowMatchHeunDiscreteScheduler(),
+    "ancestral": KDPM2AncestralDiscreteScheduler(),
+}
+"""Schedulers that evaluate a level twice."""
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_the_weight_is_that_of_the_level_where_a_scheduler_evaluates_it_twice(name: str) -> None:
+    pipe, weights = tiny(), []
+    pipe.scheduler = TWICE[name]
+
+    class Watching(Classifier):
+        def weight(self, step: Any) -> float:
+            weights.append((step.level.ratio, super().weight(step)))
+            return weights[-1][1]
+
+    pipe.add_guidance(Watching(classifier=Linear(), target=1, gamma=0.3))
+    run(pipe, steps=6)
+    assert len(weights) > 6
+    assert all(0 < weight < 15 for ratio, weight in weights if math.isfinite(ratio)), weights
+
+
+def test_the_network_serves_others_unsoftened() -> None:
+    pipe, network = tiny(), Linear()
+
+    def image(*further: Any) -> torch.Tensor:
+        pipe.clear_guidance()
+        pipe.add_guidance("classifier", name="noisy", classifier=network, target=1, estimate="x_t", scale=3.0)
+        for guidance in further:
+            pipe.add_guidance(guidance)
+        return run(pipe)
+
+    assert torch.equal(image(), image(Classifier(classifier=network, target=1, scale=0.0)))
+
+
+def test_an_edm_gradient_that_is_not_finite_names_plug_in_and_step() -> None:
+    class Broken(Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = super().forward(images)
+            return logits * torch.inf if images.requires_grad else logits
+
+    pipe = tiny()
+    pipe.add_guidance("classifier", classifier=Broken(), target=0, estimate="edm")
+    with pytest.raises(trimtab.GuidanceRuntimeError, match=r"classifier: .* gradient is not finite at step 0"):
+        run(pipe, steps=3)
 
 
 def nodes(tensor: torch.Tensor) -> set[Any]:
@@ -242,7 +299,7 @@ def test_the_edm_variant_moves_the_next_sample_by_a_normed_gradient() -> None:
 
     pipe.add_guidance(Watching(classifier=network, target=0, estimate="edm", max_guidance=m, added=a))
     run(pipe, steps=4)
-    expected = [m * (4 - i) / 5 + m * a * math.sin(math.pi * i / 4) for i in (1, 2, 3)]
+    expected = [m * (5 - i) / 5 + m * a * math.sin(math.pi * i / 4) for i in (1, 2, 3)]
     torch.testing.assert_close(torch.stack(seen), torch.tensor([*expected, 0.0]), rtol=1e-4, atol=1e-7)
 
 
@@ -262,7 +319,7 @@ def test_in_a_heun_pair_the_edm_variant_moves_only_the_sample_that_ends_the_leve
     plan = pipe.explain_guidance(steps)
     run(pipe, steps=steps)
     assert pipe.last_guided_run.evaluations == plan.evaluations == 2 * steps - 1
-    expected = [m * (steps - i) / (steps + 1) + m * a * math.sin(math.pi * i / steps) for i in (1, 2)]
+    expected = [m * (steps + 1 - i) / (steps + 1) + m * a * math.sin(math.pi * i / steps) for i in (1, 2)]
     wanted = [(0, 0, 0.0), (0, 1, expected[0]), (1, 0, 0.0), (1, 1, expected[1]), (2, 0, 0.0)]
     assert [row[:2] for row in seen] == [row[:2] for row in wanted]
     assert [row[2] for row in seen] == pytest.approx([row[2] for row in wanted], rel=1e-3, abs=1e-6)

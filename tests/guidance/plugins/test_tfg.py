@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from zoo import CASES, run
 
 import trimtab
 from trimtab.guidance.noise import Level, noise_algebra
@@ -69,18 +70,47 @@ def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def test_dps() -> None:
-    """x_s <- x_s - (zeta / |r|) grad_{x_t} |r|^2 / 2 = x_s - zeta grad |r|: rho_t = zeta sqrt(abar_t / abar_s) here."""
+    """x_s <- x_s - (zeta / |r|) grad_{x_t} |r|^2 / 2 = x_s - zeta grad |r|."""
     zeta = 0.2
 
     def shift(x_t: torch.Tensor, x0: torch.Tensor, k: float, t: Level, s: Level) -> torch.Tensor:
         residual = x0 - TARGET
-        return -s.alpha / t.alpha * zeta * k * residual / residual.norm()
+        return -zeta * k * residual / residual.norm()
 
     check(guided("dps", norm, rho=zeta), by_hand(shift))
 
 
 def test_mpgd_moves_the_clean_estimate_and_keeps_the_noise() -> None:
     check(guided("mpgd", square, mu=0.3), by_hand(lambda x_t, x0, k, t, s: -s.alpha * 0.3 * (x0 - TARGET)))
+
+
+def test_the_size_of_a_gradient_at_the_clean_estimate_is_ruled_as_well() -> None:
+    stock = by_hand(lambda *_: torch.zeros(()))
+    moved = guided("mpgd", square, mu=0.3, grad_norm="clip", max_norm=1e-6)
+    torch.testing.assert_close(moved, stock, atol=2e-4, rtol=1e-3)
+
+    def unit(x_t: torch.Tensor, x0: torch.Tensor, k: float, t: Level, s: Level) -> torch.Tensor:
+        towards = TARGET - x0
+        return s.alpha * 0.1 * towards / towards.square().mean().sqrt()
+
+    check(guided("mpgd", square, mu=0.3, grad_norm="unit", max_norm=0.1), by_hand(unit))
+
+
+@pytest.mark.parametrize("update", ["sample", "clean"])
+def test_a_pipeline_that_steps_its_batch_twice_over_has_one_image_in_two_rows(update: str) -> None:
+    """DiT hands both halves of its batch to the scheduler."""
+    pipe, case = trimtab.guide(CASES["dit"].build()), CASES["dit"]
+
+    def brightness(image: torch.Tensor) -> torch.Tensor:
+        return -image.flatten(1).sum(1)
+
+    def images(labels: list[int], seeds: list[int]) -> torch.Tensor:
+        return run(pipe, case, class_labels=labels, generator=[torch.Generator().manual_seed(i) for i in seeds])
+
+    with pipe.guidance("tfg", energy=brightness, preset="mpgd", mu=20.0, update=update):
+        both = images([1, 5], [1, 2])
+        torch.testing.assert_close(both[1:], images([5], [2]), atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(both, images([1, 5], [1, 2]), atol=1e-3)
 
 
 def test_mpgd_needs_no_gradient_through_the_denoiser() -> None:
@@ -144,7 +174,7 @@ def test_freedom_is_a_gradient_step_and_goes_back_in_time() -> None:
     """x_s <- x_s - rho grad_{x_t} E, then from x_t noised back, twice in all, which is its preset."""
 
     def shift(x_t: torch.Tensor, x0: torch.Tensor, k: float, t: Level, s: Level) -> torch.Tensor:
-        return -s.alpha / t.alpha * 0.2 * k * (x0 - TARGET)
+        return -0.2 * k * (x0 - TARGET)
 
     check(guided("freedom", square, rho=0.2), by_hand(shift, times=2))
 

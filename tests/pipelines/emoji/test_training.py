@@ -81,7 +81,7 @@ def test_a_denoiser_is_a_pipeline_that_can_be_guided(
     ("train", "settings", "denoiser"),
     [
         (train_sd, partial(SDSettings, width=16, inner_width=16), "unet"),
-        (train_flux, partial(FluxSettings, width=32, double_blocks=1, single_blocks=1), "transformer"),
+        (train_flux, partial(FluxSettings, width=64, double_blocks=1, single_blocks=1), "transformer"),
     ],
 )
 def test_a_training_goes_on_from_a_trained_model(
@@ -158,7 +158,7 @@ def test_two_processes_resume_every_training_to_the_same_losses_and_weights(
     more: dict[str, dict[str, Any]] = {
         "emoji-autoencoder": {"data": str(packed), "width": 8},
         "emoji-sd": {**latents, "width": 16, "inner_width": 16},
-        "emoji-flux": {**latents, "width": 32, "double_blocks": 1, "single_blocks": 1},
+        "emoji-flux": {**latents, "width": 64, "double_blocks": 1, "single_blocks": 1},
         "emoji-judge": {"data": str(packed), "width": 8},
         "emoji-clip": {"data": str(packed), "width": 32, "batch_size": 2},
     }
