@@ -207,7 +207,7 @@ def joint(rows: int = 2, rank: int = 64) -> float:
             scheduler = SimpleNamespace(order=1)
             run: Any = SimpleNamespace(
                 pipeline=SimpleNamespace(scheduler=scheduler), exit_stack=stack, replace=setattr, dry=False,
-                around_denoiser=lambda around: None,
+                arguments={}, around_denoiser=lambda around: None,
             )  # fmt: skip
             with FlopCounterMode(display=False) as plain:
                 module(**given)

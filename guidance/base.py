@@ -45,6 +45,8 @@ class Guidance:
         differentiate: `"x0"` if `loss` is differentiated with respect to the clean estimate only, `"x_t"` if through
             the denoiser, `"sample"` if it is a loss of `step.sample` as it stands.
         deprecated: what to use instead, in a sentence; creating it then warns.
+        repeatable: whether it may act in a step that another guidance has evaluated several times; not if its
+            `after_step` moves something of its own.
     """
 
     name: ClassVar[str] = ""
@@ -55,6 +57,7 @@ class Guidance:
     needs: ClassVar[frozenset[str]] = frozenset()
     differentiate: ClassVar[str] = "x0"
     deprecated: ClassVar[str] = ""
+    repeatable: ClassVar[bool] = True
 
     start: float = parameter(
         0.0, "First part of the run in which it acts, as a fraction of the noise levels.", ge=0, le=1

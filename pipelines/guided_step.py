@@ -10,7 +10,7 @@ import torch
 
 from ..guidance.base import Guidance
 from ..guidance.branch import Branch
-from ..guidance.errors import UnsupportedPipelineError
+from ..guidance.errors import ConflictError, UnsupportedPipelineError
 from ..guidance.run import Step
 from .call import OWN, Call
 from .clean import CleanPhase, edits_clean_estimate, needs_graph
@@ -72,10 +72,16 @@ class GuidedStep:
 
         Raises:
             UnsupportedPipelineError, UnsupportedSchedulerError: the pipeline's combination or scheduler forbids it.
+            ConflictError: another guidance does.
         """
         acting, observation, step = self.acting, self.observation, self.step
         asking = max(acting, key=lambda name: acting[name].repeats(self.hooks.view(name, step)))
         check_repeatable(scheduler, asking)
+        if once := [name for name, guidance in acting.items() if not guidance.repeatable]:
+            raise ConflictError(
+                f"{asking}: repeats above 1 are not possible beside {once[0]}, which goes a step of its own with each "
+                f"step of the pipeline; remove {once[0]}, or let {asking} evaluate each step once."
+            )
         if not observation.exact or observation.rescaled or observation.held is not None:
             raise UnsupportedPipelineError(
                 f"{asking}: repeats above 1 are not possible where the pipeline rescales its own combination or holds "

@@ -153,10 +153,10 @@ def invert(pipe: Any, image: Image.Image, prompt: str | None, **call: Any) -> to
         latents = pipe.vae.encode(pixels.to(pipe._execution_device, pipe.vae.dtype)).latent_dist.mode()
     latents = latents * pipe.vae.config.scaling_factor
     scheduler = pipe.scheduler
-    pipe.scheduler = DDIMInverseScheduler.from_config(scheduler.config)
+    pipe.scheduler = DDIMInverseScheduler.from_config(scheduler.config, clip_sample=False)
     try:
-        steps = {"num_inference_steps": call["num_inference_steps"]} if "num_inference_steps" in call else {}
-        given = {"prompt": prompt or "", "guidance_scale": 1.0, "output_type": "latent", **steps}
+        same = {name: call[name] for name in ("num_inference_steps", "height", "width") if call.get(name)}
+        given = {"prompt": prompt or "", "guidance_scale": 1.0, "output_type": "latent", **same}
         return stock_class(type(pipe)).__call__(pipe, latents=latents, **given).images
     finally:
         pipe.scheduler = scheduler
@@ -192,7 +192,8 @@ def _deterministic(pipe: Any, needed: bool) -> Iterator[None]:
     """The sampler that inversion runs backwards, where there are real images."""
     scheduler = pipe.scheduler
     if needed:
-        pipe.scheduler = DDIMScheduler.from_config(scheduler.config)
+        # Latents are not in -1..1, to which the scheduler's own default would clip them.
+        pipe.scheduler = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ...guidance.errors import WeightsError
+from ...guidance.errors import UnsupportedPipelineError, WeightsError
 from ...guidance.run import DenoiserCall, Run, Step
 from ...guidance.source import is_repository
 from ..low_rank import LowRank, check_fits, low_ranks
@@ -52,6 +52,7 @@ class UNetLora:
 
         Raises:
             WeightsError, SourceError: weights that cannot be had or do not fit.
+            UnsupportedPipelineError: fused projections.
         """
         assert settings.weights is not None
         if self._run.dry and is_repository(settings.weights):
@@ -72,6 +73,11 @@ class UNetLora:
         if self._run.dry:
             return
         acting = _Acting(settings, named)
+        if any(getattr(module, "fused_projections", False) for module in self._unet.modules()):
+            raise UnsupportedPipelineError(
+                "smooth: the UNet's projections are fused, so its LoRA would not be called; call "
+                "pipe.unfuse_qkv_projections() first."
+            )
         for name in named:
             linear = self._unet.get_submodule(name)
             self._run.replace(linear, "forward", functools.partial(_adapted, acting, name, linear.forward))

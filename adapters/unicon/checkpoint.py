@@ -88,7 +88,13 @@ def load(
             raise WeightsError(f"{source}: {folder}{name} is missing; it must hold {' or '.join(LORA_FILES)}.")
     own = loras["y_lora"]
     found = {}
-    for name, block in blocks_of(unet).items():
+    blocks = blocks_of(unet)
+    if foreign := sorted(name for name in post if name.removesuffix(".conv1n.weight") not in blocks):
+        raise WeightsError(
+            f"{path} holds {foreign[0]}, but {type(unet).__name__} has no such block. It was trained for another base "
+            "model."
+        )
+    for name, block in blocks.items():
         width = block.attn1.out_dim
         weight = post.get(f"{name}.conv1n.weight")
         if weight is None:
@@ -141,7 +147,8 @@ def posts_from_pickle(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise WeightsError(f"{path} holds more than tensors, or is damaged, and is not read: {error}") from None
-    posts = {name: tensor for name, tensor in content.items() if name.endswith(".conv1n.weight")}
+    named = content.items() if isinstance(content, dict) else ()
+    posts = {n: value for n, value in named if str(n).endswith(".conv1n.weight") and isinstance(value, torch.Tensor)}
     if not posts:
         raise WeightsError(f"{path} holds no *.conv1n.weight; it is no UniCon model.")
     return posts
@@ -185,16 +192,24 @@ def _lora(source: str, folder: str, hub: HubOptions) -> _File | None:
         if sources.find(source, f"{folder}{name}", **hub) is None:
             continue
         loaded = load_weights(source, weight_name=f"{folder}{name}", **hub)
-        scale = _peft_scale(source, folder, hub) if name.startswith("adapter_model") else 1.0
+        scale = _peft_scale(source, folder, loaded.tensors, hub) if name.startswith("adapter_model") else 1.0
         return _File(loaded.path, low_ranks(loaded.path, loaded.tensors, scale))
     return None
 
 
-def _peft_scale(source: str, folder: str, hub: HubOptions) -> float:
-    config = json.loads(sources.fetch(source, f"{folder}adapter_config.json", **hub).read_text())
-    if config.get("use_dora") or config.get("use_rslora"):
-        raise WeightsError(f"{source}: {folder}adapter_config.json asks for DoRA or rsLoRA; needed: a plain LoRA.")
-    return float(config["lora_alpha"]) / float(config["r"])
+def _peft_scale(source: str, folder: str, tensors: Mapping[str, torch.Tensor], hub: HubOptions) -> float:
+    what = f"{source}: {folder}adapter_config.json"
+    try:
+        config = json.loads(sources.fetch(source, f"{folder}adapter_config.json", **hub).read_text())
+        special = [name for name in ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern") if config.get(name)]
+        scale = float(config["lora_alpha"]) / float(config["r"])
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise WeightsError(f"{what} does not say lora_alpha and r as numbers above 0: {error!r}.") from None
+    if special:
+        raise WeightsError(f"{what} asks for {special[0]}; needed: a plain LoRA of one rank and one alpha.")
+    if wrong := [name for name, t in tensors.items() if "lora_A" in name and len(t) != config["r"]]:
+        raise WeightsError(f"{what} says r={config['r']}, but {wrong[0]} has shape {tuple(tensors[wrong[0]].shape)}.")
+    return scale
 
 
 def _fitting(file: _File | None, attention: str, module: Any) -> Loras:

@@ -16,7 +16,7 @@ from ...guidance.errors import ParameterError
 from ...guidance.run import Run, Step
 from ..batch import images_for_each, prompts_of
 from ..pictures import pictures
-from .partner import Kept, Partner
+from .partner import Kept, Partner, in_full_precision
 
 Rows = Sequence[Branch | None]
 Texts = Mapping[Branch, Mapping[str, torch.Tensor]]
@@ -64,7 +64,7 @@ class Inputs:
         image = None if settings.image is None else self._latents(settings.image, "image")
         noise = randn_tensor(shape, generator, self._like.device, self._like.dtype)
         blank = torch.zeros(shape, device=self._like.device, dtype=self._like.dtype)
-        partner.enter(self._run.fresh_scheduler(), blank if image is None else image, noise, step.count)
+        partner.enter(self._run.fresh_scheduler(), blank if image is None else image, noise)
         if settings.mask is not None:
             assert image is not None
             partner.kept = Kept(image, noise, self._mask(settings.mask, "mask"), self._run.fresh_scheduler())
@@ -94,15 +94,17 @@ class Inputs:
 
     def _encode(self, pixels: torch.Tensor, name: str) -> torch.Tensor:
         vae, generator = self._pipe.vae, self._run.arguments.get("generator")
-        if isinstance(generator, list):  # so that an image does not depend on the others of its batch
-            pixels = self._for_each(pixels, name)
-            drawn = [vae.encode(one[None]).latent_dist.sample(g) for one, g in zip(pixels, generator, strict=True)]
-            return torch.cat(drawn) * vae.config.scaling_factor
-        return vae.encode(pixels).latent_dist.sample(generator) * vae.config.scaling_factor
+        with in_full_precision(vae):
+            pixels = pixels.to(vae.dtype)
+            if isinstance(generator, list):  # so that an image does not depend on the others of its batch
+                pixels = self._for_each(pixels, name)
+                drawn = [vae.encode(one[None]).latent_dist.sample(g) for one, g in zip(pixels, generator, strict=True)]
+                return torch.cat(drawn) * vae.config.scaling_factor
+            return vae.encode(pixels).latent_dist.sample(generator) * vae.config.scaling_factor
 
     def _for_each(self, given: torch.Tensor, name: str) -> torch.Tensor:
         """One for each image of the run, from one, one for each prompt, or one for each image."""
-        if self._images % len(given):
+        if len(given) not in (1, self._images // self._each, self._images):
             raise ParameterError(
                 f"joint: {name} holds {len(given)} images for {self._images}; give one, or one for each prompt."
             )
@@ -115,7 +117,8 @@ class Inputs:
             vae_scale_factor=scale, do_normalize=False, do_binarize=True, do_convert_grayscale=True
         )
         height, width = (side * scale for side in self._size)
-        pixels = processor.preprocess(pictures(value, "joint", name), height=height, width=width)
+        found = pictures(value, "joint", name)
+        pixels = processor.preprocess(found, height=height, width=width, resize_mode="crop")
         return self._for_each(F.interpolate(pixels, tuple(self._size)).to(self._like), name)
 
     # -- prompts ---------------------------------------------------------------------------------------------------
@@ -183,10 +186,10 @@ class Inputs:
                 value = {key: part.repeat_interleave(count, dim=0) for key, part in value.items()}
                 if "text_embeds" in value:
                     value["text_embeds"] = prompts("text_embeds")
+            elif "residual" in name:
+                value = _on_own(value, entries)
             elif isinstance(value, torch.Tensor) and value.ndim and len(value) == len(rows):
                 value = value.repeat_interleave(count, dim=0)
-            elif name.endswith("residuals") and value is not None:
-                value = [_on_own(part, entries) for part in value] if isinstance(value, (list, tuple)) else value
             arguments[name] = value
         return arguments
 
@@ -213,8 +216,12 @@ def _text_of(given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return found | ({"text_embeds": added["text_embeds"]} if "text_embeds" in added else {})
 
 
-def _on_own(residual: torch.Tensor, entries: Sequence[Partner | None]) -> torch.Tensor:
-    """A ControlNet's residual on the pipeline's own entry alone."""
+def _on_own(residual: Any, entries: Sequence[Partner | None]) -> Any:
+    """A ControlNet's residuals, one or several, on the pipeline's own entry alone."""
+    if isinstance(residual, (list, tuple)):
+        return [_on_own(part, entries) for part in residual]
+    if residual is None:
+        return None
     parts = [residual if partner is None else torch.zeros_like(residual) for partner in entries]
     return torch.stack(parts, dim=1).flatten(0, 1)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -90,15 +91,15 @@ class Partner:
     own_kept: Kept | None = None
     iteration: int = 0
 
-    def enter(self, scheduler: Any, image: torch.Tensor, noise: torch.Tensor, count: int) -> None:
+    def enter(self, scheduler: Any, image: torch.Tensor, noise: torch.Tensor) -> None:
         """Begin the partner's own run.
 
         Args:
             scheduler: a fresh copy of the pipeline's.
             image, noise: latents.
-            count: steps of the run.
         """
-        self.scheduler, self.count, self.image = scheduler, count, image
+        # Of PNDM's steps two are at one level.
+        self.scheduler, self.count, self.image = scheduler, len(scheduler.timesteps), image
         self.last = len(scheduler.timesteps) - 1
         self.first = int(self.settings.enters_at * self.last)
         if self.first == 0:
@@ -149,12 +150,8 @@ class Partner:
         if kind == "latent":
             return self.latents
         vae = pipe.vae
-        upcast = vae.dtype == torch.float16 and vae.config.force_upcast
-        if upcast:
-            vae.to(torch.float32)
-        pixels = vae.decode(self.latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
-        if upcast:
-            vae.to(torch.float16)
+        with in_full_precision(vae):
+            pixels = vae.decode(self.latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         return pipe.image_processor.postprocess(pixels, output_type=kind)
 
     def _prediction(self) -> torch.Tensor:
@@ -165,6 +162,19 @@ class Partner:
             total = uncond + float(self.run.arguments["guidance_scale"]) * (cond - uncond)
         separate = [states for branch, states in self.predictions.items() if is_separate(branch)]
         return total if not separate else total + self.settings.signal_scale * (cond - separate[0])
+
+
+@contextmanager
+def in_full_precision(vae: Any) -> Iterator[None]:
+    """An autoencoder that overflows in half precision, as that of SDXL, in float32 within the block."""
+    upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    if upcast:
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if upcast:
+            vae.to(torch.float16)
 
 
 def is_separate(branch: Branch | None) -> bool:

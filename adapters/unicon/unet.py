@@ -26,8 +26,8 @@ class UNetJoint:
         unet: the `UNet2DConditionModel`.
 
     Raises:
-        UnsupportedPipelineError: attention by other processors than the default, or a scheduler with several calls a
-            level.
+        UnsupportedPipelineError: attention by other processors than the default, a scheduler with several calls a
+            level, a pipeline that begins from an image, or one whose UNet sees more than the latents.
     """
 
     def __init__(self, run: Run, unet: nn.Module) -> None:
@@ -43,6 +43,12 @@ class UNetJoint:
             raise UnsupportedPipelineError(
                 f"joint: attention by {', '.join(sorted(others))} cannot attend to a partner; needed: "
                 "AttnProcessor2_0. Call pipe.unet.set_default_attn_processor(), or pipe.unload_ip_adapter()."
+            )
+        config: Any = unet.config
+        if "strength" in run.arguments or config.in_channels != config.out_channels:
+            raise UnsupportedPipelineError(
+                f"joint: {type(self._pipe).__name__} begins from an image, or its UNet sees more than the latents, and "
+                "a partner does not; use a text-to-image pipeline, and own_image with own_mask to keep a part."
             )
         if getattr(self._pipe.scheduler, "order", 1) > 1:
             raise UnsupportedPipelineError(

@@ -66,6 +66,7 @@ class Joint(Guidance):
     """
 
     name: ClassVar[str] = "joint"
+    repeatable: ClassVar[bool] = False
 
     weights: str | None = parameter(None, "Folder or Hub repository of the model.")
     model: str | None = parameter(None, "Folder of the model inside it, such as 'depth'.")
@@ -112,7 +113,9 @@ class Joint(Guidance):
     @property
     def word(self) -> str:
         """The trigger word."""
-        return self.trigger if self.trigger is not None else TRIGGERS.get(self.model or "", "")
+        if self.trigger is not None:
+            return self.trigger
+        return TRIGGERS.get(self.model or (self.weights or "").rstrip("/").rsplit("/", 1)[-1], "")
 
     @property
     def moves(self) -> bool:
@@ -142,6 +145,8 @@ class Joint(Guidance):
 
     def setup(self, run: Run) -> None:
         run.state.partner = None
+        if not run.dry:
+            self.keep(None)
         if self.engaged:
             attachment = run.attachment("joint")
             run.state.separate = Branch("cond", Separate(run.attention_layers("attn1")))

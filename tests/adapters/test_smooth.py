@@ -72,6 +72,16 @@ def test_it_composes_with_pag(weights: Path) -> None:
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
+def test_fused_projections_are_refused(weights: Path) -> None:
+    pipe = trimtab.guide(SD.build())
+    pipe.fuse_qkv_projections()
+    with (
+        pipe.guidance("smooth", weights=str(weights)),
+        pytest.raises(trimtab.UnsupportedPipelineError, match=r"smooth: .*projections are fused"),
+    ):
+        run(pipe, SD)
+
+
 def test_weights_that_do_not_fit_are_one_clear_error(weights: Path, tmp_path: Path) -> None:
     pipe = trimtab.guide(SD.build())
     tensors = load_file(weights)

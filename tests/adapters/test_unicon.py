@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import pytest
@@ -14,6 +15,7 @@ from benchmark import benchmark
 from fingerprint import fingerprint
 from fixtures import unicon_case as case
 from fixtures.weights import noise
+from PIL import Image
 from safetensors.torch import load_file
 from zoo import CASES
 from zoo import run as zoo_run
@@ -22,9 +24,12 @@ import trimtab
 from trimtab.adapters.low_rank import LowRank
 from trimtab.adapters.unicon import processors
 from trimtab.adapters.unicon.checkpoint import PROJECTIONS, Block, blocks_of, save
+from trimtab.adapters.unicon.inputs import Inputs, _on_own
+from trimtab.adapters.unicon.partner import Partner
 from trimtab.adapters.weights import save_weights
 from trimtab.cli import main
 from trimtab.guidance.errors import ConflictError, ParameterError, UnsupportedPipelineError, WeightsError
+from trimtab.guidance.plugins.joint import Joint
 
 EXPECTED = load_file(Path(__file__).parents[1] / "fixtures" / "unicon.safetensors")
 
@@ -239,7 +244,7 @@ def test_the_partner_comes_as_a_picture(models: Path) -> None:
     assert made.size == joint.partner[0].size == (16, 16)
 
 
-def test_signal_guidance_costs_one_row_an_image(models: Path) -> None:
+def test_signal_guidance_costs_one_evaluation_an_image_beside_its_partner(models: Path) -> None:
     pipe = build()
     attach(pipe, models, signal_scale=1.0)
     rows: list[int] = []
@@ -421,6 +426,24 @@ def truncated(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def with_a_foreign_block(folder: Path) -> None:
+    posts = load_file(folder / "model.safetensors")
+    posts["down_blocks.7.attentions.0.transformer_blocks.0.conv1n.weight"] = torch.zeros(8, 8)
+    save_weights(folder / "model.safetensors", posts)
+
+
+def of_peft(config: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        lora = folder / "xy_lora"
+        (lora / "pytorch_lora_weights.safetensors").rename(lora / "adapter_model.safetensors")
+        tensors = load_file(lora / "adapter_model.safetensors")
+        named = {name.replace(".lora.down.", ".lora_A."): tensor for name, tensor in tensors.items()}
+        save_weights(lora / "adapter_model.safetensors", named)
+        (lora / "adapter_config.json").write_text(config)
+
+    return damage
+
+
 def without_a_post(folder: Path) -> None:
     posts = load_file(folder / "model.safetensors")
     save_weights(folder / "model.safetensors", {n: t for n, t in posts.items() if not n.startswith("mid_block")})
@@ -436,6 +459,12 @@ def without_a_post(folder: Path) -> None:
         (narrower, r"conv1n\.weight has shape \(4, 4\), but UNet2DConditionModel needs \(8, 8\) or \(16, 16\)"),
         (without_a_lora, r"lacks the LoRA of mid_block\..*attn1n\.to_q"),
         (of_another_width, r"attn1\.to_q\.lora\.up has shape \(16, 4\), but this Attention with rank 4 needs \(8, 4\)"),
+        (with_a_foreign_block, r"holds down_blocks\.7.*, but UNet2DConditionModel has no such block"),
+        (of_peft('{"r": 8, "lora_alpha": 8}'), r"says r=8, but .*to_.*lora_A.* has shape \(4, "),
+        (of_peft('{"r": 4}'), r"adapter_config\.json does not say lora_alpha and r"),
+        (of_peft('{"r": 0, "lora_alpha": 4}'), r"adapter_config\.json does not say lora_alpha and r"),
+        (of_peft("{"), r"adapter_config\.json does not say lora_alpha and r"),
+        (of_peft('{"r": 4, "lora_alpha": 4, "alpha_pattern": {"to_q": 8}}'), r"asks for alpha_pattern"),
         (with_nan, r"conv1n\.weight of shape \(16, 16\) holds numbers that are not finite"),
     ],
 )
@@ -467,6 +496,88 @@ def test_a_wrong_parameter_is_refused_when_it_is_attached(models: Path, wrong: d
 def test_a_scheduler_with_two_calls_a_level_is_refused(models: Path) -> None:
     with pytest.raises(UnsupportedPipelineError, match="HeunDiscreteScheduler calls the UNet twice"):
         attach(build("HeunDiscreteScheduler"), models)
+
+
+@pytest.mark.parametrize("mode", ["condition", "estimate", "joint", "coarse"])
+def test_with_the_scheduler_that_makes_one_step_more_than_it_has_levels(models: Path, mode: str) -> None:
+    pipe = build()
+    pipe.scheduler = diffusers.PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    stock = run(pipe)
+    joint = attach(pipe, models, mode=mode)
+    made = run(pipe)
+    assert made.isfinite().all() and not torch.allclose(made, stock, atol=1e-3)
+    assert joint.partner.isfinite().all() and joint.partner.shape == made.shape
+    pipe.clear_guidance()
+    assert torch.equal(run(pipe), stock)
+
+
+def test_a_pipeline_that_begins_from_an_image_is_refused(models: Path) -> None:
+    pipe = trimtab.guide(diffusers.StableDiffusionImg2ImgPipeline(**build().components, requires_safety_checker=False))
+    with pytest.raises(UnsupportedPipelineError, match=r"StableDiffusionImg2ImgPipeline begins from an .*own_mask"):
+        attach(pipe, models)
+
+
+def test_beside_a_guidance_that_evaluates_steps_again_it_is_refused(models: Path) -> None:
+    pipe = build()
+    attach(pipe, models)
+    pipe.add_guidance("steered", losses=(lambda image: image.flatten(1).mean(1),), recurrence=2)
+    with pytest.raises(ConflictError, match="steered: repeats above 1 are not possible beside depth"):
+        run(pipe)
+
+
+def test_a_mask_lies_on_its_image_whatever_the_aspect_ratio(models: Path) -> None:
+    """One picture, white on the right, as image and as mask."""
+    picture = Image.new("RGB", (64, 32), "black")
+    picture.paste("white", (40, 0, 64, 32))
+    pipe = build()
+    joint = attach(pipe, models, mode="joint", image=picture, mask=picture)
+    inputs: list[Inputs] = []
+    original = Inputs._mask
+
+    def watched(self: Inputs, value: Any, name: str) -> torch.Tensor:
+        inputs.append(self)
+        return original(self, value, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Inputs, "_mask", watched)
+        run(pipe)
+    (made,) = inputs
+    processor = pipe.image_processor
+    height, width = (side * int(pipe.vae_scale_factor) for side in joint.partner.shape[2:])
+    pixels = processor.preprocess([picture], height=height, width=width, resize_mode="crop")
+    seen = torch.nn.functional.interpolate(pixels[:, :1], tuple(joint.partner.shape[2:]))
+    assert torch.equal(original(made, picture, "mask")[:1], (seen > 0).float())
+
+
+def test_what_a_run_leaves_is_its_own_partner(models: Path) -> None:
+    pipe = build()
+    joint = attach(pipe, models)
+    run(pipe)
+    assert joint.partner is not None
+    joint.joint_scale = 0.0
+    run(pipe)
+    assert joint.partner is None
+
+
+@pytest.mark.parametrize(("weights", "model", "word"), [
+    ("./unicon", "depth", "depth_map, "), ("./unicon/depth", None, "depth_map, "),
+    ("./unicon/pose/", None, "pose_map, "), ("./mine", None, ""),
+])  # fmt: skip
+def test_the_trigger_word_is_known_by_the_models_folder(weights: str, model: str | None, word: str) -> None:
+    assert Joint(weights=weights, model=model, image="depth.png").word == word
+
+
+def test_a_controlnet_speaks_to_the_pipelines_own_side_alone() -> None:
+    residual, partner = torch.arange(1.0, 3.0).view(2, 1, 1, 1), cast("Partner", object())
+    for part in (_on_own(residual, [None, partner]), *_on_own([residual], [None, partner])):
+        assert part.flatten().tolist() == [1.0, 0.0, 2.0, 0.0]
+
+
+def test_images_are_one_or_one_for_each_prompt_or_image(models: Path) -> None:
+    pipe = build()
+    attach(pipe, models, image=case.latents("depth").repeat(2, 1, 1, 1))
+    with pytest.raises(ParameterError, match="joint: image holds 2 images for 4; give one, or one for each prompt"):
+        run(pipe, prompt=[case.PROMPT] * 4, negative_prompt=[case.NEGATIVE] * 4, latents=None)
 
 
 def test_an_estimate_beside_another_joint_guidance_is_refused(models: Path) -> None:
