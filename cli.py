@@ -113,13 +113,13 @@ def describe_plugin(args: argparse.Namespace) -> int:
 
 
 def check_plugins(args: argparse.Namespace) -> int:
-    """`trimtab plugins check`: whether plug-ins keep the contract; 1 if one is broken."""
+    """`trimtab plugins check`: whether plug-ins keep the contract; 1 if one is broken, or a named one is blocked."""
     from .guidance import listing, registry
 
     found = [listing.status(name) for name in args.names or registry.plugins()]
     checked = [{**one, "advice": listing.advice(one)} for one in found]
     print(json.dumps(checked, indent=2) if args.json else listing.report(checked))
-    return int(any(one["status"] == "broken" for one in found))
+    return int(any(one["status"] == "broken" or (args.names and one["status"] != "ok") for one in found))
 
 
 def new_plugin(args: argparse.Namespace) -> None:

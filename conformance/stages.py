@@ -68,6 +68,15 @@ def run(pipe: Any, stage: Stage, seeds: Sequence[int] = (0,), ambient: int = 0, 
     return torch.as_tensor(output[0])
 
 
+def moves_generators(pipe: Any, stage: Stage) -> bool:
+    """Whether a call draws from the global generators, or seeds them."""
+    with seeded(1):
+        before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+        pipe(**{"output_type": "latent", **stage.call}, generator=torch.Generator().manual_seed(0))
+        after = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    return not torch.equal(before[0], after[0]) or before[1:] != after[1:]
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """The global generators at a seed within a `with` block; afterwards as before."""

@@ -175,6 +175,8 @@ def state_of(pipe: Any, guidance: Guidance, values: bool = True) -> dict[str, st
     for name, value in guidance.parameters.items():
         inner = fingerprint(value, values) if isinstance(value, torch.nn.Module) else {"": repr(value)}
         found.update({f"{guidance.label}.{name}{path}": token for path, token in inner.items()})
+    own = {name for name in vars(guidance) if name not in guidance.parameters and not name.startswith("_")}
+    found.update({f"{guidance.label}.{name}": "kept" for name in own})
     for name in ("pre_hooks", "hooks"):
         for hook in getattr(torch_module, f"_global_forward_{name}").values():
             found[f"torch.nn.modules.module, global forward {name}: {hook!r}"] = "registered"

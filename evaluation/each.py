@@ -58,7 +58,8 @@ def clip_score(source: str) -> Measure:
 
     folder = located(source)
     try:
-        model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+        model = CLIPModel.from_pretrained(folder, use_safetensors=True).eval()
+        processor = CLIPProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise EvaluationError(f"--clip: {source!r} is no folder or repository of a CLIP: {error}") from error
 

@@ -90,7 +90,8 @@ def _transformers_model(source: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
     folder = located(source)
     try:
-        processor, model = AutoImageProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         raise EvaluationError(
             f"--features: {source!r} is neither judge, efficientnet-lite0 or inception, nor a folder or repository of "

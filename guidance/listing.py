@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import re
@@ -14,7 +15,7 @@ from .base import Guidance
 from .blocking import blocked_by
 from .contract import HOOKS
 from .errors import PluginError
-from .parameters import describe_range, fields_of, in_words, off_values, types_of
+from .parameters import default_of, describe_range, fields_of, in_words, off_values, types_of
 from .registry import describe
 
 _HELPERS = frozenset({"setup", "with_respect_to", "reshape_gradient", "repeats", "teardown"})
@@ -55,7 +56,7 @@ def details(name: str) -> dict[str, Any]:
         {
             "name": key,
             "type": in_words(types_of(cls)[key]),
-            "default": _plain(getattr(cls, key, field.default)),
+            "default": _plain(default_of(field) if field.default is dataclasses.MISSING else getattr(cls, key)),
             "allowed": describe_range(field),
             "unit": field.metadata["unit"],
             "off": _plain(off.get(key)),
@@ -115,7 +116,7 @@ def sheet(described: Mapping[str, Any]) -> str:
     lines.append("Parameters:")
     for one in described["parameters"]:
         notes = [" ".join(filter(None, (one["allowed"], one["unit"])))]
-        notes += [f"off at {one['off']:g}"] if isinstance(one["off"], (int, float)) else []
+        notes += [f"off at {one['off']!r}"] if one["off"] is not None else []
         lines.append(f"  {one['name']}: {one['type']} = {one['default']}  ({'; '.join(notes)})\n      {one['doc']}")
     return "\n".join(lines)
 

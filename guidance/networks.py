@@ -76,7 +76,7 @@ def load_classifier(source: str, revision: str | None, label: str) -> tuple[nn.M
 
     try:
         network = AutoModelForImageClassification.from_pretrained(
-            located(source), revision=revision, use_safetensors=True
+            located(source), revision=revision, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise SourceError(
@@ -84,7 +84,7 @@ def load_classifier(source: str, revision: str | None, label: str) -> tuple[nn.M
             f"of one, with weights in safetensors format. {' '.join(str(error).split())}"
         ) from error
     try:
-        processor = AutoImageProcessor.from_pretrained(located(source), revision=revision)
+        processor = AutoImageProcessor.from_pretrained(located(source), revision=revision, trust_remote_code=False)
     except (OSError, ValueError):
         processor = None
     return network, processor

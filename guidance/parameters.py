@@ -32,6 +32,7 @@ def parameter(
     finite: bool = True,
     off: Any = None,
     deprecated: str = "",
+    consent: bool = False,
 ) -> Any:
     """Declare one parameter of a guidance.
 
@@ -47,12 +48,19 @@ def parameter(
         finite: whether infinity is refused (NaN always is).
         off: the value at which the guidance leaves the pipeline's prediction as it is.
         deprecated: what to use instead, in a sentence; giving it then warns.
+        consent: whether it is a consent that only who calls can give; a recipe that holds another value than the
+            default is refused.
     """
     spec = {"doc": doc, "ge": ge, "le": le, "choices": choices, "unit": unit, "finite": finite}
-    spec |= {"off": off, "deprecated": deprecated}
+    spec |= {"off": off, "deprecated": deprecated, "consent": consent}
     if isinstance(default, (list, dict, set)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=spec)
     return dataclasses.field(default=default, metadata=spec)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The value of a parameter that is not given."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def fields_of(owner: type) -> dict[str, dataclasses.Field[Any]]:

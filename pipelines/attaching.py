@@ -12,6 +12,7 @@ from diffusers.guiders import BaseGuidance
 
 from ..guidance import recipe, registry
 from ..guidance.base import Guidance
+from ..guidance.contract import check_contract
 from ..guidance.errors import ParameterError, UnknownGuidanceError, did_you_mean
 from ..guidance.order import check_conflicts, ordered
 from ..guidance.planner import Plan
@@ -50,6 +51,7 @@ class Guidable:
                 is taken.
             ConflictError: another guidance claims the same slot or the opposite order.
             UnsupportedPipelineError, UnsupportedSchedulerError: it needs what this pipeline or scheduler does not have.
+            PluginError: an instance whose class cannot serve as a plug-in.
         """
         if name is not None and (not isinstance(name, str) or not name):
             raise ParameterError(f"add_guidance: name={name!r}; allowed: a string that is not empty, or None.")
@@ -64,6 +66,8 @@ class Guidable:
             raise ParameterError(
                 f"{guidance.label}: {', '.join(parameters)} given beside an instance; set parameters on the instance."
             )
+        else:
+            check_contract(guidance.label, type(guidance))
         name = name or guidance.label
         if name in self._guidances():
             raise ParameterError(

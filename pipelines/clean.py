@@ -20,6 +20,7 @@ from ..guidance.base import Guidance
 from ..guidance.errors import GuidanceRuntimeError
 from ..guidance.run import Step
 from .call import Call
+from .given import only_read
 from .graph import GraphMeter, through_denoiser
 from .hooks import Hooks, annotated
 from .observation import Observation
@@ -66,7 +67,7 @@ class CleanPhase:
                 x0 = x0 - gradient
             for name, guidance in acting.items():
                 if guidance.overrides("guide_x0"):
-                    with annotated(name, "guide_x0", step):
+                    with annotated(name, "guide_x0", step), only_read(name, "guide_x0", (x0,)):
                         edited = guidance.guide_x0(self._view(name), x0)
                     _check(name, step, edited, x0)
                     x0 = edited if edited is x0 else edited.to(x0.dtype)

@@ -19,6 +19,7 @@ from ..guidance.run import AroundDenoiser, Step
 from .attachment import find_attachment
 from .attention import no_stand_in
 from .families import Family
+from .given import only_read
 from .interception import fresh_copy, set_attribute
 from .latents import ImageSpace
 from .lora import adapters_of
@@ -178,7 +179,7 @@ class Hooks:
         total: torch.Tensor | None = None
         for name, guidance in acting.items():
             if guidance.overrides("delta"):
-                with annotated(name, "delta", step):
+                with annotated(name, "delta", step), only_read(name, "delta", predictions.values()):
                     delta = guidance.delta(self.view(name, step), predictions)
                     if delta is not None and step.own is not None:
                         _check_shape(delta, step.own)
@@ -192,7 +193,8 @@ class Hooks:
         """Phase 4: the prediction, reshaped by each in turn."""
         for name, guidance in acting.items():
             if guidance.overrides("project"):
-                with annotated(name, "project", step):
+                given = (prediction, *predictions.values())
+                with annotated(name, "project", step), only_read(name, "project", given):
                     projected = guidance.project(self.view(name, step), prediction, predictions)
                     _check_shape(projected, prediction)
                 prediction = projected.to(prediction.dtype)

@@ -133,7 +133,7 @@ def train_easycontrol(settings: EasyControlSettings) -> Path:
     """Train, or continue where the last checkpoint in `settings.output` stopped; returns the LoRA's file."""
     torch.manual_seed(settings.seed)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.mixed_precision, torch.float32)
-    pipe = FluxPipeline.from_pretrained(located(settings.base), torch_dtype=dtype)
+    pipe = FluxPipeline.from_pretrained(located(settings.base), torch_dtype=dtype, use_safetensors=True)
     for part in ("vae", "text_encoder", "text_encoder_2"):
         getattr(pipe, part).requires_grad_(False)
     if settings.gradient_checkpointing:

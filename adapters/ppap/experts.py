@@ -60,7 +60,8 @@ class Experts(nn.Module):
             self.network.set_submodule(name, Norms(norm, count))
         exactly = "|".join(map(re.escape, self.layers))
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly)
-        with warnings.catch_warnings():
+        # PEFT fills what is overwritten, or trained, with numbers of the global generator.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are what is wanted
             for index in range(count):
                 inject_adapter_in_model(config, self.network, adapter_name=name_of(index))

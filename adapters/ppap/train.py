@@ -84,10 +84,10 @@ def train_ppap(settings: PPAPSettings) -> Path:
         wrong = f"kind={settings.kind!r}" if settings.kind not in MODELS else "teacher is missing"
         raise ParameterError(f"train ppap: {wrong}; allowed: a teacher, and a kind of {', '.join(MODELS)}.")
     teacher = getattr(transformers, MODELS[settings.kind]).from_pretrained(
-        located(settings.teacher), use_safetensors=True
+        located(settings.teacher), use_safetensors=True, trust_remote_code=False
     )
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(located(settings.teacher))
+        processor = transformers.AutoImageProcessor.from_pretrained(located(settings.teacher), trust_remote_code=False)
         preprocessing = of_processor(processor, getattr(teacher.config, "num_channels", None))
     except (OSError, ValueError):
         preprocessing = Preprocessing(channels=getattr(teacher.config, "num_channels", None))

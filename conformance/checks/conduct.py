@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from ...guidance.errors import GuidanceRuntimeError, ParameterError, RecipeError
 from ...guidance.parameters import fields_of
 from .. import strategies
+from ..stages import moves_generators
 from ..subject import ROUNDING, Subject, changes, percent, relative, state_of
 
 
@@ -82,6 +83,12 @@ def test_it_is_deterministic(subject: Subject) -> None:
             "Draw noise from a generator of your own, made in setup(run) from a seed: "
             "run.state.generator = torch.Generator().manual_seed(self.seed); never from the global one. "
             "Keep what you compute in run.state, so that a second run begins afresh.",
+        )
+    if moves_generators(pipe, subject.stage) and not moves_generators(subject.stock(), subject.stage):
+        subject.fail(
+            "determinism",
+            "it draws from a global random generator, or seeds one: whatever its user draws next is another number.",
+            "Draw noise from a generator of your own: run.state.generator = torch.Generator().manual_seed(self.seed).",
         )
 
 

@@ -60,6 +60,14 @@ def test_off_it_is_the_identity(subject: Subject) -> None:
             "Return None from delta (and no branches), or the argument itself from the other hooks, at this "
             "value; or declare with parameter(..., off=...) which value does nothing.",
         )
+    plain = subject.stock()
+    paid, due = (subject.plan(one, **subject.stage.without_cfg).evaluations for one in (pipe, plain))
+    if paid > due:
+        subject.fail(
+            "scale-0 identity",
+            f"where it is off it costs {paid} evaluations an image, and the pipeline by itself {due}.",
+            "Return no branches at the value that switches it off.",
+        )
 
 
 def test_all_parametrisations_lead_to_one_image(plugin: str, example_of: ExampleOf) -> None:

@@ -90,7 +90,9 @@ class Joint(Guidance):
         None, "White where the pipeline's own side is made."
     )
     revision: str | None = parameter(None, "Branch, tag or commit of the repository.")
-    allow_pth: bool = parameter(False, "Read a model.pth, tensors only, where there is no model.safetensors.")
+    allow_pth: bool = parameter(
+        False, "Read a model.pth, tensors only, where there is no model.safetensors; not from a recipe.", consent=True
+    )
 
     @property
     def partner(self) -> Any:

@@ -51,10 +51,14 @@ class PerpNeg(Guidance):
         return tuple(Branch(Prompt(text)) for text in texts)
 
     def branches(self, step: Step) -> Sequence[Branch]:
-        return (COND, EMPTY, *self.negatives) if self.scale != 0 else (EMPTY,)
+        if self.scale == 0:
+            return (EMPTY,)
+        return (COND,) if self.scale == 1 and not self.negatives else (COND, EMPTY, *self.negatives)
 
     def delta(self, step: Step, predictions: Predictions) -> torch.Tensor:
         assert step.own is not None
+        if EMPTY not in predictions:
+            return predictions[COND] - step.own
         empty = predictions[EMPTY]
         if self.scale == 0:
             return empty - step.own

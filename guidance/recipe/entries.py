@@ -117,9 +117,12 @@ def _guidance(entry: dict[str, Any], fetch: Fetch | None) -> Guidance:
         for name in entry["parameters"].keys() - fields_of(cls).keys():
             raise unknown_parameter(cls.name, name, cls)
         values = {name: decode(value, types_of(cls)[name], fetch) for name, value in entry["parameters"].items()}
+        for name, field in fields_of(cls).items():
+            if field.metadata["consent"] and values.get(name, field.default) != field.default:
+                raise ValueError(f"{cls.name}: {name}={values[name]!r} is a consent that a recipe cannot give.")
         return cls(**values)
     except (ValueError, TypeError, OSError) as error:
-        recorded = f"{where}, recorded with {entry['plugin']} {entry['version']}"
+        recorded = f"{where}, recorded with {entry['plugin']} {entry['version']!r}"
         raise RecipeError(f"{recorded}: {error}{f' {older}' if older else ''}") from error
 
 

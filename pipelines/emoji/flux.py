@@ -37,8 +37,8 @@ pipe("red apple, noto style", negative_prompt="", true_cfg_scale=4.0, **call).im
 
 
 HEAD, AXES = 64, (8, 28, 28)
-"""Channels of a head, and those that turn with each axis of the position. Of 12 channels only one pair's turn is long
-enough to tell eight rows apart by, and short enough not to come round; then drawings come out as stripes."""
+"""Channels of a head, and those that turn with each axis of the position: the more there are, the more turn neither too
+little over eight rows nor more than once."""
 SHIFT = 2.0
 """Towards noise, where it is decided what is drawn where: flat drawings on white can still be seen at half noise."""
 

@@ -100,6 +100,71 @@ def test_a_leaked_hook_fails_the_undo(check: Callable[..., Report]) -> None:
 
 
 @dataclass
+class Hoarding(Away):
+    """Remembers its runs on itself."""
+
+    name: ClassVar[str] = "test.hoarding"
+
+    def delta(self, step: Step, predictions: Predictions) -> torch.Tensor | None:
+        self.__dict__.setdefault("seen", []).append(predictions[COND])
+        return super().delta(step, predictions)
+
+
+def test_what_is_kept_on_the_plug_in_fails_the_undo(check: Callable[..., Report]) -> None:
+    failed = check(Hoarding, None, "-k", "undoes")
+    assert set(failed) == {"it_undoes_what_it_did", "it_undoes_what_it_did_when_a_run_fails"}
+    for message in failed.values():
+        assert "test.hoarding.seen was added" in message and "Keep what you compute in run.state" in message
+
+
+@dataclass
+class Reseeding(Away):
+    """Makes itself deterministic at the cost of everybody else's random numbers."""
+
+    name: ClassVar[str] = "test.reseeding"
+
+    def delta(self, step: Step, predictions: Predictions) -> torch.Tensor | None:
+        torch.manual_seed(7)
+        return super().delta(step, predictions)
+
+
+def test_a_seeded_global_generator_fails_determinism(check: Callable[..., Report]) -> None:
+    (message,) = check(Reseeding, None, "-k", "deterministic").values()
+    assert "draws from a global random generator, or seeds one" in message
+
+
+@dataclass
+class Paying(Away):
+    """Asks for its branches also where it is off."""
+
+    name: ClassVar[str] = "test.paying"
+
+    def branches(self, step: Step) -> Sequence[Branch]:
+        return (COND, UNCOND)
+
+
+def test_branches_at_scale_0_fail_the_identity(check: Callable[..., Report]) -> None:
+    (message,) = check(Paying, None, "-k", "off_it_is").values()
+    assert re.search(r"where it is off it costs \d+ evaluations an image", message)
+    assert "Return no branches at the value that switches it off" in message
+
+
+@dataclass
+class Overwriting(Away):
+    """Computes in the tensors that it is given."""
+
+    name: ClassVar[str] = "test.overwriting"
+
+    def delta(self, step: Step, predictions: Predictions) -> torch.Tensor | None:
+        return predictions[COND].sub_(predictions[UNCOND]).mul_(self.scale) if self.scale else None
+
+
+def test_a_change_in_place_is_an_error_that_names_the_hook(check: Callable[..., Report]) -> None:
+    failed = check(Overwriting, None, "-k", "acts")
+    assert "test.overwriting: delta changed in place what it was given" in failed["it_acts"]
+
+
+@dataclass
 class Lying(Away):
     """Asks for more in a run than in a plan."""
 
