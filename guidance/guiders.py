@@ -102,6 +102,8 @@ def create(name: str, config: Mapping[str, Any] | None = None) -> BaseGuidance:
         raise ParameterError(
             f"Diffusers has no guider {name!r}.{did_you_mean(str(name), usable)} It has: {', '.join(usable)}."
         )
+    if (plugin := NATIVE.get(name)) is not None:
+        raise ParameterError(f"{name} cannot serve as a guidance; use the plug-in instead: add_guidance({plugin!r}).")
     cls = EXPORTED[name]
     takes = _takes(cls)
     if not isinstance(config, (Mapping, type(None))):

@@ -19,6 +19,9 @@ from .rows import AmbiguousRowsError, check_splittable, index_of, map_tensors, t
 
 logger = logging.getLogger("trimtab")
 
+ROWS = ("auto", "batched", "sequential")
+"""What `guidance_rows` may be: how a step's branches become calls."""
+
 
 @dataclass
 class Budget:

@@ -184,17 +184,21 @@ def algebra_or_none(scheduler: Any, needed_by: Sequence[str]) -> NoiseAlgebra | 
         return None
 
 
-def planned_clock(scheduler: Any, algebra: NoiseAlgebra | None, num_inference_steps: int) -> Clock:
+def planned_clock(scheduler: Any, algebra: NoiseAlgebra | None, **schedule: Any) -> Clock:
     """A clock for a run that has not begun; `scheduler` must be a copy, for its timesteps are set.
 
+    Args:
+        **schedule: `num_inference_steps`, or the `timesteps` or `sigmas` that a call is given instead.
+
     Raises:
-        ParameterError: the scheduler refuses that number of steps.
+        ParameterError: the scheduler refuses these.
     """
     refusals = []
     for shift in ({}, {"mu": 1.0}):  # a scheduler with dynamic shifting asks for mu, which only a call can tell
         try:
-            scheduler.set_timesteps(num_inference_steps, **shift)
+            scheduler.set_timesteps(**schedule, **shift)
             return Clock(scheduler, algebra)
         except (ValueError, TypeError) as error:
             refusals.append(error)
-    raise ParameterError(f"{type(scheduler).__name__}: num_inference_steps={num_inference_steps}: {refusals[0]}")
+    given = ", ".join(f"{name}={value!r}" for name, value in schedule.items())
+    raise ParameterError(f"{type(scheduler).__name__}: {given}: {refusals[0]}")

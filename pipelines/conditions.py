@@ -19,6 +19,7 @@ from ..guidance.branch import Condition, Prompt
 from ..guidance.errors import UnsupportedPipelineError
 from .controls import Controls
 from .interception import tap_method
+from .own_cfg import has_cfg
 from .rows import map_tensors
 from .source import returned_names
 
@@ -60,6 +61,11 @@ class Conditions:
             self._names = returned_names(type(pipe).encode_prompt)
             tap_method(stack, pipe, "encode_prompt", self._watch)
 
+    @property
+    def perturbs_attention(self) -> bool:
+        """Whether the pipeline has perturbed attention of its own."""
+        return hasattr(self._pipe, "pag_scale")
+
     def _watch(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         self._encodings.append(self._encoding(self._signature.bind(*args, **kwargs), result))
@@ -92,15 +98,26 @@ class Conditions:
 
         def compare(tensor: torch.Tensor, name: str) -> torch.Tensor:
             if tensor.ndim and tensor.shape[0] == rows:
-                roles = [_role_of(row, known) for row in tensor]
-                if None not in roles:
-                    found.append([role for role in roles if role is not None])
+                roles = [_roles_of(row, known) for row in tensor]
+                if self._are_both(roles, known):  # the prompt is the negative one: either half may be called either
+                    roles = [{"uncond"}] * (rows // 2) + [{"cond"}] * (rows // 2)
+                if all(len(one) == 1 for one in roles):
+                    found.append([role for one in roles for role in one])
                     for encoding in self._encodings:
                         encoding.keep_in(tensor)
             return tensor
 
         map_tensors(dict(kwargs), compare)
         return found[0] if found else None
+
+    def _are_both(self, roles: Sequence[set[str]], known: Sequence[tuple[str, torch.Tensor]]) -> bool:
+        """Whether prompt and negative prompt are one, in a call that holds both."""
+        prompts = next(len(tensor) for role, tensor in known if role == "cond" and tensor.ndim)
+        return (
+            has_cfg(self._pipe, self._call_arguments)
+            and len(roles) == 2 * prompts
+            and all(one == {"cond", "uncond"} for one in roles)
+        )
 
     def _known(self) -> list[tuple[str, dict[str, torch.Tensor]]]:
         known: list[tuple[str, dict[str, torch.Tensor]]] = []
@@ -212,13 +229,12 @@ class Conditions:
         return int(embeddings) if embeddings is not None and hasattr(self._pipe, "get_label_ids") else None
 
 
-def _role_of(row: torch.Tensor, known: Sequence[tuple[str, torch.Tensor]]) -> str | None:
-    roles = {
+def _roles_of(row: torch.Tensor, known: Sequence[tuple[str, torch.Tensor]]) -> set[str]:
+    return {
         role
         for role, tensor in known
         if tensor.shape[1:] == row.shape and any(torch.equal(row, other.to(row)) for other in tensor)
     }
-    return roles.pop() if len(roles) == 1 else None
 
 
 def _each(value: Any, count: int) -> Any:

@@ -186,7 +186,8 @@ class Denoiser:
             with self.contexts.inner(name):
                 output = primary(self._within_budget(original, layout, args, kwargs))
         except (IndexError, ValueError) as error:
-            if isinstance(error, TrimtabError):
+            # Of a pipeline that perturbs attention itself; anything else is an error of the plug-in's own.
+            if isinstance(error, TrimtabError) or not self._conditions.perturbs_attention:
                 raise
             raise UnsupportedPipelineError(
                 f"{type(self.family.module).__name__}: it cannot compute {branch} in a call of its own: {error}. If "

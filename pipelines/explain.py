@@ -15,7 +15,7 @@ from ..guidance.errors import ParameterError, did_you_mean
 from ..guidance.order import ordered
 from ..guidance.parameters import fields_of
 from ..guidance.planner import HOOKS, Plan, PlannedStep, Row, extra_of, repeats_of, wanted_branches
-from .budget import pieces
+from .budget import ROWS, Budget, pieces
 from .clean import needs_graph
 from .components import check_condition, denoisers_of, schedulers_of
 from .controls import check_controlled
@@ -53,7 +53,9 @@ def make_plan(
     needing = [name for name, guidance in guidances.items() if needs_level(guidance)]
     *earlier, last = stages(pipe, {**arguments, "num_inference_steps": steps}, needing)
     sequential, prefix = (getattr(pipe, "guidance_rows", "auto") == choice for choice in ("sequential", "auto"))
-    most, images = getattr(pipe, "guidance_max_rows", None), _images_of(arguments)
+    most, images = Budget(getattr(pipe, "guidance_max_rows", None)).rows, _images_of(arguments)
+    if (rows := getattr(pipe, "guidance_rows", "auto")) not in ROWS:
+        raise ParameterError(f"guidance_rows={rows!r}; allowed: {', '.join(map(repr, ROWS))}.")
     with ExitStack() as stack:
         families = [Family(module) for module in denoisers_of(pipe)]
         run = SimpleNamespace(
@@ -75,7 +77,7 @@ def make_plan(
         lone = bool(run.around) or any(cache_hooks(family.module) for family in families)
         piece = None if lone else most
         per_guidance: dict[str, list[int]] = {name: [] for name in guidances}
-        for stage, step in ((here, step) for here in (*earlier, last) for step in here.clock.steps()):
+        for stage, step in ((here, step) for here in (*earlier, last) for step in here.steps()):
             own, own_calls = stage.own, stage.own_calls
             acting = {name: guidance for name, guidance in guidances.items() if guidance.acts(step)}
             seen = {name: dataclasses.replace(step, state=views[name].state) for name in acting}

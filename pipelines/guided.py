@@ -22,14 +22,12 @@ from ..guidance.errors import ParameterError
 from ..guidance.planner import Plan
 from ..guidance.trace import Trace
 from .attaching import Guidable
-from .budget import Budget
+from .budget import ROWS, Budget
 from .components import check_guidable
 from .explain import make_plan
 from .parallel.branches import BranchParallel
 from .run import GuidedRun
 from .tracing import TracedRun, is_traced
-
-ROWS = ("auto", "batched", "sequential")
 
 
 class GuidedMixin(Guidable):

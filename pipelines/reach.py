@@ -93,7 +93,9 @@ def _of(kind: type) -> Reach:
     parts = _component_types(kind)
     denoisers = [part for part in parts if issubclass(part, ModelMixin) and may_denoise(part)]
     schedulers = [part for part in parts if issubclass(part, SchedulerMixin)]
-    family = _family(denoisers[0]) if denoisers else None
+    families = [found for part in denoisers if (found := _family(part)) is not None]
+    # Of a prior and a decoder, or of several sizes, the one with attention is what a perturbation acts on.
+    family = next((found for found in families if found.attentions), families[0] if families else None)
     return Reach(
         kind.__name__,
         tuple(part.__name__ for part in denoisers),

@@ -32,6 +32,9 @@ from .others import OtherDenoisers
 from .prediction import input_rows, primary
 from .rows import AmbiguousRowsError
 
+PROBED = 1000
+"""Steps of the run in which it is tried what guidances will ask for."""
+
 
 def step_of(index: int, count: int, timestep: float = 0.0) -> Step:
     """A step as a guider knows it, without noise level and x_t."""
@@ -89,8 +92,9 @@ class Foresight:
     def ever_unconditional(self) -> bool:
         """Whether some step of some run needs the unconditional prediction."""
         return any(
-            UNCOND in guidance.branches(self.view(name, step_of(int(guidance.start * 1000), 1000)))
+            UNCOND in guidance.branches(self.view(name, step_of(index, PROBED)))
             for name, guidance in self.guidances.items()
+            for index in range(int(guidance.start * PROBED), PROBED)
         )
 
 

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..guidance.branch import Branch, Perturbation
 from ..guidance.planner import own_branches
+from ..guidance.run import Step
 from .clock import Clock, algebra_or_none, planned_clock
 from .components import denoisers_of, schedulers_of
 from .families import Family
@@ -28,6 +29,7 @@ class Stage:
         families: of the denoisers whose predictions it may be given.
         own: branches that the pipeline computes by itself.
         own_calls: forward calls in which it does, a step.
+        end: the timestep below which the call leaves the rest to another pipeline (`denoising_end`).
     """
 
     scheduler: Any
@@ -35,6 +37,11 @@ class Stage:
     families: tuple[Family, ...]
     own: tuple[Branch, ...]
     own_calls: int
+    end: float = 0.0
+
+    def steps(self) -> list[Step]:
+        """One for each `scheduler.step` call."""
+        return [step for step in self.clock.steps() if step.timestep >= self.end]
 
     def joins_at(self, perturbation: Perturbation) -> int:
         """The outer block in which a perturbation begins, in the first of these denoisers that it changes."""
@@ -78,10 +85,11 @@ def stages(pipe: Any, arguments: Mapping[str, Any], needing: Sequence[str]) -> I
         stock = getattr(pipe, f"{prefix}scheduler", None) if prefixes else schedulers_of(pipe)[-1]
         scheduler, count = copy.deepcopy(stock), arguments.get(f"{prefix}num_inference_steps") or 50
         algebra = algebra_or_none(scheduler, needing)
-        clock = planned_clock(scheduler, algebra, count)
+        lists = {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
+        clock = planned_clock(scheduler, algebra, **(lists if lists and not prefix else {"num_inference_steps": count}))
         if not prefix and (first := _first_timestep(pipe, scheduler, count, arguments)) is not None:
             clock = Clock(scheduler, algebra, first)
-        yield Stage(scheduler, clock, _families_of(pipe, prefix, prefixes), own, own_calls)
+        yield Stage(scheduler, clock, _families_of(pipe, prefix, prefixes), own, own_calls, _end(scheduler, arguments))
 
 
 def _families_of(pipe: Any, prefix: str, others: Sequence[str]) -> tuple[Family, ...]:
@@ -100,15 +108,25 @@ def _calls_of(pipe: Any, own: Sequence[Branch]) -> int:
     return len(own) if apart and not copies_of_latents(type(pipe)) else 1
 
 
+def _end(scheduler: Any, arguments: Mapping[str, Any]) -> float:
+    """The lowest timestep of a call that ends early, as Stable Diffusion XL's does before its refiner."""
+    end = arguments.get("denoising_end")
+    if not isinstance(end, float) or not 0 < end < 1:
+        return 0.0
+    return float(round(scheduler.config.num_train_timesteps * (1 - end)))
+
+
 def _first_timestep(pipe: Any, scheduler: Any, steps: int, arguments: Mapping[str, Any]) -> float | None:
-    """Where a call that begins at a noised image (`strength`) enters the schedule; `None` for one from pure noise."""
+    """Where a call that begins at a noised image (`strength`, `denoising_start`) enters the schedule, if it does."""
     strength, method = arguments.get("strength"), getattr(type(pipe), "get_timesteps", None)
-    if method is None or not isinstance(strength, (int, float)) or not 0 < strength < 1:
+    start = arguments.get("denoising_start")
+    if method is None or not any(isinstance(value, (int, float)) and 0 < value < 1 for value in (strength, start)):
         return None
     if "get_timesteps" not in inspect.unwrap(type(pipe).__call__).__code__.co_names:
         return None  # inherited or left over; the call never asks it
     takes = inspect.signature(method).parameters
     known = {"num_inference_steps": steps, "timesteps": scheduler.timesteps, "strength": strength, "device": "cpu"}
+    known["denoising_start"] = start
     found = method(Seen(pipe, scheduler=scheduler), **{name: value for name, value in known.items() if name in takes})
     timesteps = found[0] if isinstance(found, tuple) else found
     return float(timesteps[0]) if len(timesteps) else None

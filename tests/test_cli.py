@@ -326,6 +326,11 @@ def test_a_broken_plugin_is_shown_with_its_traceback(broken: str, capsys: pytest
     assert "test.broken (test-broken 0.1)\n\nbroken:\nTraceback" in capsys.readouterr().out
 
 
+def test_a_check_of_a_blocked_plugin_by_name_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIMTAB_PLUGINS_BLOCKED", "pag")
+    assert cli.main(["plugins", "check", "pag"]) == 1
+
+
 def test_a_check_fails_for_a_broken_plugin_only(broken: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins", "check", "cfg", "pag"]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["cfg: ok", "pag: ok"]

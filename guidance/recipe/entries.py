@@ -122,7 +122,8 @@ def _guidance(entry: dict[str, Any], fetch: Fetch | None) -> Guidance:
                 raise ValueError(f"{cls.name}: {name}={values[name]!r} is a consent that a recipe cannot give.")
         return cls(**values)
     except (ValueError, TypeError, OSError) as error:
-        recorded = f"{where}, recorded with {entry['plugin']} {entry['version']!r}"
+        # As text from anywhere, without control characters.
+        recorded = f"{where}, recorded with {entry['plugin']} {repr(entry['version'])[1:-1]}"
         raise RecipeError(f"{recorded}: {error}{f' {older}' if older else ''}") from error
 
 

@@ -51,6 +51,17 @@ def test_details_add_the_description_and_what_switches_it_off(tilt: Path) -> Non
     assert "off at 1" in sheet(details("cfg")) and "Claims the slot: cfg" in sheet(details("cfg"))
 
 
+def test_defaults_and_what_switches_off_are_shown_whatever_their_type(provide: Provide) -> None:
+    provide(
+        "odd-thing", "1", {"acme.odd": "odd_thing:Odd"},
+        odd_thing=HEAD + "@dataclass\nclass Odd(Guidance):\n    name = 'acme.odd'\n"
+        "    parts: list[float] = parameter([1.0, 2.0], 'x.')\n    on: bool = parameter(True, 'y.', off=False)\n"
+        "    mode: str = parameter('all', 'z.', off='none')\n",
+    )  # fmt: skip
+    text = sheet(details("acme.odd"))
+    assert "parts: list of float = [1.0, 2.0]" in text and "off at False" in text and "off at 'none'" in text
+
+
 def test_advice_names_each_thing_that_is_lacking(provide: Provide, tilt: Path) -> None:
     provide(
         "bare-thing", "1", {"bare": "bare_thing:Bare"},

@@ -53,6 +53,14 @@ PARAMETERS = st.fixed_dictionaries(
 )
 
 
+def test_a_recipe_gives_no_consent() -> None:
+    """To unpickle is for who calls to allow, not for a file from anywhere."""
+    data = recipe.dump({"joint": create("joint", weights="owner/repo", image="depth.png")})
+    data["guidances"][0]["parameters"]["allow_pth"] = True
+    with pytest.raises(RecipeError, match="joint: allow_pth=True is a consent that a recipe cannot give"):
+        recipe.load(data)
+
+
 def entry(**changes: Any) -> dict[str, Any]:
     """A recipe of one guidance, with changes to its entry."""
     one = {

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
 from torch import nn
 from zoo import CASES, run
 
@@ -110,6 +111,59 @@ def test_what_is_planned_is_what_is_run(name: str) -> None:
     run(pipe, case)
     plan = pipe.explain_guidance(**{key: value for key, value in case.call.items() if not key.startswith("_")})
     assert (plan.evaluations, plan.calls) == (pipe.last_guided_run.evaluations, pipe.last_guided_run.forward_calls)
+
+
+SCHEDULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "timesteps": ("sd15", {"timesteps": [900, 500, 100]}),
+    "sigmas": ("flux", {"sigmas": [1.0, 0.5]}),
+    "the first part": ("sdxl", {"denoising_end": 0.5, "num_inference_steps": 8}),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_of_the_callers_own_is_planned_as_it_is_run(name: str) -> None:
+    case, call = CASES[SCHEDULES[name][0]], SCHEDULES[name][1]
+    pipe = trimtab.guide(case.build())
+    if "timesteps" in call:
+        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.add_guidance("pag", scale=2.0, stop=0.7)
+    run(pipe, case, **call)
+    given = {key: value for key, value in case.call.items() if not key.startswith("_")}
+    plan = pipe.explain_guidance(**{**given, **call})
+    assert (plan.evaluations, plan.calls) == (pipe.last_guided_run.evaluations, pipe.last_guided_run.forward_calls)
+
+
+def test_the_second_part_of_a_run_is_planned_as_it_is_run() -> None:
+    pipe = trimtab.guide(StableDiffusionXLImg2ImgPipeline(**CASES["sdxl"].build().components))
+    pipe.add_guidance("pag", scale=2.0)
+    call = {**CASES["sdxl"].call, "image": torch.zeros(1, 4, 8, 8), "denoising_start": 0.6, "num_inference_steps": 8}
+    call = {key: value for key, value in call.items() if key not in ("height", "width") and not key.startswith("_")}
+    pipe(**call)
+    assert pipe.explain_guidance(**call).evaluations == pipe.last_guided_run.evaluations < 3 * 8
+
+
+@pytest.mark.parametrize("plugin", ["cfg", "pag"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart"])
+def test_a_prompt_that_is_its_own_negative_costs_what_is_planned(name: str, plugin: str) -> None:
+    case = CASES[name]
+    pipe = trimtab.guide(case.build())
+    pipe.add_guidance(plugin)
+    call = {**case.call, "prompt": "", "negative_prompt": ""}
+    run(pipe, case, prompt="", negative_prompt="")
+    plan = pipe.explain_guidance(**{key: value for key, value in call.items() if not key.startswith("_")})
+    assert (plan.evaluations, plan.calls) == (pipe.last_guided_run.evaluations, pipe.last_guided_run.forward_calls)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("guidance_max_rows", 0), ("guidance_max_rows", "4"), ("guidance_max_rows", -1), ("guidance_rows", "one by one"),
+])  # fmt: skip
+def test_rows_that_cannot_be_are_refused_in_the_plan(pipe: Any, name: str, value: Any) -> None:
+    setattr(pipe, name, value)
+    try:
+        with pytest.raises(ParameterError, match=f"{name}={value!r}; allowed: "):
+            pipe.explain_guidance(2)
+    finally:
+        delattr(pipe, name)
 
 
 def test_nothing_changes_while_a_plan_is_made(pipe: Any) -> None:

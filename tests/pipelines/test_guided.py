@@ -13,6 +13,7 @@ from zoo import CASES, run
 
 import trimtab
 from trimtab import ConflictError, Guidance, ParameterError, Predictions, Step, UnknownGuidanceError, parameter
+from trimtab.guidance.errors import PluginError
 from trimtab.guidance.plugins.pag import PAG
 from trimtab.pipelines.guided import GuidedMixin, stock_class
 
@@ -87,6 +88,20 @@ def test_a_guidance_is_attached_by_name_or_instance_and_its_handle_steers_it(pip
     pipe.remove_guidance("pag")
     assert pipe.add_guidance(PAG(scale=2.0), name="again") is pipe.guidances["again"]
     assert torch.equal(run(pipe, CASE), two)
+
+
+def test_an_instance_keeps_the_contract_as_a_plug_in_does(pipe: Any) -> None:
+    class Later(PAG):
+        api_version = "9.0"
+
+    class Misspelt(PAG):
+        def guide_x0(self, x0: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return x0
+
+    for cls, message in ((Later, "9.0"), (Misspelt, "guide_x0")):
+        with pytest.raises(PluginError, match=message):
+            pipe.add_guidance(cls())
+    assert not pipe.guidances
 
 
 def test_scale_zero_and_an_empty_window_are_no_guidance(pipe: Any) -> None:

@@ -21,8 +21,8 @@ from trimtab.guidance.base import Guidance
 from trimtab.guidance.branch import AttentionTokens, Branch
 from trimtab.guidance.plugins.pag import IdentityAttention
 from trimtab.guidance.run import Run, Step
+from trimtab.pipelines.budget import ROWS
 from trimtab.pipelines.families import Family
-from trimtab.pipelines.guided import ROWS
 
 LAYERS = {"sd15": "mid", "sdxl": "mid", "pixart": "blocks.1", "sd3": "blocks.2"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -401,6 +403,22 @@ def test_preprocessing() -> None:
     half = F.interpolate(images, (4, 4), mode="bilinear", antialias=True)[:, 0] / 2 + 0.5
     torch.testing.assert_close(prepared[:, 2], (half - 0.3) / 0.2)
     assert Preprocessing()(images) is images
+
+
+def test_a_checkpoint_that_wants_to_bring_code_is_refused_without_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers would ask, and take a "y" from whatever is typed next."""
+    (tmp_path / "net.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    named = {"AutoConfig": "net.Config", "AutoModelForImageClassification": "net.Net"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "never-heard-of", "auto_map": named}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 3))
+    pipe = tiny()
+    pipe.add_guidance("classifier", classifier=str(tmp_path), target=0)
+    with pytest.raises(trimtab.SourceError, match="classifier="):
+        run(pipe)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_transformers_checkpoint_brings_names_and_preprocessing(tmp_path: Path) -> None:
