@@ -12,9 +12,10 @@ import pytest
 from fixtures import unicon_case
 from zoo import CASES, picture
 
-from trimtab import parser
+from trimtab import cli, parser
 from trimtab.adapters.weights import save_weights
 from trimtab.guidance import registry
+from trimtab.guidance.parameters import fields_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -100,9 +101,28 @@ COMMANDS = [
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(COMMANDS)])
 def test_every_command_shown_is_one_that_the_program_takes(page: str, line: str) -> None:
     """What it does is tested elsewhere; some of these load from the Hub, or name a file of the reader's."""
+    args = parser.build_parser().parse_args(arguments_of(line))
+    assert args.command
+    for text in getattr(args, "guidance", None) or ():
+        plugin, _, parameters = text.partition(":")
+        assert set(re.findall(r"(?:^|,)([a-z]\w*)=", parameters)) <= fields_of(registry.find(plugin)).keys(), text
+
+
+def arguments_of(line: str) -> list[str]:
     words = shlex.split(line)
-    arguments = words[words.index("trimtab") + 1 :]
-    assert parser.build_parser().parse_args(arguments).command
+    return words[words.index("trimtab") + 1 :]
+
+
+# Those that make no images, and name nothing of the reader's.
+COMPLETE = [
+    line for _, line in COMMANDS
+    if re.match(r"trimtab (explain|plugins|models)\b", line) and not re.search(r"\b[A-Z]{3,}\b|--model|acme|my-", line)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", sorted(set(COMPLETE)))
+def test_commands_that_need_nothing_run(line: str) -> None:
+    assert cli.main(arguments_of(line)) == 0
 
 
 def test_commands_are_shown() -> None:
