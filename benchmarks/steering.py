@@ -163,7 +163,7 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
                 right = judge(clipped).argmax(1) == labels
             rows[key] = {
                 **_mean("psnr", psnr(*pairs)), **_mean("ssim", ssim(*pairs)), **_mean("accuracy", right),
-                "residual": (task.operator.forward(made) - measured).abs().max().item(),
+                "residual": (task.operator.forward(clipped) - measured).abs().max().item(),
                 "seconds": seconds, "weight": weight,
             }  # fmt: skip
 
