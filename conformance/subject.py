@@ -177,6 +177,10 @@ def state_of(pipe: Any, guidance: Guidance, values: bool = True) -> dict[str, st
         found.update({f"{guidance.label}.{name}{path}": token for path, token in inner.items()})
     own = {name for name in vars(guidance) if name not in guidance.parameters and not name.startswith("_")}
     found.update({f"{guidance.label}.{name}": "kept" for name in own})
+    for kind in {type(part) for part in _parts_of(pipe)}:
+        for base in kind.__mro__:
+            functions = {key: value for key, value in vars(base).items() if callable(value)}
+            found.update({f"{base.__qualname__}.{key}, of the class": str(id(f)) for key, f in functions.items()})
     for name in ("pre_hooks", "hooks"):
         for hook in getattr(torch_module, f"_global_forward_{name}").values():
             found[f"torch.nn.modules.module, global forward {name}: {hook!r}"] = "registered"
@@ -184,6 +188,12 @@ def state_of(pipe: Any, guidance: Guidance, values: bool = True) -> dict[str, st
     found["torch.is_grad_enabled()"] = str(torch.is_grad_enabled())
     found["torch.get_default_dtype()"] = str(torch.get_default_dtype())
     return found
+
+
+def _parts_of(pipe: Any) -> Iterator[Any]:
+    """The components of a pipeline, and the modules inside them."""
+    for component in pipe.components.values():
+        yield from component.modules() if isinstance(component, torch.nn.Module) else (component,)
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str], most: int = 6) -> str:

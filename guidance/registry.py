@@ -134,12 +134,17 @@ def create(name: str, /, **parameters: Any) -> Guidance:
     cls = find(name)
     for unknown in sorted(parameters.keys() - fields_of(cls).keys()):
         raise unknown_parameter(name, unknown, cls)
-    if cls.deprecated:
-        _warn(f"Plug-in {plugins()[name]} is deprecated. {cls.deprecated}")
+    warn_if_deprecated(cls)
     for given in parameters:
         if instead := fields_of(cls)[given].metadata["deprecated"]:
             _warn(f"{name}: {given} is deprecated. {instead}")
     return cls(**parameters)
+
+
+def warn_if_deprecated(cls: type[Guidance]) -> None:
+    """Say what to use instead of a plug-in, where it says so."""
+    if cls.deprecated:
+        _warn(f"Plug-in {plugins()[cls.name]} is deprecated. {cls.deprecated}")
 
 
 def register(cls: type[GuidanceType], name: str | None = None, *, override: bool = False) -> type[GuidanceType]:

@@ -15,7 +15,7 @@ from ..base import API_VERSION, Guidance
 from ..contract import api_number
 from ..errors import PluginError, RecipeError, UnknownGuidanceError
 from ..parameters import check_value, fields_of, shown, types_of, unknown_parameter
-from ..registry import find, identify, plugins
+from ..registry import find, identify, plugins, warn_if_deprecated
 from .values import Fetch, check_depth, comes_back, decode, encode
 
 FORMAT = 1
@@ -120,6 +120,7 @@ def _guidance(entry: dict[str, Any], fetch: Fetch | None) -> Guidance:
         for name, field in fields_of(cls).items():
             if field.metadata["consent"] and values.get(name, field.default) != field.default:
                 raise ValueError(f"{cls.name}: {name}={values[name]!r} is a consent that a recipe cannot give.")
+        warn_if_deprecated(cls)
         return cls(**values)
     except (ValueError, TypeError, OSError) as error:
         # As text from anywhere, without control characters.

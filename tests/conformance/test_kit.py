@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 import trimtab
@@ -115,6 +117,35 @@ def test_what_is_kept_on_the_plug_in_fails_the_undo(check: Callable[..., Report]
     assert set(failed) == {"it_undoes_what_it_did", "it_undoes_what_it_did_when_a_run_fails"}
     for message in failed.values():
         assert "test.hoarding.seen was added" in message and "Keep what you compute in run.state" in message
+
+
+@dataclass
+class Patching(Away):
+    """Changes a class, which no object shows."""
+
+    name: ClassVar[str] = "test.patching"
+
+    def setup(self, run: Run) -> None:
+        kind: Any = type(run.pipeline.scheduler)
+        if not run.dry:
+            kind.step = _wrapped(kind.step)
+
+
+def _wrapped(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def test_a_patched_class_fails_the_undo(check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler):
+        monkeypatch.setattr(kind, "step", kind.step)  # put back afterwards
+    failed = check(Patching, None, "-k", "undoes")
+    assert failed
+    for message in failed.values():
+        assert re.search(r"Scheduler\.step, of the class was changed", message)
 
 
 @dataclass

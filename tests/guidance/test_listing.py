@@ -67,7 +67,8 @@ def test_advice_names_each_thing_that_is_lacking(provide: Provide, tilt: Path) -
         "bare-thing", "1", {"bare": "bare_thing:Bare"},
         bare_thing=HEAD + "@dataclass\nclass Bare(Guidance):\n    name = 'bare'\n    w: float = parameter(1.0, 'x.')\n",
     )  # fmt: skip
-    docstring, off, vendor = advice(status("bare"))
+    phase, docstring, off, vendor = advice(status("bare"))
+    assert "overrides no phase, so it does nothing; is a hook misspelt?" in phase and "guide_x0" in phase
     assert "Write a docstring" in docstring and "parameter(..., off=0.0)" in off and "vendor.bare" in vendor
     (cost,) = advice(status("acme.tilt"))
     assert "Cost:" in cost
