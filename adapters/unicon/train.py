@@ -143,6 +143,9 @@ def pair_loss(
         text, more = prompts(pipe, batch["caption"], settings.trigger, (height, width))
         kept = text_mask(len(batch["caption"]), settings.text_dropout, generator).flatten()
         text = text * kept[:, None, None].to(text)
+        if more:  # of SDXL, which also sees the pooled text
+            pooled = more["added_cond_kwargs"]["text_embeds"]
+            more["added_cond_kwargs"]["text_embeds"] = pooled * kept[:, None].to(pooled)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
         levels = scheduler.config.num_train_timesteps
         t = torch.randint(levels, (len(clean),), generator=generator, device=clean.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -256,6 +257,22 @@ def test_the_loss_of_an_sdxl_pair_reaches_all_of_the_joint_attention(data: Path,
     scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(0)).backward()
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in model.weights)
+
+
+def test_a_text_that_is_left_out_is_left_out_of_sdxls_pooled_text_too(data: Path, tmp_path: Path) -> None:
+    pipe, seen = CASES["sdxl"].build(), []
+
+    def model(sample: torch.Tensor, t: torch.Tensor, text: torch.Tensor, added_cond_kwargs: Any) -> torch.Tensor:
+        seen.append((text.abs().sum((1, 2)) > 0, added_cond_kwargs["text_embeds"].abs().sum(1) > 0))
+        return sample
+
+    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 20)[0].items()}
+    settings = dataclasses.replace(partner_settings(tmp_path, data, tmp_path), text_dropout=0.3)
+    scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    for seed in range(8):
+        pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(seed))
+    assert all(torch.equal(text, pooled) for text, pooled in seen)
+    assert {bool(kept) for text, _ in seen for kept in text} == {True, False}
 
 
 def test_the_trained_unet_predicts_what_the_guided_pipeline_predicts(tmp_path: Path) -> None:
