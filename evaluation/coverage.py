@@ -32,17 +32,18 @@ class Coverage:
                 raise ValueError(f"{name}: {len(features)} images have no {k}th neighbour; needed: more than {k}.")
         generated, real = generated.double(), real.double()
         self.k = k
-        distances = torch.cdist(generated, real)
-        self._in_real = distances <= _radii(real, k)
-        self._in_generated = _radii(generated, k).unsqueeze(0) >= distances.T
+        self._distances = torch.cdist(generated, real)
+        self._between = torch.cdist(generated, generated)
+        self._in_real = self._distances <= _radii(torch.cdist(real, real), k)
 
     def precision(self, generated: torch.Tensor) -> float:
         """Over the generated images of these indices."""
         return self._in_real[generated].any(1).double().mean().item()
 
-    def recall(self, real: torch.Tensor) -> float:
-        """Over the real images of these indices."""
-        return self._in_generated[real].any(1).double().mean().item()
+    def recall(self, generated: torch.Tensor) -> float:
+        """Of all real images, by the generated ones of these indices, whose neighbours are among themselves."""
+        radii = _radii(self._between[generated][:, generated], self.k)
+        return (self._distances[generated] <= radii[:, None]).any(0).double().mean().item()
 
     def density(self, generated: torch.Tensor) -> float:
         """Over the generated images of these indices; 1 for equal distributions, and it may be more."""
@@ -53,6 +54,6 @@ class Coverage:
         return self._in_real[generated].any(0).double().mean().item()
 
 
-def _radii(features: torch.Tensor, k: int) -> torch.Tensor:
+def _radii(distances: torch.Tensor, k: int) -> torch.Tensor:
     # The nearest of all is the image itself.
-    return torch.cdist(features, features).kthvalue(k + 1, dim=1).values
+    return distances.kthvalue(k + 1, dim=1).values

@@ -37,7 +37,7 @@ def garments() -> Measure:
     lowered = [name.lower() for name in CLASS_NAMES]
 
     def measure(batch: Batch) -> Mapping[str, torch.Tensor]:
-        labels = [str(settings.get("class_label") or "").lower() for settings in batch.settings]
+        labels = [_named(settings.get("class_label")).lower() for settings in batch.settings]
         wanted = torch.tensor([lowered.index(label) if label in lowered else -1 for label in labels])
         probabilities = judge(as_garments(batch.images)).softmax(1)
         known = wanted >= 0
@@ -46,6 +46,12 @@ def garments() -> Measure:
         return {"accuracy": right, "confidence": confidence}
 
     return measure
+
+
+def _named(label: Any) -> str:
+    """A class by its name, also where it was given by its index."""
+    text = "" if label is None else str(label)
+    return CLASS_NAMES[int(text)] if text.isdecimal() and int(text) < len(CLASS_NAMES) else text
 
 
 def clip_score(source: str) -> Measure:

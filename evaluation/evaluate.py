@@ -8,8 +8,8 @@
 | PSNR, SSIM, feature distance, and with `--lpips` LPIPS | `--pairs`: references with the same file names, or one |
 | ISTD | strips with their settings inside, as `interpolate` writes |
 
-Every value has a 95 % interval by the bootstrap over images, with fixed draws; that of the Frechet distance and of
-coverage is the jackknife's, since they measure how varied a set is, and one with repetitions is less varied.
+Every value has a 95 % interval by the bootstrap over images, with fixed draws; those of the Frechet distance,
+recall and coverage are the jackknife's, since these measure how varied a set is, and one with repetitions is less so.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MEASURES = {
 }
 """All measures, in the order in which they are reported; the first is unbiased."""
 
-OF_VARIETY = ("frechet_distance", "coverage")
+OF_VARIETY = ("frechet_distance", "recall", "coverage")
 """Measures that an image drawn twice would falsify."""
 
 
@@ -186,7 +186,7 @@ class Evaluation:
             # Drawn twice, an image is its own nearest neighbour; kernels of a pair with itself stay out.
             "kernel_distance": (kernel.resampled(here), count),
             "precision": (cover.precision, count),
-            "recall": (cover.recall, len(there)),
+            "recall": (cover.recall, count),
             "density": (cover.density, count),
             "coverage": (cover.coverage, count),
         }

@@ -82,8 +82,11 @@ def read(files: Sequence[Path]) -> Batch:
     """These images, all of one size."""
     images = []
     for file in files:
-        with Image.open(file) as opened:
-            images.append(torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1))
+        try:
+            with Image.open(file) as opened:
+                images.append(torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1))
+        except OSError as error:
+            raise EvaluationError(f"{file} cannot be read as an image: {error}.") from error
     return Batch(tuple(file.name for file in files), torch.stack(images), tuple(map(_settings, files)))
 
 

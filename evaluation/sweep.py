@@ -176,6 +176,8 @@ def pareto(points: Sequence[tuple[float, float]], direction: str) -> list[bool]:
 def measured_cell(evaluation: Evaluation, folder: Path, files: Sequence[Path]) -> dict[str, Any]:
     """The measures of a cell, taken now, or before from the same files in the same way."""
     done, asked = folder / CELL, {**evaluation.about, "files": sorted(path.name for path in files)}
+    if evaluation.reference is not None:  # the same folder may hold others by now
+        asked["reference_files"] = [[file.name, file.stat().st_size] for file in evaluation.reference.files]
     if done.is_file() and (known := json.loads(done.read_bytes()))["asked"] == asked:
         return {"measures": known["measures"]}
     measures = evaluation(of_files(folder, files))["measures"]

@@ -84,6 +84,28 @@ def test_a_limit_of_time_ends_a_run_that_the_same_command_continues(tmp_path: Pa
     assert_equal(whole, limited)
 
 
+def test_a_checkpoint_that_was_cut_off_is_not_what_a_run_goes_on_from(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", Interrupt(5))
+    checkpoints = tmp_path / "stopped" / "checkpoints"
+    for path in (checkpoints / "checkpoint_1").iterdir():  # as a kill in the middle of writing it would leave it
+        if path.name != "model.safetensors":
+            path.unlink()
+    (checkpoints / "checkpoint_2").mkdir()
+    resumed, done = run(tmp_path / "stopped")
+    assert done
+    assert_equal(whole, resumed)
+
+
+@pytest.mark.parametrize(("name", "value"), [("learning_rate", 1e-5), ("seed", 3), ("batch_size", 4), ("steps", 9)])
+def test_a_run_goes_on_with_the_settings_that_it_was_begun_with(tmp_path: Path, name: str, value: Any) -> None:
+    run(tmp_path)
+    with pytest.raises(ParameterError, match=rf"train toy: {name}={value!r}, but .* made with {name}="):
+        run(tmp_path, **{name: value})
+    assert run(tmp_path, checkpoint_every=5)[1], "how often it is saved may change"
+
+
 def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
     run(tmp_path)
     exported, done = run(tmp_path, Interrupt(after=0))

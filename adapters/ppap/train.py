@@ -27,11 +27,10 @@ from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
 from ...guidance.errors import ParameterError, UnsupportedPipelineError
-from ...guidance.files import replacing
 from ...guidance.images import Preprocessing, of_processor
 from ...guidance.networks import tensor_of
 from ...guidance.shipped import located
-from ...training import TrainingSettings, option, processes, train
+from ...training import TrainingSettings, check_same, option, processes, train
 from ..weights import load_weights, save_weights
 from .agreement import agreement
 from .experts import Experts
@@ -113,7 +112,7 @@ def train_experts(
             images = generated(pipe, settings)
     given = {name: getattr(settings, name) for name in SETTINGS}
     with processes().main_process_first():
-        check_kept(output / "settings.json", given)
+        check_same(output / "settings.json", given, "train ppap")
     torch.manual_seed(settings.seed)
     teacher = teacher.eval().requires_grad_(False)
     timesteps = int(pipe.scheduler.config.num_train_timesteps)
@@ -139,25 +138,6 @@ def train_experts(
     each = f"{experts.trainable_share / settings.experts:.2%}"
     print(f"{settings.experts} experts of {each} hold {share} of the network's {experts.base_size:,} parameters")
     return file
-
-
-def check_kept(file: Path, given: dict[str, Any]) -> None:
-    """Write down what the files of a folder are made with, or compare it with what was written down there.
-
-    Raises:
-        ParameterError: they were made with something else.
-    """
-    if not file.exists():
-        with replacing(file) as written:
-            written.write(json.dumps(given, indent=2).encode() + b"\n")
-        return
-    kept = json.loads(file.read_text())
-    for name, value in given.items():
-        if kept.get(name) != value:
-            raise ParameterError(
-                f"train ppap: {name}={value!r}, but {file.parent} holds what was made with {name}={kept.get(name)!r}; "
-                "continue with that, or give another --output."
-            )
 
 
 def _take_over(experts: Experts, tensors: dict[str, torch.Tensor], index: int) -> None:
@@ -206,7 +186,7 @@ def generated(pipe: Any, settings: PPAPSettings) -> torch.Tensor:
     """Images of the pipeline `[n, channels, height, width]` in -1..1; kept in files of a batch each."""
     folder = Path(settings.output) / "images"
     named = ("pipeline", "prompts", "images", "inference_steps", "batch_size", "seed")
-    check_kept(folder / "settings.json", {name: getattr(settings, name) for name in named})
+    check_same(folder / "settings.json", {name: getattr(settings, name) for name in named}, "train ppap")
     lines = Path(settings.prompts).read_text().splitlines() if settings.prompts else [""]
     pipe.set_progress_bar_config(disable=True)
     parts = []

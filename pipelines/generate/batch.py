@@ -12,11 +12,13 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ...guidance import recipe
@@ -55,6 +57,15 @@ def read_prompts(file: Path, base: Request) -> list[Request]:
                     f"--prompts: {file}, line {number}: {line.strip()[:80]!r} is not allowed; allowed: an object with "
                     f"some of {', '.join(known)}."
                 )
+        if isinstance(row.get("class_label"), int):
+            row["class_label"] = str(row["class_label"])
+        for name, value in row.items():
+            wanted = int if name == "seed" else str
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise RequestError(
+                    f"--prompts: {file}, line {number}: {name}={value!r} is not allowed; allowed: "
+                    f"{'a whole number' if wanted is int else 'a text'}."
+                )
         found.append(dataclasses.replace(base, **{"seed": base.seed + len(found), **row}))
     if not found:
         raise RequestError(f"--prompts: {file} holds no prompt.")
@@ -81,6 +92,8 @@ def expand(job: Job, prompts: Path | None, count: int | None, pipe: Any) -> list
         raise RequestError("--seeds: in a batch image i has the seed FIRST + i; give the first one only.")
     if prompts is not None:
         return read_prompts(prompts, base)
+    if base.class_label is not None:
+        raise RequestError("--class and --class-balanced: give one of them; a balanced batch is of all classes.")
     classes = list(class_names(pipe))
     if not classes:
         raise RequestError(f"--class-balanced: {base.model} has no classes; use --prompts FILE.")
@@ -150,6 +163,27 @@ def run_batch(
         made.check()
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let no other command make images in the folder within the block.
+
+    Raises:
+        RequestError: one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".batch.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RequestError(
+            f"{folder}: another command makes images there; wait for it, or give another folder: -o FOLDER."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def make_batch(
     job: Job, folder: Path, prompts: Path | None = None, count: int | None = None, pipe: Any = None, sharing: int = 1
 ) -> Made:
@@ -168,26 +202,27 @@ def make_batch(
     mesh = pipe.enable_branch_parallel(sharing) if sharing > 1 else None
     groups, group = (state.num_processes, state.process_index) if mesh is None else (mesh.groups, mesh.index)
     paths = [folder / f"{request.file_stem()}.png" for request in requests]
-    manifest = Manifest(folder)
-    if state.is_main_process:
-        recipe.write_files(folder, files)
-        manifest.keep({index: path.name for index, path in enumerate(paths) if path.is_file()})
-    state.wait_for_everyone()
-    done = manifest.rows()
-    with tqdm(total=len(requests), desc="images", unit="image", disable=not state.is_main_process) as bar:
-        for index in range(group, len(requests), groups):
-            if index not in done:
-                row = {"index": index, **_make(pipe, requests[index], paths[index])}
-                if mesh is None or mesh.rank == 0:
-                    manifest.append(row)
-            if state.is_main_process:
-                _show(bar, len(manifest.rows()))
-        while len(rows := manifest.rows()) < len(requests):
+    with alone(folder) if state.is_main_process else nullcontext():
+        manifest = Manifest(folder)
+        if state.is_main_process:
+            recipe.write_files(folder, files)
+            manifest.keep({index: path.name for index, path in enumerate(paths) if path.is_file()})
+        state.wait_for_everyone()
+        done = manifest.rows()
+        with tqdm(total=len(requests), desc="images", unit="image", disable=not state.is_main_process) as bar:
+            for index in range(group, len(requests), groups):
+                if index not in done:
+                    row = {"index": index, **_make(pipe, requests[index], paths[index])}
+                    if mesh is None or mesh.rank == 0:
+                        manifest.append(row)
+                if state.is_main_process:
+                    _show(bar, len(manifest.rows()))
+            while len(rows := manifest.rows()) < len(requests):
+                _show(bar, len(rows))
+                time.sleep(POLL_SECONDS)
             _show(bar, len(rows))
-            time.sleep(POLL_SECONDS)
-        _show(bar, len(rows))
-    if state.is_main_process:
-        manifest.keep({index: path.name for index, path in enumerate(paths)})
+        if state.is_main_process:
+            manifest.keep({index: path.name for index, path in enumerate(paths)})
     made = [paths[index] for index, row in rows.items() if row["status"] == "done"]
     return Made(requests, made, list(rows.values()), manifest.path)
 

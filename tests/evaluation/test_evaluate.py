@@ -85,8 +85,9 @@ def test_the_interval_of_a_measure_of_variety_holds_its_value_and_is_as_wide_as_
 
     def statistic_of_another_sample() -> Callable[[torch.Tensor], float]:
         sample = torch.randn(150, 4, generator=generator)
-        if name == "coverage":
-            return Coverage(sample, real).coverage
+        if name != "frechet_distance":
+            measure: Callable[[torch.Tensor], float] = getattr(Coverage(sample, real), name)
+            return measure
         return lambda rows: frechet_distance(Gaussian(sample[rows]), Gaussian(real))
 
     samples = [statistic_of_another_sample() for _ in range(60)]

@@ -178,6 +178,24 @@ def test_rows_of_other_files_and_failures_are_dropped_and_the_order_is_that_of_t
 
 
 # -- what a batch is made of -------------------------------------------------------------------------------------------
+def test_two_commands_do_not_share_a_folder(model: str, tmp_path: Path) -> None:
+    with (
+        batch.alone(tmp_path),
+        pytest.raises(RequestError, match="another command makes images there"),
+        batch.alone(tmp_path),
+    ):
+        pass
+    with batch.alone(tmp_path):
+        pass
+
+
+def test_a_class_of_a_prompt_file_may_be_an_index(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"class_label": 8}\n')
+    (request,) = batch.read_prompts(file, Request())
+    assert request.class_label == "8"
+
+
 def test_a_prompt_file_is_a_prompt_a_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a fox\n\n  a red boat \n")
@@ -200,6 +218,8 @@ def test_a_jsonl_file_may_say_more(tmp_path: Path) -> None:
         ("p.jsonl", "{", "line 1 is not JSON"),
         ("p.jsonl", '{"prompt": "a"}\n{"promt": "b"}', "line 2: .*promt.*allowed: an object with some of prompt"),
         ("p.jsonl", '"a fox"', "line 1: .*allowed: an object"),
+        ("p.jsonl", '{"prompt": "a", "seed": "3"}', "line 1: seed='3' is not allowed; allowed: a whole number"),
+        ("p.jsonl", '{"prompt": 3}', "line 1: prompt=3 is not allowed; allowed: a text"),
     ],
 )
 def test_a_bad_prompt_file_is_named_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -214,6 +234,7 @@ def test_a_bad_prompt_file_is_named_with_its_line(tmp_path: Path, name: str, tex
         (["--compare"], "--compare makes one sheet"),
         (["--prompts", "p.txt"], "--prompts and --class-balanced: give one of them"),
         (["--seeds", "0-3"], "give the first one only"),
+        (["--class", "cat"], "--class and --class-balanced: give one of them"),
     ],
 )
 def test_options_that_contradict_each_other(
