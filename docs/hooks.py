@@ -25,7 +25,7 @@ NEEDS = {
 MODELS = {
     "autoguidance": "the embedded model, and 300 training steps of another as the weaker one,",
     "easycontrol": "`emoji-flux` and [learned weights](../learned-controls.md)",
-    "joint": "`emoji-sd` and [learned weights](../learned-controls.md)",
+    "joint": "`emoji-sd` and [`emoji-unicon`](../controls-unicon.md)",
     "perp_neg": "`emoji-sd`",
     "ppap": "the embedded model and [trained experts](../classifiers.md)",
     "slg": "`emoji-sd`",

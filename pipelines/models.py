@@ -55,6 +55,12 @@ MODELS = (
         _EMOJI,
         "the commands in its card; one of greater width and of all emoji: make models",
     ),
+    Model(
+        "trimtab/emoji-unicon",
+        "edges as a UniCon partner of emoji-sd, for the plug-in joint",
+        _EMOJI,
+        "the command in its card; one of all emoji: make models",
+    ),
     Model("trimtab/emoji-flux", "text-to-image flow transformer in Flux format, 64x64", _EMOJI, "make models"),
     Model(
         "trimtab/emoji-judge",
