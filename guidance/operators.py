@@ -35,13 +35,13 @@ class LinearOperator:
         """`x + B (y - A x)`."""
         return x + self.right_inverse(y - self.forward(x))
 
-    def project_within(self, x: torch.Tensor, y: torch.Tensor, rounds: int = 300, error: float = 1e-5) -> torch.Tensor:
-        """The image in -1..1 nearest to x that measures as y, as near as `rounds` come to it.
+    def project_within(self, x: torch.Tensor, y: torch.Tensor, rounds: int = 1000, error: float = 1e-5) -> torch.Tensor:
+        """The image in -1..1 nearest to the clipped x that measures as y, as near as `rounds` come to it.
 
         It is `clip(z)` with `A clip(z) = y`. Where B is the pseudo-inverse, `z <- z + B (y - A clip(z))` climbs the
         dual of that problem, here with momentum (Beck & Teboulle, 2009).
         """
-        z = ahead = self.project(x, y)
+        z = ahead = self.project(x.clamp(-1, 1), y)
         for round in range(rounds):
             inside = ahead.clamp(-1, 1)
             residual = y - self.forward(inside)

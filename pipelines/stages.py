@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ class Stage:
     families: tuple[Family, ...]
     own: tuple[Branch, ...]
     own_calls: int
-    end: float = 0.0
+    end: float = -math.inf
 
     def steps(self) -> list[Step]:
         """One for each `scheduler.step` call."""
@@ -112,7 +113,7 @@ def _end(scheduler: Any, arguments: Mapping[str, Any]) -> float:
     """The lowest timestep of a call that ends early, as Stable Diffusion XL's does before its refiner."""
     end = arguments.get("denoising_end")
     if not isinstance(end, float) or not 0 < end < 1:
-        return 0.0
+        return -math.inf
     return float(round(scheduler.config.num_train_timesteps * (1 - end)))
 
 

@@ -34,7 +34,7 @@ def test_a_projection_measures_as_it_should_and_twice_is_once(name: str) -> None
     torch.testing.assert_close(operator.project(x, operator.forward(x)), x, atol=4e-6, rtol=0)
 
 
-# From almost as many pixels nearly all is decided, so that 300 rounds come to 6e-3 only.
+# From almost as many pixels nearly all is decided, so that the rounds come to a few thousandths only.
 @pytest.mark.parametrize("name", [name for name in OPERATORS if name != "to (17, 18)"])
 def test_within_the_range_of_images_there_is_one_that_measures_as_it_should(name: str) -> None:
     operator: LinearOperator = OPERATORS[name]
