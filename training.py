@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .guidance.errors import ParameterError
-from .guidance.files import replacing
+from .training_checkpoints import check_same, resume, save
 from .training_log import FILE, PLAIN
 
 Batch = Any
@@ -82,10 +81,6 @@ class TrainingSettings:
         given = {key: value for key, value in self.to_store().items() if value != defaults[key]}
         options = (f"--{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in given.items())
         return " ".join([f"trimtab train {name}", *options])
-
-
-WHOLE = "whole"
-"""The file that a checkpoint is given last."""
 
 
 def processes() -> PartialState:
@@ -150,7 +145,7 @@ def train(
     accelerator.register_for_checkpointing(average, schedule, progress)
     with processes().main_process_first():
         check_same(output / "settings.json", settings.to_compare(), f"train {name}")
-    _resume(accelerator, output)
+    resume(accelerator, output)
 
     @contextmanager
     def averaged() -> Iterator[nn.Module]:
@@ -202,64 +197,18 @@ def train(
             with (output / FILE).open("a") as log:
                 log.write(json.dumps(row) + "\n")
         if _due(progress.step, settings.checkpoint_every, settings.steps):
-            _save(accelerator)
+            save(accelerator)
             finish()
     bar.close()
     done = progress.step >= settings.steps
     if not done:
-        _save(accelerator)
+        save(accelerator)
         finish()
     return done
 
 
-def check_same(file: Path, given: Mapping[str, Any], what: str) -> None:
-    """Write down what the files of a folder are made with, or compare it with what was written down there.
-
-    Args:
-        file: in that folder.
-        given: plain values.
-        what: is made, for the message.
-
-    Raises:
-        ParameterError: they were made with something else.
-    """
-    if not file.exists():
-        with replacing(file) as written:
-            written.write(json.dumps(given, indent=2).encode() + b"\n")
-        return
-    kept = json.loads(file.read_text())
-    for name, value in given.items():
-        if kept.get(name) != value:
-            raise ParameterError(
-                f"{what}: {name}={value!r}, but {file.parent} holds what was made with {name}={kept.get(name)!r}; "
-                "continue with that, or give another --output."
-            )
-
-
 def _due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
-
-
-def _save(accelerator: Accelerator) -> None:
-    folder = Path(accelerator.save_state())
-    if accelerator.is_main_process:
-        (folder / WHOLE).touch()
-    accelerator.wait_for_everyone()
-
-
-def _resume(accelerator: Accelerator, output: Path) -> None:
-    """Go on from the newest checkpoint that was written to its end; one that was cut off is removed."""
-    folder = output / "checkpoints"
-    found = list(folder.iterdir()) if folder.is_dir() else []
-    whole = {int(path.name.rsplit("_", 1)[1]): path for path in found if (path / WHOLE).exists()}
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        for path in set(found) - set(whole.values()):
-            shutil.rmtree(path)
-    accelerator.wait_for_everyone()
-    if whole:
-        accelerator.load_state(str(whole[max(whole)]))
-        accelerator.project_configuration.iteration = max(whole) + 1
 
 
 def _endless(loader: Any, start: int) -> Iterator[Batch]:

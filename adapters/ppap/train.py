@@ -30,7 +30,8 @@ from ...guidance.errors import ParameterError, UnsupportedPipelineError
 from ...guidance.images import Preprocessing, of_processor
 from ...guidance.networks import tensor_of
 from ...guidance.shipped import located
-from ...training import TrainingSettings, check_same, option, processes, train
+from ...training import TrainingSettings, option, processes, train
+from ...training_checkpoints import check_same
 from ..weights import load_weights, save_weights
 from .agreement import agreement
 from .experts import Experts
