@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
@@ -74,6 +75,16 @@ def check_condition(pipe: Any, branch: Branch, asked_by: str) -> None:
     if branch.condition == "cond" or hasattr(pipe, "encode_prompt"):
         return
     kind = type(pipe).__name__
+    if "prompt" in inspect.signature(type(pipe).__call__).parameters:
+        encodes = f"{kind} encodes its prompts without a method encode_prompt, so another cannot be made"
+        if isinstance(branch.condition, Prompt):
+            raise UnsupportedPipelineError(f"{asked_by}: prompt {branch.condition.text!r}: {encodes}.")
+        if not hasattr(pipe, "do_classifier_free_guidance") and not hasattr(pipe, "guidance_scale"):
+            raise UnsupportedPipelineError(
+                f"{asked_by} needs an unconditional prediction beside the conditional one, but {encodes}. Use the "
+                "pipeline's own guidance_scale and negative_prompt, or a guidance that needs none, such as 'pag'."
+            )
+        return
     if isinstance(branch.condition, Prompt):
         raise UnsupportedPipelineError(
             f"{asked_by}: prompt {branch.condition.text!r} cannot be given to {kind}, which takes no prompts."

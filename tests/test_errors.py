@@ -270,3 +270,13 @@ def test_a_class_out_of_range(label: int | str) -> None:
 def test_every_error_of_ours_can_be_caught_as_one() -> None:
     kinds = [kind for kind in vars(trimtab).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(kinds) > 8 and all(issubclass(kind, TrimtabError) for kind in kinds)
+
+
+def test_a_pipeline_that_encodes_its_prompts_by_itself_is_not_said_to_take_none() -> None:
+    pipe = trimtab.guide(CASES["instruct_pix2pix"].build())
+    with pytest.raises(UnsupportedPipelineError, match=r"perp_neg: prompt '': .* encodes its prompts without a "):
+        pipe.add_guidance("perp_neg", negative_prompt="red")
+    with pytest.raises(
+        UnsupportedPipelineError, match=r"sag needs an unconditional .*Use the pipeline's own guidance_s"
+    ):
+        pipe.add_guidance("sag")
