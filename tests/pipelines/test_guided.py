@@ -95,6 +95,7 @@ def test_an_instance_keeps_the_contract_as_a_plug_in_does(pipe: Any) -> None:
         api_version = "9.0"
 
     class Misspelt(PAG):
+        # The step is missing, which is what is to be noticed.
         def guide_x0(self, x0: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
             return x0
 
