@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -110,6 +110,10 @@ class Guidance:
                     f"{self.label}: {low}={getattr(self, low):g} lies after {high}={getattr(self, high):g}; "
                     f"allowed: {low} <= {high}."
                 )
+
+    def pinned(self) -> Self:
+        """This guidance as a recipe keeps it: with the commit or the hash of each file that it loads; see `pins.py`."""
+        return self
 
     def acts(self, step: Step) -> bool:
         """Whether the step lies in this guidance's window; outside it, it costs nothing."""

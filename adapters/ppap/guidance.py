@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ...guidance.errors import ParameterError
 from ...guidance.networks import borrow
 from ...guidance.parameters import parameter
+from ...guidance.pins import commit, sha256
 from ...guidance.plugins.classifier import Classifier
 from ...guidance.run import Run, Step
 from ..weights import load_weights
@@ -53,6 +54,10 @@ class PPAP(Classifier):
         if (self.kind == "classification") == (self.wanted is not None):
             needs = "a target, not wanted" if self.kind == "classification" else "wanted, a map"
             raise ParameterError(f"ppap: kind={self.kind!r} needs {needs}.")
+
+    def pinned(self) -> Self:
+        found = self.sha256 or sha256(self.weights, self.weight_name)
+        return replace(super().pinned(), weights_revision=commit(self.weights, self.weights_revision), sha256=found)
 
     def resolve_targets(self, run: Run) -> None:
         if self.kind == "classification":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from ..gradient import GradientGuidance, rms, signal_share
 from ..images import Preprocessing, of_processor
 from ..networks import borrow, device_of, load_classifier, names_of, soften, takes, tensor_of
 from ..parameters import parameter
+from ..pins import commit
 from ..run import CLEAN, Run, Step
 
 Target = int | str | None
@@ -87,6 +88,10 @@ class Classifier(GradientGuidance):
                 f"{self.label}: classifier is missing; give a torch.nn.Module that returns logits, or a folder or "
                 "repository of a transformers image classifier."
             )
+
+    def pinned(self) -> Self:
+        named = self.classifier if isinstance(self.classifier, str) else None
+        return replace(self, revision=commit(named, self.revision))
 
     def setup(self, run: Run) -> None:
         state = run.state

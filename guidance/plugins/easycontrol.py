@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 from PIL import Image
 
 from ..base import Guidance
 from ..errors import ParameterError
 from ..parameters import parameter
+from ..pins import commit, sha256
 from ..run import Run
 
 
@@ -61,6 +62,10 @@ class EasyControl(Guidance):
         for name, example in (("weights", "'Xiaojiu-Z/EasyControl'"), ("image", "'edges.png'")):
             if getattr(self, name) is None:
                 raise ParameterError(f"easycontrol: {name} is missing; give it, such as {name}={example}.")
+
+    def pinned(self) -> Self:
+        found = self.sha256 or sha256(self.weights, self.weight_name)
+        return replace(self, revision=commit(self.weights, self.revision), sha256=found)
 
     def setup(self, run: Run) -> None:
         if self.strength > 0 and self.start < self.stop:

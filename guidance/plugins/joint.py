@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from PIL import Image
@@ -14,6 +14,7 @@ from ..base import Guidance
 from ..branch import COND, AttentionTokens, Branch, Perturbation, Predictions
 from ..errors import ParameterError
 from ..parameters import parameter
+from ..pins import commit
 from ..run import Run, Step
 
 Given = Image.Image | str | list[Image.Image | str] | torch.Tensor | None
@@ -111,6 +112,9 @@ class Joint(Guidance):
             raise ParameterError(f"joint: image is missing, which mode={self.mode!r} needs.")
         if (self.own_image is None) != (self.own_mask is None):
             raise ParameterError("joint: own_image and own_mask are needed together.")
+
+    def pinned(self) -> Self:
+        return replace(self, revision=commit(self.weights, self.revision))
 
     @property
     def word(self) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from ..base import Guidance
 from ..errors import ParameterError
 from ..parameters import parameter
+from ..pins import commit, sha256
 from ..run import Run
 
 
@@ -39,6 +40,10 @@ class Smooth(Guidance):
         super().validate()
         if self.weights is None:
             raise ParameterError("smooth: weights is missing; give it, such as weights='smooth_lora.safetensors'.")
+
+    def pinned(self) -> Self:
+        found = self.sha256 or sha256(self.weights, self.weight_name)
+        return replace(self, revision=commit(self.weights, self.revision), sha256=found)
 
     def setup(self, run: Run) -> None:
         if self.scale > 0 and self.start < self.stop:

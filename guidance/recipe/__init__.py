@@ -11,6 +11,9 @@ safetensors or PNG, and the recipe says which file, with its hash:
 `{"file": "mask-0f3a1c52d870.png", "sha256": "0f3a1c52d870..."}`. A parameter's declared type turns all of them back.
 A value that would not come back is refused when written.
 
+Where a guidance loads files, `save` and `push` fill in the commit of the repository or the hash of the local file, so
+that the same ones are loaded again, or none.
+
 Loading a recipe runs nothing that it holds: it names installed plug-ins, and its files are parsed as safetensors and
 PNG only, after their sizes, names and hashes were checked.
 
@@ -21,7 +24,7 @@ PNG only, after their sizes, names and hashes were checked.
 | `files` | folders, files and the Hub |
 """
 
-from .entries import FORMAT, KEYS, dump, load
+from .entries import FORMAT, KEYS, dump, load, pinned
 from .files import FILE, PushOptions, beside, push, read, save, write_files
 from .values import LARGEST
 
@@ -34,6 +37,7 @@ __all__ = [
     "beside",
     "dump",
     "load",
+    "pinned",
     "push",
     "read",
     "save",

@@ -41,6 +41,14 @@ def dump(guidances: Mapping[str, Guidance], files: dict[str, bytes] | None = Non
     return {"format": FORMAT, "trimtab": trimtab, "guidances": entries}
 
 
+def pinned(guidances: Mapping[str, Guidance]) -> dict[str, Guidance]:
+    """The guidances, each with the commits and hashes of the files that it loads, so that its recipe means no others.
+
+    The Hub is asked which commit a branch is at; nothing is downloaded.
+    """
+    return {name: guidance.pinned() for name, guidance in guidances.items()}
+
+
 def load(data: object, fetch: Fetch | None = None) -> dict[str, Guidance]:
     """New guidances from a recipe, by name, in its order.
 

@@ -15,7 +15,7 @@ from ..base import Guidance
 from ..errors import RecipeError, SourceError
 from ..files import replacing
 from ..source import HubOptions
-from .entries import dump, load
+from .entries import dump, load, pinned
 from .values import LARGEST, Fetch
 
 FILE = "guidance.json"
@@ -51,7 +51,7 @@ def save(path: str | os.PathLike[str], guidances: Mapping[str, Guidance]) -> Pat
         RecipeError: see `dump`; then no file is touched.
     """
     files: dict[str, bytes] = {}
-    text = _text(guidances, files)
+    text = _text(pinned(guidances), files)
     target = Path(path)
     if target.suffix != ".json" or target.is_dir():
         target = target / FILE
@@ -93,7 +93,7 @@ def push(repo_id: str, guidances: Mapping[str, Guidance], **options: Unpack[Push
         SourceError: no such account, no permission, or no connection.
     """
     files: dict[str, bytes] = {}
-    files[FILE] = _text(guidances, files).encode()
+    files[FILE] = _text(pinned(guidances), files).encode()
     api = HfApi(endpoint=options.get("endpoint"), token=options.get("token"))
     try:
         api.create_repo(repo_id, private=options.get("private"), exist_ok=True)

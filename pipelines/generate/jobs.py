@@ -120,7 +120,7 @@ def prepare(
         pipe: the job's pipeline, where it is loaded already.
     """
     pipe = load_pipeline(job.requests[0]) if pipe is None else pipe
-    guidances = dict(pipe.guidances) if job.guidances is None else job.guidances
+    guidances = recipe.pinned(pipe.guidances if job.guidances is None else job.guidances)
     attach(pipe, guidances)
     files: dict[str, bytes] = {}
     stored = recipe.dump(guidances, files)

@@ -1,0 +1,59 @@
+"""A recipe says which files a guidance loaded: the hash of a local file here, a commit of the Hub in `test_hub.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trimtab import WeightsError
+from trimtab.adapters.weights import load_weights, save_weights
+from trimtab.guidance import pins, recipe, source
+from trimtab.guidance.registry import create
+
+TENSORS = {"a": torch.ones(2)}
+
+
+def test_a_folder_has_no_commit_and_a_commit_stays(tmp_path: Path) -> None:
+    assert pins.commit(tmp_path, "main") == "main"
+    assert pins.commit(None, None) is None
+    assert pins.commit("owner/name", "0" * 40) == "0" * 40
+
+
+def test_the_hash_is_that_of_the_file_which_would_be_loaded(tmp_path: Path) -> None:
+    file = save_weights(tmp_path / "one.safetensors", TENSORS)
+    digest = load_weights(tmp_path).sha256
+    assert pins.sha256(file, None) == pins.sha256(tmp_path, None) == pins.sha256(tmp_path, "one.safetensors") == digest
+    save_weights(tmp_path / "two.safetensors", TENSORS)
+    assert pins.sha256(tmp_path, None) is None, "which of the two is meant, nobody knows"
+    assert pins.sha256(tmp_path, "three.safetensors") is None
+    assert pins.sha256("owner/name", "one.safetensors") is None, "its commit says as much"
+
+
+@pytest.mark.parametrize(
+    "name, more",
+    [("smooth", {}), ("easycontrol", {"image": "edges.png"}), ("ppap", {"target": 1, "classifier": "google/vit"})],
+)
+def test_weights_that_were_written_anew_are_not_taken_for_those_of_the_recipe(
+    name: str, more: dict[str, object], tmp_path: Path
+) -> None:
+    file = save_weights(tmp_path / "weights.safetensors", TENSORS)
+    recipe.save(tmp_path, {name: create(name, weights=str(file), **more)})
+    recorded = recipe.read(tmp_path)[name].parameters
+    assert recorded["sha256"] == source.sha256(file)
+    save_weights(file, {"a": torch.zeros(2)})
+    with pytest.raises(WeightsError, match="It is another file than the one meant"):
+        load_weights(str(recorded["weights"]), sha256=str(recorded["sha256"]))
+
+
+def test_a_hash_that_was_asked_for_stays_and_the_guidance_itself_does_not_change(tmp_path: Path) -> None:
+    file = save_weights(tmp_path / "weights.safetensors", TENSORS)
+    smooth = create("smooth", weights=str(file))
+    assert smooth.pinned() is not smooth and smooth.parameters["sha256"] is None
+    assert create("smooth", weights=str(file), sha256="0" * 64).pinned().parameters["sha256"] == "0" * 64
+
+
+def test_what_loads_no_files_is_itself() -> None:
+    pag = create("pag")
+    assert pag.pinned() is pag
