@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 import types
 from typing import Any
 
@@ -72,6 +73,18 @@ def of_pipeline(pipe: Any, values: bool = True, identity: bool = True) -> dict[s
         aside = f"{type(item).__qualname__} {id(item)}" if identity else type(item).__qualname__
         inner = fingerprint(item, values, identity) if followed else {"": aside}
         found.update({f"{name}{path}": token for path, token in inner.items()})
+    return found
+
+
+def of_class(cls: type) -> dict[str, str]:
+    """The fingerprint of what a class and its module hold: numbers, tensors, models, and containers of these."""
+    held = {f"{cls.__module__}.{name}": value for name, value in vars(sys.modules[cls.__module__]).items()}
+    held |= {f"{cls.__qualname__}.{name}": value for name, value in vars(cls).items()}
+    kinds = (*_NUMBERS, dict, list, set, torch.Tensor, torch.nn.Module)
+    found: dict[str, str] = {}
+    for name, value in held.items():
+        if isinstance(value, kinds) and "__" not in name:
+            found.update({f"{name}{path}": token for path, token in fingerprint(value).items()})
     return found
 
 

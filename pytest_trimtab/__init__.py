@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 CHECKS = ("trimtab.conformance.checks.effect", "trimtab.conformance.checks.conduct")
 OPTION, SETTING = "--trimtab-plugin", "trimtab_plugins"
+FOLDER = "trimtab-conformance/"
+"""What the ids of all checks begin with."""
+MEMORY = pytest.StashKey[dict[str, dict[str, str]]]()
+"""What the module and the class of each plug-in held before anything ran, by its name."""
 
 
 class Hooks:
@@ -59,11 +63,15 @@ def names_of(config: pytest.Config) -> list[str]:
 def pytest_configure(config: pytest.Config) -> None:
     if not (names := names_of(config)):
         return
+    config.option.trimtab_checks = [argument for argument in config.args if argument.startswith(FOLDER)]
+    config.args = [argument for argument in config.args if not argument.startswith(FOLDER)]
     if importlib.util.find_spec("hypothesis") is None:
         raise pytest.UsageError(f"{OPTION} draws parameters with hypothesis: pip install 'trimtab[kit]'")
-    from trimtab.guidance import listing
+    from trimtab.conformance.fingerprint import of_class
+    from trimtab.guidance import listing, registry
     from trimtab.guidance.errors import UnknownGuidanceError
 
+    config.stash[MEMORY] = {}
     for name in names:
         try:
             status = listing.status(name)
@@ -71,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"{OPTION} {name}: {error}") from None
         if status["status"] != "ok":
             raise pytest.UsageError(f"{OPTION} {name}: it is {status['status']}.\n{status['error']}")
+        config.stash[MEMORY][name] = of_class(registry.find(name))
     if config.getoption(OPTION) and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = []
 
@@ -86,8 +95,11 @@ class Checks(pytest.Module):
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     for name in CHECKS if names_of(config) else ():
         path = Path(str(importlib.import_module(name).__file__))
-        nodeid = f"trimtab-conformance/{path.stem}"
-        items.extend(session.genitems(Checks.from_parent(session, path=path, name=name, nodeid=nodeid)))
+        nodeid = f"{FOLDER}{path.stem}"
+        found = list(session.genitems(Checks.from_parent(session, path=path, name=name, nodeid=nodeid)))
+        if asked := config.option.trimtab_checks:
+            found = [item for item in found if any(item.nodeid.startswith(one) for one in asked)]
+        items.extend(found)
 
 
 def stages_of(config: pytest.Config, name: str) -> Sequence[Stage]:
@@ -129,6 +141,12 @@ def subjects(plugin: str, example_of: Any, pytestconfig: pytest.Config) -> list[
     from trimtab.conformance.subject import Subject
 
     return [Subject(plugin, stage, example_of) for stage in stages_of(pytestconfig, plugin)]
+
+
+@pytest.fixture
+def memory(plugin: str, pytestconfig: pytest.Config) -> dict[str, str]:
+    """What the plug-in's module and class held before anything ran."""
+    return pytestconfig.stash[MEMORY][plugin]
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from ...guidance.errors import GuidanceRuntimeError, ParameterError, RecipeError
 from ...guidance.parameters import fields_of
 from .. import strategies
+from ..fingerprint import of_class
 from ..stages import moves_generators
 from ..subject import ROUNDING, Subject, changes, percent, relative, state_of
 
@@ -69,6 +72,19 @@ def _expect_stock(
             check,
             f"{when}, without it attached, the image is not the stock one bit for bit.",
             "Something outside of the pipeline still changes it: a patched function, a cache, a thread.",
+        )
+
+
+def test_it_remembers_no_run(subjects: Sequence[Subject], memory: dict[str, str]) -> None:
+    """What its module and its class hold is what they held before its first run, and so is every later run."""
+    for subject in subjects:
+        with contextlib.suppress(pytest.skip.Exception):
+            subject.run(subject.guided())
+    if found := changes(memory, of_class(subjects[0].cls)):
+        subjects[0].fail(
+            "clean undo",
+            f"runs have left something for the next ones:\n{found}",
+            "Keep what you compute in run.state, which is new in each run; not in globals or on the class.",
         )
 
 

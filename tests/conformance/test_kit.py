@@ -119,6 +119,28 @@ def test_what_is_kept_on_the_plug_in_fails_the_undo(check: Callable[..., Report]
         assert "test.hoarding.seen was added" in message and "Keep what you compute in run.state" in message
 
 
+FIRST: dict[str, torch.Tensor] = {}
+
+
+@dataclass
+class Remembering(Away):
+    """Takes the first run's prediction for that of every run."""
+
+    name: ClassVar[str] = "test.remembering"
+
+    def delta(self, step: Step, predictions: Predictions) -> torch.Tensor | None:
+        super().delta(step, predictions)
+        return FIRST.setdefault(str(predictions[COND].shape), predictions[COND])
+
+
+def test_what_a_module_remembers_of_the_first_run_is_found(check: Callable[..., Report]) -> None:
+    failed = check(Remembering, None, "-k", "remembers or undoes or deterministic")
+    FIRST.clear()
+    assert set(failed) == {"it_remembers_no_run"}, "all later runs are alike"
+    assert re.search(r"test_kit\.FIRST.* was added", failed["it_remembers_no_run"])
+    assert "Keep what you compute in run.state" in failed["it_remembers_no_run"]
+
+
 @dataclass
 class Patching(Away):
     """Changes a class, which no object shows."""
@@ -369,6 +391,13 @@ def test_the_option_runs_the_kit_alone_and_the_setting_beside_the_suite(tmp_path
     (tmp_path / "pytest.ini").write_text("[pytest]\ntrimtab_plugins = pag")
     both = run_kit(tmp_path, *listing).text
     assert kit in both and mine in both
+
+
+def test_a_check_runs_again_by_the_id_that_a_report_shows(tmp_path: Path) -> None:
+    listed = run_kit(tmp_path, "--trimtab-plugin", "pag", "--collect-only", "-q", "-k", "determin").text.splitlines()
+    first, second, *_ = (line for line in listed if "::" in line)
+    result = run_kit(tmp_path, "--trimtab-plugin", "pag", first)
+    assert [report.nodeid for report in result.reports] == [first] and result.code == 0 and second != first
 
 
 def test_the_fixture_hides_all_plug_ins_but_those_it_is_given(isolated_plugins: Any) -> None:
