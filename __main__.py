@@ -1,5 +1,11 @@
 """`python -m trimtab`."""
 
+import os
+
 from .cli import main
 
+if "TRIMTAB_LAUNCHER" in os.environ:
+    from .pipelines.launch import end_with_launcher  # not for everybody: it imports torch
+
+    end_with_launcher()
 raise SystemExit(main())

@@ -9,12 +9,17 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+LAUNCHER = "TRIMTAB_LAUNCHER"
+"""The process, by number, without which those that it started end too."""
 
 
 def launched() -> bool:
@@ -32,11 +37,24 @@ def first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def end_with_launcher() -> None:
+    """End this process once the one that launched it is gone, which nobody tells it if that one was killed."""
+    if (launcher := os.environ.get(LAUNCHER)) is not None:
+        threading.Thread(target=_end_without, args=(int(launcher),), daemon=True).start()
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `trimtab` with these arguments in `processes` processes, each with its share of the cores; the exit code.
 
-    When one ends with an error the others are ended too; what it said stands on stderr.
+    When one ends with an error, or this one ends, the others are ended too; what it said stands on stderr.
     """
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,

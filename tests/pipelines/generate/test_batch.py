@@ -108,6 +108,24 @@ def test_a_killed_batch_continues_and_nothing_is_lost_or_doubled(model: str, tmp
     assert before.items() <= contents(parts).items()
 
 
+def test_a_killed_launcher_takes_its_processes_along(model: str, tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        command(model, tmp_path, "--processes", "2", steps=500),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / ".batch.lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = psutil.Process(running.pid).children(recursive=True)
+    assert len(workers) >= 2
+    running.kill()
+    running.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
 @pytest.mark.parametrize("moment", programs.MOMENTS)
 def test_at_whatever_moment_a_process_is_killed_nothing_is_lost_or_doubled(
     model: str, tmp_path: Path, moment: str
