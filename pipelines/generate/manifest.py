@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ class Manifest:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / FILE
         self._lock = FileLock(folder / f".{FILE}.lock")
+        self._found: dict[int, dict[str, Any]] = {}
+        self._read, self._inode = 0, -1
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row. Processes take turns, and a line that a killed process left unfinished is closed first."""
@@ -40,15 +43,21 @@ class Manifest:
 
     def rows(self) -> dict[int, dict[str, Any]]:
         """The rows by index, in the order of the batch; unfinished lines are left out."""
-        found: dict[int, dict[str, Any]] = {}
-        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            if (inode := os.fstat(file.fileno()).st_ino) != self._inode:  # `keep` has put another file in its place
+                self._found, self._read, self._inode = {}, 0, inode
+            file.seek(self._read)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self._read += len(line)
+                    self._take(line)
+        return dict(sorted(self._found.items()))
+
+    def _take(self, line: bytes) -> None:
+        with suppress(ValueError):
+            row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("index"), int):
-                found[row["index"]] = row
-        return dict(sorted(found.items()))
+                self._found[row["index"]] = row
 
     def keep(self, files: Mapping[int, str]) -> None:
         """Rewrite the file in the order of the batch, with the rows of these files alone (by index); failures go."""

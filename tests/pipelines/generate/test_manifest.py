@@ -1,0 +1,54 @@
+"""The manifest is one line an image, true for every process that reads it, whatever was killed while writing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from trimtab.pipelines.generate.manifest import Manifest
+
+
+def row(index: int, status: str = "done") -> dict[str, object]:
+    return {"index": index, "file": f"{index}.png", "status": status}
+
+
+def test_rows_come_in_the_order_of_the_batch_and_the_last_of_one_image_counts(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path)
+    assert manifest.rows() == {}
+    for one in (row(2), row(0, "failed"), row(1), row(0)):
+        manifest.append(one)
+    assert list(manifest.rows().items()) == [(0, row(0)), (1, row(1)), (2, row(2))]
+
+
+def test_a_process_sees_what_another_appends(tmp_path: Path) -> None:
+    mine, other = Manifest(tmp_path), Manifest(tmp_path)
+    for index in range(3):
+        other.append(row(index))
+        assert mine.rows() == {i: row(i) for i in range(index + 1)}
+
+
+def test_a_line_that_a_killed_process_left_unfinished_is_no_row_and_hides_none(tmp_path: Path) -> None:
+    mine, other = Manifest(tmp_path), Manifest(tmp_path)
+    mine.append(row(0))
+    with mine.path.open("ab") as file:
+        file.write(json.dumps(row(1)).encode()[:-5])
+    assert mine.rows() == {0: row(0)}
+    other.append(row(2))
+    assert mine.rows() == other.rows() == {0: row(0), 2: row(2)}
+
+
+def test_what_is_no_row_is_passed_over(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path)
+    manifest.path.write_bytes(b'[1]\n\n{"index": "0"}\nnot JSON\n' + json.dumps(row(3)).encode() + b"\n")
+    assert manifest.rows() == {3: row(3)}
+
+
+def test_rows_that_were_dropped_are_gone_for_a_process_that_had_read_them(tmp_path: Path) -> None:
+    mine, other = Manifest(tmp_path), Manifest(tmp_path)
+    for index in (1, 0, 2):
+        mine.append(row(index))
+    assert len(other.rows()) == 3
+    mine.keep({0: "0.png", 1: "another.png", 2: "2.png"})
+    assert other.rows() == mine.rows() == {0: row(0), 2: row(2)}
+    mine.append(row(1))
+    assert list(other.rows()) == [0, 1, 2]
