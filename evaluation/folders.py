@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,10 @@ from .features import EvaluationError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 BATCH = 50
+OF_ONE_IMAGE = {"seed", "prompt", "negative_prompt", "class_label"}
+"""Settings that differ between the images of one set."""
+
+logger = logging.getLogger("trimtab")
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Pictures:
 
 
 def read_folder(folder: Path) -> Pictures:
-    """All images of a folder, in the order of their names.
+    """All images of a folder, in the order of their names; warns where they were made with several settings.
 
     Raises:
         EvaluationError: there is no such folder, no image in it, or they differ in size.
@@ -60,7 +66,14 @@ def read_folder(folder: Path) -> Pictures:
     files = [file for file in folder.iterdir() if file.suffix.lower() in ENDINGS]
     if not files:
         raise EvaluationError(f"{folder} holds no images ({', '.join(ENDINGS)}).")
-    return of_files(folder, files)
+    found = of_files(folder, files)
+    if differing := _differing(found.files):
+        logger.warning(
+            "%s holds images that were made with several settings (%s): they are measured as one set.",
+            folder,
+            ", ".join(differing),
+        )
+    return found
 
 
 def of_files(folder: Path, files: Sequence[Path]) -> Pictures:
@@ -95,6 +108,22 @@ def _settings(file: Path) -> Mapping[str, Any]:
         return pictures.load(file)[1]
     except pictures.PictureError:
         return {}
+
+
+def _differing(files: Sequence[Path]) -> list[str]:
+    """The settings of a set, by name, that are not those of all images; files without any count for nothing."""
+    values: dict[str, set[str]] = {}
+    for file in files:
+        with Image.open(file) as opened:  # its header only, where the settings stand
+            text = opened.info.get(pictures.KEY)
+        try:
+            settings = json.loads(text) if isinstance(text, str) else None
+        except ValueError:
+            continue
+        for name, value in settings.items() if isinstance(settings, dict) else ():
+            if name not in OF_ONE_IMAGE:
+                values.setdefault(name, set()).add(json.dumps(value, sort_keys=True))
+    return sorted(name for name, found in values.items() if len(found) > 1)
 
 
 def _by(size: tuple[int, int]) -> str:
