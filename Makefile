@@ -1,7 +1,7 @@
-# make demo      install into .venv, make a comparison sheet with the embedded model, print where it is
+# make demo      install into .venv, make a comparison sheet with the model that ships, print where it is
 # make test      install into .venv, check style and types, run the tests
 # make models    fetch the emoji and train the models and the controls on them into runs/; meant for a GPU
-# make evidence  measure every plug-in on the embedded model into docs/evidence.md; rows that are there are kept
+# make evidence  measure every plug-in on the Fashion-MNIST model into docs/evidence.md; rows that are there are kept
 # make docs      build the documentation into build/site/
 # make wheel     build the wheel into dist/
 #
@@ -22,8 +22,8 @@ QUANTISED := $(VENV)/quantised
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
-	@$(BIN)/trimtab generate --compare --class Sandal --seeds 0-5 --steps 25 \
-		--guidance cfg:scale=2 --guidance pag:scale=1 -o out
+	@$(BIN)/trimtab generate "grinning face, twemoji style" --compare --seeds 0-5 --steps 25 --guidance-scale 1 \
+		--guidance cfg:scale=3 --guidance pag:scale=2,layers=up -o out
 
 test: lint types pytest
 

@@ -42,7 +42,7 @@ from .guidance.parameters import parameter
 from .guidance.planner import Plan
 from .guidance.registry import plugins, register, unregister
 from .guidance.run import Run, Step
-from .pipelines.embedded import ClassConditionalPipeline
+from .pipelines.fashion import ClassConditionalPipeline
 from .pipelines.guided import guide
 from .pipelines.loading import GuidedPipeline
 from .pipelines.stack import GuidanceStack

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 REQUEST_OPTIONS: tuple[tuple[str, type, str], ...] = (
-    ("model", str, "Hub repository or folder; by default the small embedded model"),
+    ("model", str, "Hub repository or folder; by default one that ships, for prompts or for classes"),
     ("revision", str, "commit, branch or tag of the Hub repository"),
     ("negative-prompt", str, "what the image should not show"),
     ("steps", int, "number of denoising steps"),
@@ -22,7 +22,7 @@ REQUEST_OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("device", str, "cpu, cuda, cuda:1, ...; by default a GPU if there is one"),
 )
 TRAININGS: dict[str, tuple[str, str]] = {
-    "base": ("the embedded model", "pipelines.embedded.train:train_base"),
+    "base": ("the Fashion-MNIST model", "pipelines.fashion.train:train_base"),
     "easycontrol": ("a LoRA for a kind of condition on a Flux model", "adapters.easycontrol.train:train_easycontrol"),
     "ppap": ("experts by noise range for a network of clean images", "adapters.ppap.train:train_ppap"),
     "smooth": ("a LoRA for even interpolation", "adapters.smooth.train:train_smooth"),
@@ -128,7 +128,7 @@ def build_parser() -> Parser:
         "calibrate", help="how far a classifier can be trusted along the trajectory", allow_abbrev=False
     )
     calibration.add_argument("classifier", help="a transformers image classifier, a folder or Hub repository")
-    calibration.add_argument("--model", default="trimtab/embedded", help="a pipeline that takes a class or a prompt")
+    calibration.add_argument("--model", default="trimtab/fashion", help="a pipeline that takes a class or a prompt")
     calibration.add_argument("--class", action="append", dest="classes", required=True, help="repeatable")
     calibration.add_argument("--prompt", default="a photo of a {}", help="with the class in place of the braces")
     calibration.add_argument("--count", type=int, default=100, help="images")

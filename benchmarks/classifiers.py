@@ -1,4 +1,4 @@
-"""`python -m benchmarks.classifiers`: the embedded model, sampled unconditionally and guided by classifiers.
+"""`python -m benchmarks.classifiers`: the Fashion-MNIST model, sampled unconditionally and guided by classifiers.
 
 The requested class is judged by a network that never guides, and the distance to real test images is taken on its
 features. Compared: no guidance; a plain classifier at the clean estimate, and EluCD's settings one by one; at x_t the
@@ -32,7 +32,7 @@ from trimtab.adapters.weights import load_weights, save_weights
 from trimtab.evaluation.distances import Estimate, Gaussian, frechet_distance, jackknife
 from trimtab.evaluation.networks import JUDGE_FILE, in_batches, load_efficientnet, load_judge
 from trimtab.guidance.images import Preprocessing
-from trimtab.pipelines.embedded.data import CLASS_NAMES, load
+from trimtab.pipelines.fashion.data import CLASS_NAMES, load
 
 from .classifiers_page import page
 from .guides import load_guide
@@ -116,7 +116,7 @@ class Sampling:
     """Images of one configuration at a time, kept in files.
 
     Args:
-        pipe: the embedded model.
+        pipe: the Fashion-MNIST model.
         args: the command's.
         real: features of real test images.
     """
@@ -187,7 +187,7 @@ def search(distance: Callable[[float], float], scales: tuple[float, ...]) -> dic
 
 def measure(rows: Rows, args: argparse.Namespace) -> None:
     """Fill the rows that are missing."""
-    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
     pipe.set_progress_bar_config(disable=True)
     sampling = Sampling(pipe, args)
     for name, configured in Configurations(pipe, args).rows().items():

@@ -31,8 +31,8 @@ from trimtab.evaluation.folders import Pictures, of_files
 from trimtab.evaluation.sweep import Cell, measured_cell
 from trimtab.guidance import recipe
 from trimtab.guidance.errors import TrimtabError
-from trimtab.pipelines.embedded import REPOSITORY
-from trimtab.pipelines.embedded.data import load
+from trimtab.pipelines.fashion import REPOSITORY
+from trimtab.pipelines.fashion.data import load
 from trimtab.pipelines.generate import options, pictures
 from trimtab.pipelines.generate.batch import expand
 from trimtab.pipelines.generate.jobs import Job, plan_of, prepare
@@ -172,7 +172,7 @@ def cell(texts: Sequence[str], weak: Path | None) -> Cell:
 
 
 def real(folder: Path, count: int, data: str | None) -> Path:
-    """A folder of real test images for the embedded model, written where it is missing."""
+    """A folder of real test images for the Fashion-MNIST model, written where it is missing."""
     for index, image in enumerate(to_bytes(load("t10k", data)[0][:count])):
         file = folder / f"{index:05}.png"
         if not file.is_file():

@@ -19,7 +19,7 @@ SHOWN = ("kernel_distance", "clip_score", "accuracy")
 """Measures that have lines, where they were taken; the others stand in the JSON."""
 BETTER, WORSE, UNCLEAR = "**better**", "*worse*", "unclear"
 FINDINGS: Mapping[str, Mapping[str, str]] = {
-    "trimtab/embedded": {
+    "trimtab/fashion": {
         "dynamic_threshold": "dividing the clean estimate by its quantile turns the background grey: the images' "
         "border has a mean of -0.81, of -0.99 without it and of -1.00 in real images. It is made for colours that "
         "saturate under strong guidance, not for a black background, of which most of these pixels are.",
@@ -46,7 +46,7 @@ OTHERS = """## Measured elsewhere
 GRADIENTS = """## Guidance by gradients
 
 Taken from [steering](steering.md) and [classifiers](classifiers.md), where the commands stand that repeat them; what
-was found, also of what does not help, is said in [gradient guidance measured](gradient-guidance.md). The embedded
+was found, also of what does not help, is said in [gradient guidance measured](gradient-guidance.md). The Fashion-MNIST
 model without classes; ± is half the 95% interval, by the standard error for PSNR and by the jackknife for distances.
 The gradient of `tfg` goes through the denoiser, one backward pass a step; the other rows need none.
 

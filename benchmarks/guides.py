@@ -1,4 +1,4 @@
-"""Networks that guide the embedded model: never the judge's architecture, seed or weights.
+"""Networks that guide the Fashion-MNIST model: never the judge's architecture, seed or weights.
 
 A plain classifier of clean images with ReLU and batch norm, as one takes it off the shelf, and the same trained on
 noisy images; each is trained where its file is missing.
@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from trimtab.adapters.ppap.noise import noised
-from trimtab.pipelines.embedded.data import CLASS_NAMES, load
+from trimtab.pipelines.fashion.data import CLASS_NAMES, load
 
 
 class Guide(nn.Module):
     """A pyramid of three residual stages and a mean over the image: no pooling, no hidden layer, unlike the judge.
 
-    467,000 parameters; its forward pass and that of its gradient cost a tenth of an evaluation of the embedded model.
+    467,000 parameters; its forward pass and that of its gradient cost a tenth of an evaluation of the Fashion-MNIST
+    model.
     """
 
     def __init__(self, widths: tuple[int, ...] = (24, 64, 128)) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from PIL import Image
 
-from trimtab.pipelines.embedded.data import CLASS_NAMES, load
+from trimtab.pipelines.fashion.data import CLASS_NAMES, load
 
 
 def to_bytes(images: torch.Tensor) -> torch.Tensor:

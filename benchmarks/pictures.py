@@ -20,7 +20,7 @@ from PIL import Image
 
 import trimtab
 from trimtab.evaluation.networks import load_judge
-from trimtab.pipelines.embedded.data import CLASS_NAMES
+from trimtab.pipelines.fashion.data import CLASS_NAMES
 from trimtab.pipelines.generate.pictures import Row, sheet
 
 from .guides import load_guide
@@ -49,7 +49,7 @@ class Picture:
     rows: Mapping[str, Guidances]
     label: str | None = "Sandal"
     given: Mapping[str, Sequence[Image.Image]] | None = None
-    model: str = "trimtab/embedded"
+    model: str = "trimtab/fashion"
     call: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -65,7 +65,7 @@ def trained(weak: Path, classifiers: Path) -> dict[str, Picture]:
     """Those that need networks which do not ship, where these are.
 
     Args:
-        weak: folder of a weaker version of the embedded model, as `make evidence` trains it.
+        weak: folder of a weaker version of the Fashion-MNIST model, as `make evidence` trains it.
         classifiers: folder of the networks of `benchmarks.classifiers`.
     """
     found = {}

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.quality`: what guidance does to the images of the embedded Fashion-MNIST model.
+"""`python -m benchmarks.quality`: what guidance does to the images of the Fashion-MNIST model.
 
 The same seeds and classes in every configuration; every measure with the standard error of a grouped jackknife, and the
 differences paired by seed. Images and features are cached under `--cache` by the model's hash and the settings, a batch
@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 
 from trimtab.evaluation.distances import Estimate, Gaussian, KernelDistance, frechet_distance, jackknife
 from trimtab.evaluation.networks import JUDGE_FILE, in_batches, load_efficientnet, load_judge
-from trimtab.pipelines.embedded import MODEL_FOLDER
-from trimtab.pipelines.embedded.data import CLASS_NAMES, load
+from trimtab.pipelines.fashion import MODEL_FOLDER
+from trimtab.pipelines.fashion.data import CLASS_NAMES, load
 
 from .images import contact_sheet, from_bytes, real_images, to_bytes
 from .report import markdown
@@ -210,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     default = Settings()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("configurations", nargs="*", default=default.configurations, help="such as none cfg=2+pag=1")
-    parser.add_argument("--model", default=default.model, help="a saved pipeline; by default the embedded one")
+    parser.add_argument("--model", default=default.model, help="a saved pipeline; by default the Fashion-MNIST one")
     parser.add_argument("--images", type=int, default=default.images, help="images a configuration, a multiple of 100")
     parser.add_argument("--steps", type=int, default=default.steps, help="denoising steps")
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of the first image")

@@ -14,7 +14,7 @@ COLUMNS = {
     "imagenet_spread": ("spread, ImageNet (real = 1)", 3),
 }
 
-PAGE = """# Quality of the embedded model
+PAGE = """# Quality of the Fashion-MNIST model
 
 Made by
 

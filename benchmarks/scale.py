@@ -26,7 +26,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from trimtab.pipelines.embedded.card import machine
+from trimtab.pipelines.fashion.card import machine
 from trimtab.pipelines.generate import pictures
 from trimtab.pipelines.generate.manifest import Manifest
 from trimtab.pipelines.generate.request import Request
@@ -171,7 +171,7 @@ def page(result: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the JSON and the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description="What a batch's time is made of.")
-    parser.add_argument("--model", default="trimtab/embedded")
+    parser.add_argument("--model", default="trimtab/fashion")
     parser.add_argument("--class", dest="label", default="Bag", help="'' for a model that takes a prompt")
     parser.add_argument("--prompt")
     parser.add_argument("--images", type=int, default=10_000, help="of the forecast")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.steering`: held-out images restored by the embedded model, unconditionally.
+"""`python -m benchmarks.steering`: held-out images restored by the Fashion-MNIST model, unconditionally.
 
 Inpainting (the right half from the left half) and super-resolution (32x32 from 8x8) of real test images. Compared: no
 guidance, plain replacement (what was measured, at its noise level, put in after each step), DPS, and `steered`: as a
@@ -27,7 +27,7 @@ from trimtab import Guidance, Step
 from trimtab.evaluation.networks import JUDGE_FILE, load_judge
 from trimtab.guidance.losses import Term
 from trimtab.guidance.operators import LinearOperator, inpainting, resampling
-from trimtab.pipelines.embedded.data import load
+from trimtab.pipelines.fashion.data import load
 
 from .likeness import psnr, ssim
 from .rows import Row, Rows, interval
@@ -117,7 +117,7 @@ class Restoration:
 
     def __call__(self, task: Task, method: str, wanted: torch.Tensor, seed: int, weight: float) -> torch.Tensor:
         """Images like `wanted` `[n, 1, 32, 32]` from their measurements; the i-th begins from the noise of seed + i."""
-        pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+        pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
         pipe.set_progress_bar_config(disable=True)
         if "ancestral" in method:
             pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)

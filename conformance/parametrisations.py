@@ -13,7 +13,7 @@ import diffusers
 import torch
 from diffusers import UNet2DModel
 
-from ..pipelines.embedded import ClassConditionalPipeline
+from ..pipelines.fashion import ClassConditionalPipeline
 from .stages import Stage
 from .tiny import assemble
 

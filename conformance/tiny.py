@@ -12,7 +12,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5Tokenizer
 
-from ..pipelines.embedded import ClassConditionalPipeline
+from ..pipelines.fashion import ClassConditionalPipeline
 
 CHARACTERS = string.ascii_lowercase + string.digits + ".,!?"
 WIDTH = 32

@@ -21,13 +21,13 @@ NEEDS = {
     "gradient": "gradients, so no call under `torch.inference_mode()`",
     "level": "a scheduler whose noise levels are known; any other is refused by name",
 }
-# What the pictures were made with, where it is not the embedded model alone.
+# What the pictures were made with, where it is not the Fashion-MNIST model alone.
 MODELS = {
-    "autoguidance": "the embedded model, and 300 training steps of another as the weaker one,",
+    "autoguidance": "the Fashion-MNIST model, and 300 training steps of another as the weaker one,",
     "easycontrol": "`emoji-flux` and [learned weights](../learned-controls.md)",
     "joint": "`emoji-sd` and [`emoji-unicon`](../controls-unicon.md)",
     "perp_neg": "`emoji-sd`",
-    "ppap": "the embedded model and [trained experts](../classifiers.md)",
+    "ppap": "the Fashion-MNIST model and [trained experts](../classifiers.md)",
     "slg": "`emoji-sd`",
     "smooth": "`emoji-sd` and [learned weights](../learned-controls.md)",
 }
@@ -100,7 +100,7 @@ def page(one: dict[str, Any]) -> str:
 def picture(name: str) -> list[str]:
     """The picture of a plug-in, and how it is made."""
     command = "benchmarks.controls" if name in OF_CONTROLS else "benchmarks.pictures"
-    made = f"*Made with {MODELS.get(name, 'the embedded model')} by `python -m {command}`.*"
+    made = f"*Made with {MODELS.get(name, 'the Fashion-MNIST model')} by `python -m {command}`.*"
     if not (IMAGES / f"{name}.png").is_file():
         return [made.replace("Made", "No picture yet: it is made")]
     return [f"![The same seeds without and with {name}](../images/{name}.png)", "", made]

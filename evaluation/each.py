@@ -21,7 +21,7 @@ import torch
 
 from ..guidance.shipped import located
 from ..pipelines import interpolate
-from ..pipelines.embedded.data import CLASS_NAMES
+from ..pipelines.fashion.data import CLASS_NAMES
 from .features import EvaluationError, FeatureNetwork, as_garments
 from .folders import Batch, Pictures, of_files, read, read_folder
 from .networks import load_judge

@@ -1,4 +1,4 @@
-"""The networks that judge the embedded model's images: a classifier that ships, and EfficientNet-Lite0.
+"""The networks that judge the Fashion-MNIST model's images: a classifier that ships, and EfficientNet-Lite0.
 
 Each turns images `[n, 1, 32, 32]` in -1..1 into features `[n, d]`; only the judge also names a class. The judge knows
 garments but was trained on the very data that the denoiser has seen; EfficientNet-Lite0 knows ImageNet and nothing of
@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..pipelines.embedded.data import CLASS_NAMES, load
+from ..pipelines.fashion.data import CLASS_NAMES, load
 
 JUDGE_FILE = Path(__file__).parent / "judge.safetensors"
 """The judge that ships; `python -m trimtab.evaluation.networks FILE` trains another."""

@@ -16,7 +16,7 @@ from ..guidance.errors import SourceError, UnsupportedPipelineError, UntrustedCo
 from ..guidance.recipe.values import check_depth
 from ..guidance.shipped import located
 from ..guidance.source import HubOptions
-from .embedded import ClassConditionalPipeline, is_class_conditional
+from .fashion import ClassConditionalPipeline, is_class_conditional
 from .guided import guide
 
 INDEX = "model_index.json"
@@ -36,7 +36,7 @@ class GuidedPipeline:
         a pinned commit, so that what runs is what was read.
 
         Args:
-            source: repository, folder, or a name such as `"trimtab/embedded"`.
+            source: repository, folder, or a name such as `"trimtab/fashion"`.
             **options: whatever `DiffusionPipeline.from_pretrained` takes, such as `revision`, `cache_dir`, `token`,
                 `local_files_only` and `custom_pipeline`. `use_safetensors` is true unless given: weights in other
                 formats are pickles, which run code when loaded.

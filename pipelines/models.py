@@ -44,7 +44,7 @@ _EMOJI = "emoji of Noto (Apache-2.0), Twemoji (CC-BY 4.0) and Fluent (MIT)"
 
 MODELS = (
     Model(
-        "trimtab/embedded",
+        "trimtab/fashion",
         "class-conditional UNet, 32x32 grey",
         "Fashion-MNIST (MIT)",
         "trimtab train base --steps 2000 --mixed-precision bf16",

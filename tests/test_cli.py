@@ -23,7 +23,7 @@ from zoo.class_conditional import class_conditional
 import trimtab
 from trimtab import cli, parser
 from trimtab.guidance import listing, recipe, registry
-from trimtab.pipelines.embedded import MODEL_FOLDER
+from trimtab.pipelines.fashion import MODEL_FOLDER
 from trimtab.pipelines.generate import pictures
 from trimtab.training import TrainingSettings
 
@@ -455,8 +455,12 @@ def test_a_trained_model_generates(tmp_path: Path, capsys: pytest.CaptureFixture
     assert Image.open(path).size == (32, 32)
 
 
-@pytest.mark.skipif(not MODEL_FOLDER.is_dir(), reason="the embedded model is not in this checkout")
-def test_the_embedded_model_is_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (path,) = Command("trimtab/embedded", tmp_path, capsys)("--class", "sneaker", "--steps", "2", model=False)
-    assert pictures.load(path)[1]["model"] == "trimtab/embedded"
-    assert np.asarray(Image.open(path)).std() > 0
+@pytest.mark.skipif(not MODEL_FOLDER.is_dir(), reason="the Fashion-MNIST model is not in this checkout")
+def test_the_models_that_ship_are_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model, subject in (
+        ("trimtab/fashion", ["--class", "sneaker"]),
+        ("trimtab/emoji-sd", ["red apple, noto style"]),
+    ):
+        (path,) = Command(model, tmp_path, capsys)(*subject, "--steps", "2", model=False)
+        assert pictures.load(path)[1]["model"] == model
+        assert np.asarray(Image.open(path)).std() > 0

@@ -57,7 +57,7 @@ class PPAPSettings(TrainingSettings):
     """What a training of experts is made of; stored beside the weights."""
 
     output: str = option("runs/ppap", "folder for images, experts, checkpoints and logs; a stopped run continues there")
-    pipeline: str = option("trimtab/embedded", "a pipeline of pixels, a folder or Hub repository")
+    pipeline: str = option("trimtab/fashion", "a pipeline of pixels, a folder or Hub repository")
     teacher: str = option("", "a transformers network of clean images, a folder or Hub repository")
     kind: str = option("classification", "classification, depth or segmentation")
     prompts: str = option("", "text file with a prompt a line, for a pipeline that takes prompts")

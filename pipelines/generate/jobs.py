@@ -17,7 +17,9 @@ from ...guidance import recipe
 from ...guidance.base import Guidance
 from ...guidance.errors import RecipeError
 from ...guidance.planner import Plan
+from ...guidance.shipped import EMBEDDED
 from ..explain import make_plan
+from ..fashion import REPOSITORY
 from . import options, pictures
 from .comparison import compare, variants
 from .request import Request, installed_versions
@@ -44,7 +46,7 @@ class Job:
 
 
 def read(args: Namespace, names: Sequence[str]) -> Job:
-    """The job that parsed arguments describe.
+    """The job that parsed arguments describe; where they name no model, on the one that ships and takes what they ask.
 
     Args:
         args: of `trimtab generate`.
@@ -53,7 +55,8 @@ def read(args: Namespace, names: Sequence[str]) -> Job:
     Raises:
         TrimtabError, ValueError, OSError: an option that cannot be used, or a file that cannot be read.
     """
-    base = Request(device="cuda" if torch.cuda.is_available() else "cpu")
+    by_class = any(getattr(args, option, None) is not None for option in ("classes", "class_balanced"))
+    base = Request(model=REPOSITORY if by_class else EMBEDDED, device="cuda" if torch.cuda.is_available() else "cpu")
     recorded = pictures.load(args.like)[1] if args.like else {}
     if recorded:
         base = Request.from_metadata(recorded)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ...guidance import recipe
 from ...guidance.errors import TrimtabError
-from ..embedded import REPOSITORY
+from ...guidance.shipped import EMBEDDED
 
 DTYPES = ("float32", "bfloat16", "float16")
 _RECORDED_PACKAGES = ("trimtab", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "pillow")
@@ -31,7 +31,7 @@ class Request:
     """All that one image depends on.
 
     Args:
-        model: a Hub repository, a folder, or `"trimtab/embedded"`.
+        model: a Hub repository, a folder, or a model that ships, such as `"trimtab/fashion"`.
         revision: commit, branch or tag of a Hub repository.
         dtype: one of `DTYPES`.
         device: where the model runs; the noise is always drawn on the CPU.
@@ -43,7 +43,7 @@ class Request:
         guidance: the recipe, as `recipe.dump` gives it.
     """
 
-    model: str = REPOSITORY
+    model: str = EMBEDDED
     revision: str | None = None
     dtype: str = "float32"
     device: str = "cpu"

@@ -18,6 +18,7 @@ import torch
 from accelerate import PartialState
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from ...guidance.base import Guidance
 from ...guidance.errors import did_you_mean
@@ -35,8 +36,10 @@ def load_pipeline(request: Request) -> Any:
         OSError: the Hub has no such repository, or cannot be reached.
     """
     options = {} if request.revision is None else {"revision": request.revision}
+    transformers_logging.set_verbosity_error()  # it warns of image processors that no pipeline here needs
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
     if launched():
         PartialState(cpu=request.device == "cpu")  # "cuda" is another one for each process from here on
     pipe = GuidedPipeline.from_pretrained(request.model, dtype=getattr(torch, request.dtype), **options)

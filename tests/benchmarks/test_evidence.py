@@ -14,7 +14,7 @@ from trimtab.benchmarks import evidence
 from trimtab.benchmarks.evidence_page import BETTER, TAKEN, UNCLEAR, WORSE, page, taken, verdict
 from trimtab.evaluation.evaluate import HIGHER, LOWER
 from trimtab.guidance import listing, registry
-from trimtab.pipelines.embedded.data import CLASS_NAMES
+from trimtab.pipelines.fashion.data import CLASS_NAMES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,9 +22,9 @@ OF_CONTROLS = {"easycontrol", "joint", "smooth"}
 
 @pytest.fixture(scope="module")
 def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model, worse."""
+    """The Fashion-MNIST model, worse."""
     folder = tmp_path_factory.mktemp("weak")
-    pipe = pictures.pipeline.__wrapped__("trimtab/embedded")
+    pipe = pictures.pipeline.__wrapped__("trimtab/fashion")
     with torch.no_grad():
         for parameter in pipe.unet.parameters():
             parameter *= 0.9

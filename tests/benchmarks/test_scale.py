@@ -27,7 +27,7 @@ def test_pieces_are_measured(tmp_path: Path) -> None:
 def test_the_page_sets_batches_beside_the_model() -> None:
     pieces = {"start": 5.0, "evaluation": 0.1, "image": 1.0, "append": 0.01}
     result = {
-        "command": "python -m benchmarks.scale", "machine": "a machine", "note": "", "model": "trimtab/embedded",
+        "command": "python -m benchmarks.scale", "machine": "a machine", "note": "", "model": "trimtab/fashion",
         "repeats": 5, "images": 7200, "evaluations": 50, "pieces": pieces,
         "batch": {"images": 10, "steps": 50, "seconds": {"1": 66.0, "2": 33.0}},
     }  # fmt: skip

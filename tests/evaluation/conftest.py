@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from zoo.class_conditional import class_conditional
 
-from trimtab.pipelines.embedded.data import CLASS_NAMES
+from trimtab.pipelines.fashion.data import CLASS_NAMES
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from trimtab.evaluation.distances import Gaussian, KernelDistance, bootstrap, fr
 from trimtab.evaluation.evaluate import OF_VARIETY, Evaluation
 from trimtab.evaluation.features import EvaluationError, feature_network
 from trimtab.evaluation.folders import read, read_folder
-from trimtab.pipelines.embedded.data import CLASS_NAMES
 from trimtab.pipelines.emoji.clip import build_pair
 from trimtab.pipelines.emoji.text import clip_tokenizer
+from trimtab.pipelines.fashion.data import CLASS_NAMES
 from trimtab.pipelines.generate import pictures
 from trimtab.pipelines.interpolate import Interpolation, istd
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from trimtab.guidance.errors import ParameterError
-from trimtab.pipelines.embedded.train import build_unet
 from trimtab.pipelines.families import Family
+from trimtab.pipelines.fashion.train import build_unet
 
 
 def on_meta(name: str, **config: object) -> Family:

@@ -19,7 +19,7 @@ import sys, pytest, trimtab
 code = pytest.main(["-q", "-p", "no:cacheprovider", "-W", "ignore"])
 import my_guidance
 print(my_guidance.__file__)
-pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
 print(type(pipe.add_guidance("my.guidance", scale=0.5)).__name__, pipe("Bag", num_inference_steps=2).images[0].size)
 sys.exit(code)
 """

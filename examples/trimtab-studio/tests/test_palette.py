@@ -41,7 +41,7 @@ def test_other_spellings_of_colours_are_refused(colours):
 
 
 def test_a_picture_is_made_of_the_palette():
-    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
 
     def apart():
         """Mean distance of a pixel from the nearest of three greys, of the range from black to white."""

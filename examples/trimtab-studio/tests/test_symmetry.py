@@ -12,7 +12,7 @@ FLIPS = {"left-right": [(-1,)], "top-bottom": [(-2,)], "half-turn": [(-2, -1)], 
 
 @pytest.fixture(scope="module")
 def pipe():
-    return trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+    return trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
 
 
 @pytest.mark.parametrize("kind", FLIPS)

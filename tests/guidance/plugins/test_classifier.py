@@ -30,7 +30,7 @@ from zoo import run as run_case
 import trimtab
 from trimtab.guidance.images import Preprocessing
 from trimtab.guidance.plugins.classifier import Classifier
-from trimtab.pipelines.embedded import ClassConditionalPipeline
+from trimtab.pipelines.fashion import ClassConditionalPipeline
 
 from ...zoo.class_conditional import class_conditional
 from .gaussian_run import noise, pipeline
@@ -192,7 +192,7 @@ def test_no_backward_pass_goes_through_the_denoiser(estimate: str, through: bool
 
 
 class Convolutional(nn.Module):
-    """A classifier of the embedded model's images, 50,000 parameters."""
+    """A classifier of the Fashion-MNIST model's images, 50,000 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,8 +218,8 @@ class Operations(TorchDispatchMode):
 
 
 def evaluations(plugin: str, **parameters: Any) -> float:
-    """Floating-point operations of a guided step of the embedded model, in evaluations of its denoiser."""
-    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+    """Floating-point operations of a guided step of the Fashion-MNIST model, in evaluations of its denoiser."""
+    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
     pipe.set_progress_bar_config(disable=True)
 
     def count() -> int:

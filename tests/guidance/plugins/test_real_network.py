@@ -25,7 +25,7 @@ def network() -> torch.nn.Module:
 
 
 def images(**guided: Any) -> torch.Tensor:
-    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
     if guided:
         pipe.add_guidance("classifier", target=RUNNING_SHOE, **EXPECTS, **guided)
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]

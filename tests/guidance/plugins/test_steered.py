@@ -170,18 +170,18 @@ def test_latents_come_nearer_to_what_was_measured(name: str, latent: str) -> Non
     assert after < (0.7 if latent == "gradient" else 1.0) * before
 
 
-@pytest.mark.parametrize("name", ["sd15", "flux", "embedded"])
+@pytest.mark.parametrize("name", ["sd15", "flux", "fashion"])
 def test_classifier_pag_cfg_and_steered_run_in_one_stack(name: str) -> None:
     """In the order in which they were attached, phase after phase, and at the cost that is declared."""
     classifier = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.LazyLinear(3))
-    if name == "embedded":
-        pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+    if name == "fashion":
+        pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
         call: dict[str, Any] = {"class_labels": "Bag", "num_inference_steps": 3, "output_type": "pt"}
         image: Any = Image.new("L", (8, 8), 90)
     else:
         pipe, call = trimtab.guide(CASES[name].build()), CASES[name].call
         image = picture(32 if name == "sd15" else 16)
-    classifier(torch.zeros(1, 1 if name == "embedded" else 3, 8, 8))
+    classifier(torch.zeros(1, 1 if name == "fashion" else 3, 8, 8))
     pipe.add_guidance("classifier", classifier=classifier, target=1, scale=3.0)
     pipe.add_guidance("pag", scale=2.0)
     pipe.add_guidance("cfg", scale=3.0)

@@ -1,4 +1,4 @@
-"""`trimtab train base`: train the embedded model.
+"""`trimtab train base`: train the Fashion-MNIST model.
 
 Loss: velocity prediction of a variance-preserving diffusion, `|| v_theta(x_t, t, y) - v ||^2` with
 `x_t = alpha_t x_0 + sigma_t n` and `v = alpha_t n - sigma_t x_0` (Salimans & Ho, 2022), t uniform over 1000 levels, the
@@ -26,7 +26,7 @@ from .pipeline import ClassConditionalPipeline
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSettings(TrainingSettings):
-    """What a training run of the embedded model is made of; stored beside the weights."""
+    """What a training run of the Fashion-MNIST model is made of; stored beside the weights."""
 
     output: str = option(
         "runs/base", "folder for the model, its checkpoints and its log; a stopped run continues there"
@@ -36,7 +36,7 @@ class BaseSettings(TrainingSettings):
 
 
 def build_unet() -> UNet2DModel:
-    """The embedded denoiser: three resolutions, self-attention at 16x16 and 8x8, ten classes and the null class."""
+    """The denoiser: three resolutions, self-attention at 16x16 and 8x8, ten classes and the null class."""
     return UNet2DModel(
         sample_size=32,
         in_channels=1,

@@ -11,8 +11,8 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from zoo.class_conditional import class_conditional
 
 import trimtab
-from trimtab.pipelines import embedded
-from trimtab.pipelines.embedded import ClassConditionalPipeline
+from trimtab.pipelines import fashion
+from trimtab.pipelines.fashion import ClassConditionalPipeline
 
 NAMES = ["circle", "square", "Cross"]
 
@@ -114,9 +114,9 @@ def test_the_shipped_model_loads_by_name_and_through_plain_diffusers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    ours = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+    ours = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
     plain = DiffusionPipeline.from_pretrained(
-        embedded.MODEL_FOLDER, custom_pipeline=str(embedded.PIPELINE_FOLDER), trust_remote_code=True
+        fashion.MODEL_FOLDER, custom_pipeline=str(fashion.PIPELINE_FOLDER), trust_remote_code=True
     )
     for loaded in (ours, plain):
         loaded.set_progress_bar_config(disable=True)
@@ -124,8 +124,8 @@ def test_the_shipped_model_loads_by_name_and_through_plain_diffusers(
 
 
 def test_the_shipped_model_is_small_and_its_card_complete() -> None:
-    files = [path for path in embedded.MODEL_FOLDER.rglob("*") if path.is_file()]
+    files = [path for path in fashion.MODEL_FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20_000_000
     assert {path.suffix for path in files} == {".json", ".safetensors", ".md"}
-    card = (embedded.MODEL_FOLDER / "README.md").read_text()
+    card = (fashion.MODEL_FOLDER / "README.md").read_text()
     assert all(f"## {part}" in card for part in ("Data", "Training", "Quality", "Licence"))

@@ -1,4 +1,4 @@
-"""The embedded model: a small class-conditional diffusion model that ships with the package."""
+"""The Fashion-MNIST model: a small class-conditional diffusion model that ships with the package."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .pipeline import ClassConditionalPipeline
 
 __all__ = ["MODEL_FOLDER", "PIPELINE_FOLDER", "REPOSITORY", "ClassConditionalPipeline", "is_class_conditional"]
 
-REPOSITORY = "trimtab/embedded"
+REPOSITORY = "trimtab/fashion"
 """The name under which it loads, without a network."""
 PIPELINE_FOLDER = Path(__file__).parent
 """What plain Diffusers takes as `custom_pipeline` to load it."""
-MODEL_FOLDER = FOLDER / "embedded"
+MODEL_FOLDER = FOLDER / "fashion"
 
 
 def is_class_conditional(folder: str | os.PathLike[str]) -> bool:

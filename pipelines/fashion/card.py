@@ -28,13 +28,13 @@ else.
 ```python
 import trimtab
 
-pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/embedded")
+pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
 pipe.add_guidance("cfg", scale=2.0)
 pipe("Sneaker", num_inference_steps=25).images[0]
 ```
 
 Plain Diffusers loads it too, with the folder that holds `pipeline.py` as `custom_pipeline`:
-`DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(trimtab.pipelines.embedded.PIPELINE_FOLDER))`.
+`DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(trimtab.pipelines.fashion.PIPELINE_FOLDER))`.
 
 ## Data
 

@@ -13,10 +13,10 @@ import torch
 import training_programs as programs
 from processes import together
 
-from trimtab.pipelines.embedded import ClassConditionalPipeline
-from trimtab.pipelines.embedded import train as training
-from trimtab.pipelines.embedded.data import CLASS_NAMES, load
-from trimtab.pipelines.embedded.train import BaseSettings, train_base
+from trimtab.pipelines.fashion import ClassConditionalPipeline
+from trimtab.pipelines.fashion import train as training
+from trimtab.pipelines.fashion.data import CLASS_NAMES, load
+from trimtab.pipelines.fashion.train import BaseSettings, train_base
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
