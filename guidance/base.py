@@ -123,7 +123,10 @@ class Guidance:
         return inside and self.sigma_min <= step.level.ratio <= self.sigma_max
 
     def companions(self, step: Step) -> int:
-        """Images that ride along beside the pipeline's own in each evaluation of this step, such as a partner."""
+        """Images that ride along beside the pipeline's own in each evaluation of this step, such as a partner.
+
+        Not in those of branches whose perturbation is `solitary`.
+        """
         return 0
 
     # -- hooks -----------------------------------------------------------------------------------------------------

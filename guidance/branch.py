@@ -52,6 +52,11 @@ class Perturbation:
 
     layers: tuple[str, ...]
 
+    @property
+    def solitary(self) -> bool:
+        """Whether its rows make a call of their own, without the companions that ride along beside others."""
+        return False
+
     def attention(
         self,
         query: torch.Tensor,
@@ -154,7 +159,12 @@ class Branch:
     @property
     def apart(self) -> bool:
         """Whether it can only be a denoiser call of its own."""
-        return self.denoiser is not None or self.point is not None
+        return self.denoiser is not None or self.point is not None or self.solitary
+
+    @property
+    def solitary(self) -> bool:
+        """Whether no companions ride along beside it; see `Guidance.companions`."""
+        return self.perturbation is not None and self.perturbation.solitary
 
     def __str__(self) -> str:
         words = [f"prompt {self.condition.text!r}" if isinstance(self.condition, Prompt) else self.condition]

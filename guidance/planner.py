@@ -50,7 +50,7 @@ class PlannedStep:
         calls: forward calls of the denoiser in one evaluation.
         repeats: how often the step is evaluated.
         gradient: whether a loss is differentiated through the denoiser.
-        companions: images that ride along in each evaluation.
+        companions: images that ride along in each evaluation, but in solitary ones.
     """
 
     index: int
@@ -65,7 +65,9 @@ class PlannedStep:
     @property
     def evaluations(self) -> int:
         """Predictions computed for each image, those of its companions included."""
-        return (len(self.own) + len(self.extra)) * self.repeats * (1 + self.companions)
+        solitary = sum(branch.solitary for branch in self.extra)
+        accompanied = len(self.own) + len(self.extra) - solitary
+        return self.repeats * (accompanied * (1 + self.companions) + solitary)
 
 
 @dataclass(frozen=True)

@@ -90,14 +90,15 @@ class Forwards:
 
         Args:
             sample: x_t as the scheduler was given it.
-            together: images that are predicted where the pipeline asked for one.
+            together: images that are predicted where the pipeline asked for one, but in solitary branches.
         """
         for call in calls:
             observed, rows = self.denoiser_of(call).observation, call.output.shape[0]
             # Some pipelines hand the scheduler several copies of the sample.
             images = call.roles.count(call.roles[0]) if call.roles else min(rows, sample.shape[0])
             own = rows // (observed.batch if observed is not None else images)
-            evaluations = (own + len(call.extra)) * together
+            solitary = sum(branch.solitary for branch in call.extra)
+            evaluations = (own + len(call.extra) - solitary) * together + solitary
             self.evaluations += max(evaluations - call.counted, 0)
             call.counted = max(evaluations, call.counted)
 

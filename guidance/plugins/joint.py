@@ -26,7 +26,17 @@ TRIGGERS = {"depth": "depth_map, ", "edge": "edge_map, ", "pose": "pose_map, "}
 
 @dataclass(frozen=True)
 class Separate(Perturbation):
-    """The image and its partner do not attend to each other; either's own attention is what it is."""
+    """The image and its partner do not attend to each other; either's own attention is what it is.
+
+    Args:
+        alone: whether the partner's prediction is not needed, since it takes no step, and so not computed.
+    """
+
+    alone: bool = False
+
+    @property
+    def solitary(self) -> bool:
+        return self.alone
 
     def attention(
         self,
@@ -60,7 +70,8 @@ class Joint(Guidance):
     Other guidances act on what the pipeline makes; its partner gets the pipeline's own CFG and `signal_scale`.
 
     Cost: each evaluation of the UNet has as many rows for each partner, at 1.23 of the cost of so many rows without it;
-    one more evaluation a step with `signal_scale`. Nothing where `joint_scale` is 0 and the partner is given.
+    one more evaluation a step with `signal_scale`, without a row for a partner that is given (but in the last step).
+    Nothing where `joint_scale` is 0 and the partner is given.
 
     Raises:
         WeightsError: weights that do not fit the UNet; the message names file, tensor and both shapes.
@@ -155,16 +166,24 @@ class Joint(Guidance):
             self.keep(None)
         if self.engaged:
             attachment = run.attachment("joint")
-            run.state.separate = Branch("cond", Separate(run.attention_layers("attn1")))
+            layers = run.attention_layers("attn1")
+            run.state.separate = Branch("cond", Separate(layers))
+            run.state.alone = Branch("cond", Separate(layers, alone=True))
             run.state.partner = attachment.add(self)
 
+    def separate(self, step: Step) -> Branch:
+        """The prediction without joint attention; the partner's as well where it takes a step, if only its last."""
+        steps = self.moves or step.index + 1 == step.count
+        branch: Branch = step.state.separate if steps else step.state.alone
+        return branch
+
     def branches(self, step: Step) -> Sequence[Branch]:
-        return (COND, step.state.separate) if self.signal_scale > 0 and self.joins(step) else ()
+        return (COND, self.separate(step)) if self.signal_scale > 0 and self.joins(step) else ()
 
     def delta(self, step: Step, predictions: Predictions) -> torch.Tensor | None:
         if self.signal_scale == 0 or not self.joins(step):
             return None
-        return self.signal_scale * (predictions[COND] - predictions[step.state.separate])
+        return self.signal_scale * (predictions[COND] - predictions[self.separate(step)])
 
     def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
         """The own side's step comes first, then the partner's, from the same generator."""

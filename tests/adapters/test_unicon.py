@@ -244,15 +244,18 @@ def test_the_partner_comes_as_a_picture(models: Path) -> None:
     assert made.size == joint.partner[0].size == (16, 16)
 
 
-def test_signal_guidance_costs_one_evaluation_an_image_beside_its_partner(models: Path) -> None:
+@pytest.mark.parametrize("mode, rows_of_a_step", [("condition", [4, 1]), ("estimate", [4, 1]), ("joint", [6])])
+def test_signal_guidance_costs_one_row_an_image_and_one_of_a_partner_that_is_made(
+    mode: str, rows_of_a_step: list[int], models: Path
+) -> None:
     pipe = build()
-    attach(pipe, models, signal_scale=1.0)
+    attach(pipe, models, signal_scale=1.0, mode=mode)
     rows: list[int] = []
     pipe.unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     plan = pipe.explain_guidance(num_inference_steps=case.STEPS, guidance_scale=case.GUIDANCE)
     run(pipe)
-    assert plan.evaluations == pipe.last_guided_run.evaluations == 2 * 3 * case.STEPS
-    assert rows == [2 * 3] * case.STEPS  # each evaluation of the pipeline's side has its partner beside it
+    assert rows == [*rows_of_a_step * (case.STEPS - 1), 6]  # in the last step any partner takes one
+    assert plan.evaluations == pipe.last_guided_run.evaluations == sum(rows)
 
 
 @pytest.mark.parametrize("rows", ["auto", "batched", "sequential"])
