@@ -125,13 +125,15 @@ def residual(points: torch.Tensor) -> torch.Tensor:
     return (points.flatten(1) @ H - Y).square().add(1e-12).sqrt()
 
 
-METHODS: dict[str, dict[str, Any]] = {
-    "DPS": {"preset": "dps", "energy": residual, "rho": 0.1},
-    "LGD": {"preset": "lgd", "energy": energy, "samples": 16},
-    "MPGD": {"preset": "mpgd", "energy": energy, "mu": 0.01},
-    "FreeDoM": {"preset": "freedom", "energy": energy, "rho": 0.01},
-    "UGD": {"preset": "ugd", "energy": energy, "rho": 0.5, "mu": 0.005},
-    "TFG": {"preset": "tfg", "energy": energy, "rho": 0.01, "mu": 0.005},
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DPS": ("tfg", {"preset": "dps", "energy": residual, "rho": 0.1}),
+    "LGD": ("tfg", {"preset": "lgd", "energy": energy, "samples": 16}),
+    "MPGD": ("tfg", {"preset": "mpgd", "energy": energy, "mu": 0.01}),
+    "FreeDoM": ("tfg", {"preset": "freedom", "energy": energy, "rho": 0.01}),
+    "UGD": ("tfg", {"preset": "ugd", "energy": energy, "rho": 0.5, "mu": 0.005}),
+    "TFG": ("tfg", {"preset": "tfg", "energy": energy, "rho": 0.01, "mu": 0.005}),
+    "steered": ("steered", {"losses": (energy,)}),
+    "steered, recurrence=3": ("steered", {"losses": (energy,), "recurrence": 3}),
 }
 
 
@@ -155,7 +157,7 @@ def errors(
     }
     rows = {}
     for name in methods:
-        plugin, parameters = ("classifier", exact) if name == EXACT else ("tfg", METHODS[name])
+        plugin, parameters = ("classifier", exact) if name == EXACT else METHODS[name]
         with pipe.guidance(plugin, **parameters):
             points = pipe(start, steps, generator=torch.Generator().manual_seed(1)).flatten(1)
         found = torch.cov(points.T)
