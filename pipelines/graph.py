@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..guidance.errors import GuidanceRuntimeError
 from .call import Call
+from .half import size_of
 from .interception import set_attribute
 from .observation import Observation
 from .prediction import locate, primary, sample_argument, with_primary
@@ -112,6 +113,8 @@ def through_denoiser(
     """
     on_prediction = observation.kept(torch.zeros_like(on_prediction), on_prediction)
     total = observation.on_sample * on_prediction
+    size = size_of(on_prediction) if any(_is_half(call) for call in calls) else torch.ones_like(on_prediction[:1])
+    on_prediction = on_prediction / size
     weights = iter(observation.weights)
     for call in calls:
         assert call.graph is not None and call.leaf is not None
@@ -123,8 +126,12 @@ def through_denoiser(
         for rows, given in zip(
             inward.split(observation.batch), call.leaf.detach().split(observation.batch), strict=True
         ):
-            total = total + _onto_sample(rows, given, sample)
+            total = total + size * _onto_sample(rows, given, sample)
     return total
+
+
+def _is_half(call: Call) -> bool:
+    return call.graph is not None and call.graph.dtype == torch.float16
 
 
 def _onto_sample(gradient: torch.Tensor, given: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch import nn
 from ..guidance.errors import TrimtabError, UnsupportedPipelineError
 from .budget import is_out_of_memory
 from .graph import GraphMeter
+from .half import carried
 from .interception import tap_method
 from .prediction import locate, primary, sample_argument
 
@@ -73,7 +74,7 @@ class ImageSpace:
         latents = self._unpacked(sample)
         latents = latents / _along_channels(scale, latents) + _along_channels(shift, latents)
         with self._meter.watching():
-            image = self._decoded(latents).float()
+            image = self._differentiable(latents)
         if image.ndim == 5 and image.shape[2] == 1:
             image = image[:, :, 0]
         self._last = (sample, image)
@@ -129,6 +130,11 @@ class ImageSpace:
         self._prepared = ()
 
     # -- the autoencoder -------------------------------------------------------------------------------------------
+    def _differentiable(self, latents: torch.Tensor) -> torch.Tensor:
+        """The decoded image in float32."""
+        half = next(self.autoencoder.parameters()).dtype == torch.float16
+        return carried(latents, self._decoded) if half else self._decoded(latents).float()
+
     def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
         try:
             return self._run("decode", latents)

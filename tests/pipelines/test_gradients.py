@@ -276,6 +276,31 @@ def test_in_half_precision_the_change_is_that_of_float32(name: str) -> None:
     assert similarity > 0.9 and half.norm() == pytest.approx(exact.norm().item(), rel=0.2)
 
 
+@dataclass
+class Faint(Through):
+    """The same, of a loss a billion times smaller."""
+
+    def loss(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
+        return super().loss(step, x0) * 1e-9
+
+    def reshape_gradient(self, step: Step, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * 1e9
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_the_gradient_of_a_faint_loss_survives_float16(name: str) -> None:
+    """Without its autoencoder's and its denoiser's products at a size of about one, all of it would be zero."""
+    pipe = trimtab.guide(CASES[name].build().to(torch.float16))
+    stock = run(pipe, CASES[name]).float()
+    moved = []
+    for guidance in (Through(weight=2000.0), Faint(weight=2000.0)):
+        pipe.clear_guidance()
+        pipe.add_guidance(guidance)
+        moved.append(run(pipe, CASES[name]).float() - stock)
+    assert moved[0].norm() > 0.01 * stock.norm()
+    assert (moved[1] - moved[0]).norm() < 0.1 * moved[0].norm()
+
+
 def test_an_autoencoder_that_overflows_in_half_precision_is_run_in_float32_and_left_as_it_is() -> None:
     pipe = CASES["sd15"].build()
     sample = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
