@@ -6,8 +6,9 @@ the frozen network, the teacher, sees in `x_0`:
     KL( softmax(teacher(x_0) / 0.25) || softmax(student(x_t)) )       or, for depth, |student(x_t) - teacher(x_0)|^2
 
 Each expert begins where the one before ended, with a learning rate that rises and falls to zero by a cosine anew. Its
-LoRA and its norms are trained; the biases of other layers, and the last layer, stay the teacher's. A stopped run continues: images that are made are kept, experts that are
-done are skipped, and the one at work goes on from its last checkpoint.
+LoRA and its norms are trained; the biases of other layers, and the last layer, stay the teacher's. A stopped run
+continues: images that are made are kept, experts that are done are skipped, and the one at work goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
