@@ -12,6 +12,7 @@ import pytest
 from fixtures import unicon_case
 from zoo import CASES, picture
 
+import trimtab
 from trimtab import cli, parser
 from trimtab.adapters.weights import save_weights
 from trimtab.guidance import registry
@@ -129,6 +130,40 @@ COMPLETE = [
 @pytest.mark.parametrize("line", sorted(set(COMPLETE)))
 def test_commands_that_need_nothing_run(line: str) -> None:
     assert cli.main(arguments_of(line)) == 0
+
+
+# Of the others, those that take from the Hub, from another package, or from the reader, more than a picture.
+ELSEWHERE = r"stabilityai|openai|MODEL|efficientnet|smooth|prompts\.txt|plugins new|--image "
+SMALLER = {r"--class-balanced \d+": "--class-balanced 8", "--seeds 0-7": "--seeds 0-1", r" --steps \d+": "",
+           r" --(processes|branch-parallel) \d+": ""}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", sorted({page for page, line in COMMANDS if "generate" in line}))
+def test_commands_run_in_the_order_in_which_a_page_shows_them(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer images, in two steps and one process, which have tests of their own."""
+    for name, count in (("real-images", 12), ("restored", 2), ("originals", 2)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            picture(32).rotate(7 * number).save(tmp_path / name / f"{number}.png")
+    for name in ("KNOWN.png", "MASK.png"):
+        picture(32).convert("L").save(name)
+    pipe = trimtab.guide(CASES["sd15"].build())
+    pipe.add_guidance("cfg", scale=2.0)
+    pipe.save_guidance(tmp_path)
+    run = 0
+    for line in (line for shown, line in COMMANDS if shown == page and not re.search(ELSEWHERE, line)):
+        for pattern, smaller in SMALLER.items():
+            line = re.sub(pattern, smaller, line)
+        making = re.search(r"trimtab (generate|sweep|evaluate --recipe)", line) and "--like" not in line
+        monkeypatch.setenv("TRIMTAB_TRACE", "1" if line.startswith("TRIMTAB_TRACE=1") else "0")
+        for file, made in (("out/FILE.png", "out/*.png"), (r"trimtab-trace/\S*\.json", "trimtab-trace/*.json")):
+            if re.search(file, line):
+                line = re.sub(file, str(sorted(tmp_path.glob(made))[0]), line)
+        assert cli.main(arguments_of(line + " --steps 2" * bool(making))) == 0, line
+        run += 1
+    assert run > 1
 
 
 def test_commands_are_shown() -> None:
