@@ -33,7 +33,7 @@ ABOUT = (
 USAGE = """import trimtab
 
 pipe = trimtab.GuidedPipeline.from_pretrained("FOLDER")
-pipe.add_guidance("pag", scale=1.0)
+pipe.add_guidance("pag", scale=2.0, layers="up")
 pipe("red apple, noto style", guidance_scale=4.0, num_inference_steps=25).images[0]"""
 
 
