@@ -94,8 +94,9 @@ def pictures(seeds: Sequence[int], steps: int) -> dict[str, Picture]:
     half = Image.fromarray((mask[0, 0] > 0).numpy())
     last = {"scale": 0.7, "layers": "up_blocks.1.attentions.(0|1).transformer_blocks.0", "start": 0.0, "stop": 1.0}
     emoji = {"model": "trimtab/emoji-sd", "call": {"guidance_scale": 3.0}}
+    plain = {"model": "trimtab/emoji-sd", "call": {"guidance_scale": 1.0}}
     return {
-        "cfg": Picture({**none, "cfg scale=2": {"cfg": {"scale": 2.0}}}),
+        "cfg": Picture({**none, "cfg scale=3": {"cfg": {"scale": 3.0}}}, "grinning face, twemoji style", **plain),
         "cfg_pp": Picture({**none, "cfg_pp scale=0.6": {"cfg_pp": {"scale": 0.6}}}),
         "classifier": Picture(
             {**none, "classifier target=Trouser scale=2 tau2=1 stop=0.7": {"classifier": classifier}}, None
@@ -117,12 +118,17 @@ def pictures(seeds: Sequence[int], steps: int) -> dict[str, Picture]:
         "slg": Picture({
             "guidance_scale=3": {}, "slg scale=0.7, blocks of the last layer": {"slg": last}
         }, "grinning face, twemoji style", **emoji),
-        "pag": Picture({**none, "pag scale=1": {"pag": {"scale": 1.0}}}),
+        "pag": Picture(
+            {**none, "pag scale=2 layers=up": {"pag": {"scale": 2.0, "layers": "up"}}},
+            "slightly frowning face, twemoji style", **plain
+        ),
         "rescale": Picture(
             {"cfg scale=5": strong, "cfg scale=5, rescale phi=0.7": {**strong, "rescale": {"phi": 0.7}}}, "Pullover"
         ),
         "sag": Picture({**none, "sag scale=1": {"sag": {"scale": 1.0}}}),
-        "seg": Picture({**none, "seg scale=1": {"seg": {"scale": 1.0}}}),
+        "seg": Picture(
+            {**none, "seg scale=1 layers=up": {"seg": {"scale": 1.0, "layers": "up"}}}, "red apple, noto style", **plain
+        ),
         "steered": Picture(
             {**none, "steered task=inpainting recurrence=3": {"steered": inpainting}}, "Bag",
             {"what is known": [Image.composite(Image.new("L", one.size, 128), one, half) for one in known]},

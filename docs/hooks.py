@@ -24,10 +24,13 @@ NEEDS = {
 # What the pictures were made with, where it is not the Fashion-MNIST model alone.
 MODELS = {
     "autoguidance": "the Fashion-MNIST model, and 300 training steps of another as the weaker one,",
+    "cfg": "`emoji-sd`",
     "easycontrol": "`emoji-flux` and [learned weights](../learned-controls.md)",
     "joint": "`emoji-sd` and [`emoji-unicon`](../controls-unicon.md)",
+    "pag": "`emoji-sd`",
     "perp_neg": "`emoji-sd`",
     "ppap": "the Fashion-MNIST model and [trained experts](../classifiers.md)",
+    "seg": "`emoji-sd`",
     "slg": "`emoji-sd`",
     "smooth": "`emoji-sd` and [learned weights](../learned-controls.md)",
 }

@@ -62,8 +62,8 @@ def test_a_picture_has_a_row_for_each_guidance_and_they_differ(found: dict[str, 
 def test_the_command_writes_a_file_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "SEEDS", range(2))
     monkeypatch.setattr(pictures, "STEPS", 2)
-    pictures.main(["pag", "slg", "-o", str(tmp_path)])
-    grey, coloured = (Image.open(tmp_path / f"{name}.png") for name in ("pag", "slg"))
+    pictures.main(["sag", "slg", "-o", str(tmp_path)])
+    grey, coloured = (Image.open(tmp_path / f"{name}.png") for name in ("sag", "slg"))
     assert grey.mode == "L" and coloured.mode == "P"
     assert min(grey.width, coloured.width) > 2 * 96
 
