@@ -15,6 +15,8 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 
+from transformers.utils import logging
+
 from .guidance.errors import TrimtabError
 from .parser import REQUEST_OPTIONS, TRAININGS, build_parser, parse_settings
 
@@ -218,6 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; by default those of this process.
     """
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()  # it warns of image processors that want torchvision, whoever needs them
     args = build_parser().parse_args(arguments)
     args.given = list(sys.argv[1:] if arguments is None else arguments)
     code = 0

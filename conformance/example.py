@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-EXEMPTIBLE = ("identity", "agreement", "composition", "precision", "batch")
+EXEMPTIBLE = ("identity", "agreement", "composition", "precision", "batch", "memory")
 """Checks that a guidance may be unable to pass by its very definition; nothing excuses from the others."""
 
 
@@ -18,7 +18,7 @@ class Example:
         parameters: given to `add_guidance`; beside them its defaults hold. They stay as they are where the kit draws
             others.
         exempt: checks that its formula cannot pass, each with the reason, which the report shows: of `"identity"`,
-            `"agreement"`, `"composition"`, `"precision"` and `"batch"`.
+            `"agreement"`, `"composition"`, `"precision"`, `"batch"` and `"memory"` (of a network that it loads once).
 
     Raises:
         ValueError: a check that nothing excuses from, or an exemption without a reason.

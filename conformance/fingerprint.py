@@ -76,11 +76,17 @@ def of_pipeline(pipe: Any, values: bool = True, identity: bool = True) -> dict[s
     return found
 
 
-def of_class(cls: type) -> dict[str, str]:
-    """The fingerprint of what a class and its module hold: numbers, tensors, models, and containers of these."""
-    held = {f"{cls.__module__}.{name}": value for name, value in vars(sys.modules[cls.__module__]).items()}
-    held |= {f"{cls.__qualname__}.{name}": value for name, value in vars(cls).items()}
-    kinds = (*_NUMBERS, dict, list, set, torch.Tensor, torch.nn.Module)
+def of_class(cls: type, base: type) -> dict[str, str]:
+    """The fingerprint of what a class and its module hold: numbers, tensors, models, and containers of these.
+
+    Args:
+        base: the classes above it, up to this one, and their modules count as well.
+    """
+    held: dict[str, Any] = {}
+    for one in cls.__mro__[: cls.__mro__.index(base)]:
+        held |= {f"{one.__module__}.{name}": value for name, value in vars(sys.modules[one.__module__]).items()}
+        held |= {f"{one.__qualname__}.{name}": value for name, value in vars(one).items()}
+    kinds = (*_NUMBERS, dict, list, tuple, set, torch.Tensor, torch.nn.Module)
     found: dict[str, str] = {}
     for name, value in held.items():
         if isinstance(value, kinds) and "__" not in name:

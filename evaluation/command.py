@@ -104,7 +104,7 @@ def evaluate_strips(
             "--frames: an interpolation goes from one seed to another; give an even number of seeds, --seeds 0-9 for "
             "five strips."
         )
-    pipe = load_pipeline(job.requests[0])
+    job, pipe = jobs.pinned(job), load_pipeline(job.requests[0])
     requests = job.requests if prompts is None else read_prompts(prompts, job.requests[0])
     pairs = zip(job.seeds[::2], job.seeds[1::2], strict=True)
     ways = [dataclasses.replace(job, requests=[one], seeds=pair) for pair in pairs for one in requests]

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..pipelines.generate import pictures
+from ..pipelines.launch import first
 from .features import EvaluationError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -67,7 +68,7 @@ def read_folder(folder: Path) -> Pictures:
     if not files:
         raise EvaluationError(f"{folder} holds no images ({', '.join(ENDINGS)}).")
     found = of_files(folder, files)
-    if differing := _differing(found.files):
+    if first() and (differing := _differing(found.files)):
         logger.warning(
             "%s holds images that were made with several settings (%s): they are measured as one set.",
             folder,
@@ -118,7 +119,7 @@ def _differing(files: Sequence[Path]) -> list[str]:
             text = opened.info.get(pictures.KEY)
         try:
             settings = json.loads(text) if isinstance(text, str) else None
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         for name, value in settings.items() if isinstance(settings, dict) else ():
             if name not in OF_ONE_IMAGE:

@@ -75,14 +75,19 @@ def load_classifier(source: str, revision: str | None, label: str) -> tuple[nn.M
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     try:
-        network = AutoModelForImageClassification.from_pretrained(
-            located(source), revision=revision, use_safetensors=True, trust_remote_code=False
+        network, found = AutoModelForImageClassification.from_pretrained(
+            located(source), revision=revision, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{label}: classifier={source!r} gives no transformers image classifier; needed: a folder or repository "
             f"of one, with weights in safetensors format. {' '.join(str(error).split())}"
         ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise SourceError(
+            f"{label}: classifier={source!r} was not trained to classify: it lacks {missing[0]}, for which there would "
+            "be random numbers."
+        )
     try:
         processor = AutoImageProcessor.from_pretrained(located(source), revision=revision, trust_remote_code=False)
     except (OSError, ValueError):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.file_download import repo_folder_name
 
 from . import source as sources
+from .files import replacing
 from .shipped import located
 
 TIMEOUT = 10
@@ -32,14 +34,29 @@ def commit(source: str | os.PathLike[str] | None, revision: str | None) -> str |
     if source is None or not sources.is_repository(source) or sources.COMMIT.fullmatch(revision or ""):
         return revision
     try:
-        return HfApi().repo_info(str(source), revision=revision, timeout=TIMEOUT).sha or revision
+        found = HfApi().repo_info(str(source), revision=revision, timeout=TIMEOUT).sha
     except (OfflineModeIsEnabled, OSError, ValueError, sources.TRANSPORT):
-        pass
+        return _cached(str(source), revision)
+    if found is None:
+        return revision
+    _note(str(source), revision or constants.DEFAULT_REVISION, found)
+    return found
+
+
+def _note(repository: str, revision: str, found: str) -> None:
+    """Tell the client's cache where a branch is: it notes that only for what is loaded by the branch's name."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    with replacing(folder / "refs" / revision) as file:
+        file.write(found.encode())
+
+
+def _cached(repository: str, revision: str | None) -> str | None:
+    """The commit that the cache has for a branch."""
     try:
-        found = snapshot_download(str(source), revision=revision, local_files_only=True)
+        folder = snapshot_download(repository, revision=revision, local_files_only=True)
     except (OSError, ValueError):
         return revision
-    return sources.commit_of(Path(found) / "any file")
+    return sources.commit_of(Path(folder) / "any file")
 
 
 def sha256(source: str | os.PathLike[str] | None, name: str | None, suffix: str = ".safetensors") -> str | None:

@@ -39,7 +39,7 @@ def first() -> bool:
 
 def end_with_launcher() -> None:
     """End this process once the one that launched it is gone, which nobody tells it if that one was killed."""
-    if (launcher := os.environ.get(LAUNCHER)) is not None:
+    if (launcher := os.environ.pop(LAUNCHER, None)) is not None:  # not meant for what this one starts
         threading.Thread(target=_end_without, args=(int(launcher),), daemon=True).start()
 
 
@@ -79,4 +79,6 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             name = signal.Signals(-failure.exitcode).name
             print(f"trimtab: error: process {rank} was ended by {name}; the same command continues.", file=sys.stderr)
         return max(1, failure.exitcode)
+    finally:
+        del os.environ[LAUNCHER]
     return 0

@@ -63,8 +63,20 @@ MODELS = (
     ),
     Model("trimtab/emoji-flux", "text-to-image flow transformer in Flux format, 64x64", _EMOJI, "make models"),
     Model(
+        "trimtab/emoji-judge-category-0",
+        "classifier of emoji by category; it guides",
+        _EMOJI,
+        "the command in its card",
+    ),
+    Model(
+        "trimtab/emoji-judge-category-1",
+        "the same with another seed; it judges",
+        _EMOJI,
+        "the command in its card",
+    ),
+    Model(
         "trimtab/emoji-judge",
-        "classifiers of emoji by category and by style, clean and noise-aware",
+        "further classifiers of emoji, by style as well, and noise-aware ones",
         _EMOJI,
         "make models",
     ),

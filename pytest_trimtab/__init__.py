@@ -67,8 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.args = [argument for argument in config.args if not argument.startswith(FOLDER)]
     if importlib.util.find_spec("hypothesis") is None:
         raise pytest.UsageError(f"{OPTION} draws parameters with hypothesis: pip install 'trimtab[kit]'")
-    from trimtab.conformance.fingerprint import of_class
-    from trimtab.guidance import listing, registry
+    from trimtab.guidance import listing
     from trimtab.guidance.errors import UnknownGuidanceError
 
     config.stash[MEMORY] = {}
@@ -79,9 +78,23 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"{OPTION} {name}: {error}") from None
         if status["status"] != "ok":
             raise pytest.UsageError(f"{OPTION} {name}: it is {status['status']}.\n{status['error']}")
-        config.stash[MEMORY][name] = of_class(registry.find(name))
     if config.getoption(OPTION) and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note what each plug-in's module holds before the first check runs it."""
+    memory = item.config.stash.get(MEMORY, None)
+    if memory is None or not item.nodeid.startswith(FOLDER):
+        return
+    from trimtab.conformance.fingerprint import of_class
+    from trimtab.guidance import registry
+    from trimtab.guidance.base import Guidance
+
+    for name in names_of(item.config):
+        if name not in memory:
+            memory[name] = of_class(registry.find(name), Guidance)
 
 
 class Checks(pytest.Module):
@@ -93,13 +106,19 @@ class Checks(pytest.Module):
 
 @pytest.hookimpl(tryfirst=True)  # so that -k and -m choose among the checks too
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    for name in CHECKS if names_of(config) else ():
+    if not names_of(config):
+        return
+    asked = list(config.option.trimtab_checks)
+    chosen: list[pytest.Item] = []
+    for name in CHECKS:
         path = Path(str(importlib.import_module(name).__file__))
         nodeid = f"{FOLDER}{path.stem}"
         found = list(session.genitems(Checks.from_parent(session, path=path, name=name, nodeid=nodeid)))
-        if asked := config.option.trimtab_checks:
-            found = [item for item in found if any(item.nodeid.startswith(one) for one in asked)]
-        items.extend(found)
+        chosen += [item for item in found if not asked or any(item.nodeid.startswith(one) for one in asked)]
+    for one in asked:
+        if not any(item.nodeid.startswith(one) for item in chosen):
+            raise pytest.UsageError(f"{one}: there is no such check; --collect-only -q lists them.")
+    items.extend(chosen)
 
 
 def stages_of(config: pytest.Config, name: str) -> Sequence[Stage]:

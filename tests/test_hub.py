@@ -224,6 +224,22 @@ def test_without_the_hub_a_recipe_names_the_commit_in_the_cache(
     assert pins.commit("owner/lora", None) == commit
 
 
+def test_what_was_loaded_by_its_commit_is_what_the_branch_means_once_offline(
+    hub: Hub, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(options["cache_dir"]))
+    hub.add("owner/lora", {"lora.safetensors": save({"up": torch.zeros(1)})})
+    load_weights("owner/lora", **options)
+    newer = hub.add("owner/lora", {"lora.safetensors": save(TENSORS)})
+    with monkeypatch.context() as online:
+        online.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        assert pins.commit("owner/lora", None) == newer
+    load_weights("owner/lora", revision=newer, **options)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert pins.commit("owner/lora", None) == newer
+    assert load_weights("owner/lora", local_files_only=True, **options).commit == newer
+
+
 def test_a_push_without_leave_sends_nothing(hub: Hub) -> None:
     pipe = trimtab.guide(CASES["sd15"].build())
     pipe.add_guidance("pag")

@@ -128,7 +128,7 @@ class UNetJoint:
             for partner in self._partners:
                 partner.blocks = {name: block.to(given["sample"]) for name, block in partner.blocks.items()}
             self._inputs = Inputs(self._run, self._partners, given, call.rows, step, self._estimates)
-        solitary = all(branch is not None and branch.solitary for branch in call.rows)
+        solitary = bool(call.rows) and all(branch is not None and branch.solitary for branch in call.rows)
         with_others = [partner for partner in self._partners if partner.settings.joins(step) and not solitary]
         alone = [p for p in self._partners if p not in with_others and p.settings.moves and not p.predictions]
         for partner in alone:

@@ -11,8 +11,8 @@ safetensors or PNG, and the recipe says which file, with its hash:
 `{"file": "mask-0f3a1c52d870.png", "sha256": "0f3a1c52d870..."}`. A parameter's declared type turns all of them back.
 A value that would not come back is refused when written.
 
-Where a guidance loads files, `save` and `push` fill in the commit of the repository or the hash of the local file, so
-that the same ones are loaded again, or none.
+Where a guidance that loads files has a parameter for the commit of their repository or the hash of the local file,
+`save` and `push` fill it in, so that the same ones are loaded again, or none. A local folder of several files has none.
 
 Loading a recipe runs nothing that it holds: it names installed plug-ins, and its files are parsed as safetensors and
 PNG only, after their sizes, names and hashes were checked.

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ...guidance import recipe
 from . import pictures
-from .jobs import Job, prepare
+from .jobs import Job, pinned, prepare
 from .manifest import Manifest
 from .request import Request, RequestError
 from .samples import class_names, generate
@@ -197,6 +197,7 @@ def make_batch(
     """
     check(job)
     state = PartialState(cpu=job.requests[0].device == "cpu")
+    job = pinned(job)
     pipe, _, requests, files = prepare(job, lambda pipe: expand(job, prompts, count, pipe), pipe)
     pipe.set_progress_bar_config(disable=True)
     mesh = pipe.enable_branch_parallel(sharing) if sharing > 1 else None
@@ -223,7 +224,7 @@ def make_batch(
             _show(bar, len(rows))
         if state.is_main_process:
             manifest.keep({index: path.name for index, path in enumerate(paths)})
-    made = [paths[index] for index, row in rows.items() if row["status"] == "done"]
+    made = [folder / row["file"] for row in rows.values() if row["status"] == "done"]
     return Made(requests, made, list(rows.values()), manifest.path)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from ...guidance import recipe
@@ -20,6 +21,7 @@ from ...guidance.planner import Plan
 from ...guidance.shipped import EMBEDDED
 from ..explain import make_plan
 from ..fashion import REPOSITORY
+from ..launch import first, launched
 from . import options, pictures
 from .comparison import compare, variants
 from .request import Request, installed_versions
@@ -55,8 +57,8 @@ def read(args: Namespace, names: Sequence[str]) -> Job:
     Raises:
         TrimtabError, ValueError, OSError: an option that cannot be used, or a file that cannot be read.
     """
-    by_class = any(getattr(args, option, None) is not None for option in ("classes", "class_balanced"))
-    base = Request(model=REPOSITORY if by_class else EMBEDDED, device="cuda" if torch.cuda.is_available() else "cpu")
+    model = REPOSITORY if _asks_for_classes(args) else EMBEDDED
+    base = Request(model=model, device="cuda" if torch.cuda.is_available() else "cpu")
     recorded = pictures.load(args.like)[1] if args.like else {}
     if recorded:
         base = Request.from_metadata(recorded)
@@ -129,6 +131,36 @@ def prepare(
     stored = recipe.dump(guidances, files)
     requests = job.requests if expand is None else expand(pipe)
     return pipe, guidances, [dataclasses.replace(resolve(one, pipe), guidance=stored) for one in requests], files
+
+
+def pinned(job: Job) -> Job:
+    """The job with the same commits and hashes in all processes, of which the first one tells them.
+
+    To be called in all of them.
+    """
+    if job.guidances is None:
+        return job
+    told = [{name: _changes(one, one.pinned()) for name, one in job.guidances.items()} if first() else {}]
+    if launched():
+        broadcast_object_list(told)
+    return dataclasses.replace(
+        job, guidances={name: dataclasses.replace(one, **told[0][name]) for name, one in job.guidances.items()}
+    )
+
+
+def _changes(guidance: Guidance, other: Guidance) -> dict[str, Any]:
+    return {name: value for name, value in other.parameters.items() if value is not guidance.parameters[name]}
+
+
+def _asks_for_classes(args: Namespace) -> bool:
+    """Whether the images are of classes, by an option or by the first line of a file."""
+    if any(getattr(args, option, None) is not None for option in ("classes", "class_balanced")):
+        return True
+    prompts = getattr(args, "prompts", None)
+    if prompts is None or prompts.suffix != ".jsonl" or not prompts.is_file():
+        return False
+    with prompts.open(encoding="utf-8") as file:
+        return '"class_label"' in file.readline()
 
 
 def _guidances(args: Namespace) -> dict[str, Guidance]:

@@ -43,9 +43,13 @@ class Manifest:
 
     def rows(self) -> dict[int, dict[str, Any]]:
         """The rows by index, in the order of the batch; unfinished lines are left out."""
-        with suppress(FileNotFoundError), self.path.open("rb") as file:
-            if (inode := os.fstat(file.fileno()).st_ino) != self._inode:  # `keep` has put another file in its place
-                self._found, self._read, self._inode = {}, 0, inode
+        if not self.path.exists():
+            self._found, self._read = {}, 0
+            return {}
+        with self.path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._read:  # `keep` has put another in its place
+                self._found, self._read, self._inode = {}, 0, status.st_ino
             file.seek(self._read)
             for line in file:
                 if line.endswith(b"\n"):

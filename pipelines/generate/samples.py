@@ -36,7 +36,6 @@ def load_pipeline(request: Request) -> Any:
         OSError: the Hub has no such repository, or cannot be reached.
     """
     options = {} if request.revision is None else {"revision": request.revision}
-    transformers_logging.set_verbosity_error()  # it warns of image processors that no pipeline here needs
     if not sys.stderr.isatty():
         diffusers.utils.logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()

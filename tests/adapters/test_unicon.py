@@ -30,6 +30,7 @@ from trimtab.adapters.weights import save_weights
 from trimtab.cli import main
 from trimtab.guidance.errors import ConflictError, ParameterError, UnsupportedPipelineError, WeightsError
 from trimtab.guidance.plugins.joint import Joint
+from trimtab.pipelines.denoiser import Denoiser
 
 EXPECTED = load_file(Path(__file__).parents[1] / "fixtures" / "unicon.safetensors")
 
@@ -256,6 +257,17 @@ def test_signal_guidance_costs_one_row_an_image_and_one_of_a_partner_that_is_mad
     run(pipe)
     assert rows == [*rows_of_a_step * (case.STEPS - 1), 6]  # in the last step any partner takes one
     assert plan.evaluations == pipe.last_guided_run.evaluations == sum(rows)
+
+
+def test_a_call_of_which_no_row_is_known_is_refused_and_not_taken_for_one_without_partner(models: Path) -> None:
+    pipe = build()
+    attach(pipe, models)
+    unknown = Denoiser.roles
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Denoiser, "roles", lambda *args: None)
+        with pytest.raises(trimtab.GuidanceRuntimeError, match="which rows of the UNet's call carry the prompt"):
+            run(pipe)
+    assert Denoiser.roles is unknown
 
 
 @pytest.mark.parametrize("rows", ["auto", "batched", "sequential"])

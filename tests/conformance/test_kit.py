@@ -139,6 +139,9 @@ def test_what_a_module_remembers_of_the_first_run_is_found(check: Callable[..., 
     assert set(failed) == {"it_remembers_no_run"}, "all later runs are alike"
     assert re.search(r"test_kit\.FIRST.* was added", failed["it_remembers_no_run"])
     assert "Keep what you compute in run.state" in failed["it_remembers_no_run"]
+    reason = Example(exempt={"memory": "a table that no run changes"})
+    assert check(Remembering, lambda pipe: reason, "-k", "remembers") == {}
+    FIRST.clear()
 
 
 @dataclass
@@ -398,6 +401,8 @@ def test_a_check_runs_again_by_the_id_that_a_report_shows(tmp_path: Path) -> Non
     first, second, *_ = (line for line in listed if "::" in line)
     result = run_kit(tmp_path, "--trimtab-plugin", "pag", first)
     assert [report.nodeid for report in result.reports] == [first] and result.code == 0 and second != first
+    mistaken = run_kit(tmp_path, "--trimtab-plugin", "pag", "trimtab-conformance/conduct::test_nothing")
+    assert mistaken.code == pytest.ExitCode.USAGE_ERROR and "there is no such check" in mistaken.text
 
 
 def test_the_fixture_hides_all_plug_ins_but_those_it_is_given(isolated_plugins: Any) -> None:

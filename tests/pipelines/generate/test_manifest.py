@@ -43,6 +43,17 @@ def test_what_is_no_row_is_passed_over(tmp_path: Path) -> None:
     assert manifest.rows() == {3: row(3)}
 
 
+def test_a_file_that_is_gone_has_no_rows_and_one_in_its_place_has_its_own(tmp_path: Path) -> None:
+    mine, other = Manifest(tmp_path), Manifest(tmp_path)
+    for index in range(3):
+        mine.append(row(index))
+    assert len(other.rows()) == 3
+    mine.path.unlink()
+    assert other.rows() == {}
+    mine.append(row(7))
+    assert other.rows() == {7: row(7)}
+
+
 def test_rows_that_were_dropped_are_gone_for_a_process_that_had_read_them(tmp_path: Path) -> None:
     mine, other = Manifest(tmp_path), Manifest(tmp_path)
     for index in (1, 0, 2):
