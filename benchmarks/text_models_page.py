@@ -54,9 +54,16 @@ groups of images). Score: 100 times the cosine of image and caption by `emoji-cl
 """
 TITLES = {"sd": "emoji-sd", "flux": "emoji-flux"}
 FOUND = {
-    "sd": "As it ships, trained for less than two hours on one core, it draws faces, hearts and simple fruit as anyone "
-    "would name them, also those that it has not seen; of most animals and of much food the colours are there, not the "
-    "shapes. Guidance of 2 to 4 suits it; image and caption fit far better than with another caption at every scale."
+    "sd": "As it ships, trained for less than two hours on one core, it draws faces, hearts and simple fruit as "
+    "anyone would name them, also those that it has not seen; of most animals and of much food the colours "
+    "are there, not the shapes. Guidance of 2 to 4 suits it; image and caption fit far better than with "
+    "another caption at every scale. On the same 135 captions (`trimtab sweep --prompts FILE --guidance "
+    "cfg:scale=1,3 --guidance pag:scale=0,1,2,layers=up`, 20 steps) CFG 3 with PAG 1 is as near to the "
+    "drawings as CFG 3 alone (Fréchet distance 13.7 and 13.8, ± 2.5); PAG alone is no nearer than no guidance "
+    "(16.9 ± 4.2 and 14.1 ± 3.9): what it makes cleaner in faces it makes plainer elsewhere.",
+    "flux": "Trained for less than two hours on one core. Apples, hearts and the colours of nearly everything are as "
+    "named; outlines are those of a cross more than of a circle, and most animals one could not name. PAG in "
+    "the double blocks (`layers='transformer_blocks'`) gives faces eyes and a mouth.",
 }
 """What was seen on the sheets, to be looked at again where they are drawn anew."""
 

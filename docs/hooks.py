@@ -32,7 +32,7 @@ MODELS = {
     "ppap": "the Fashion-MNIST model and [trained experts](../classifiers.md)",
     "seg": "`emoji-sd`",
     "slg": "`emoji-sd`",
-    "smooth": "`emoji-sd` and [learned weights](../learned-controls.md)",
+    "smooth": "`emoji-sd` and [`emoji-smooth`](../controls-smooth.md)",
 }
 OF_CONTROLS = ("easycontrol", "joint", "smooth")
 WINDOW = ("start", "stop", "sigma_max", "sigma_min")

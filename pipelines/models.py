@@ -61,7 +61,18 @@ MODELS = (
         _EMOJI,
         "the command in its card; one of all emoji: make models",
     ),
-    Model("trimtab/emoji-flux", "text-to-image flow transformer in Flux format, 64x64", _EMOJI, "make models"),
+    Model(
+        "trimtab/emoji-smooth",
+        "the LoRA of Smooth Diffusion on emoji-sd, for the plug-in smooth",
+        _EMOJI,
+        "the command in its card; one of more steps: make models",
+    ),
+    Model(
+        "trimtab/emoji-flux",
+        "text-to-image flow transformer in Flux format, 64x64",
+        _EMOJI,
+        "the command in its card; one of greater width and of all emoji: make models",
+    ),
     Model(
         "trimtab/emoji-judge-category-0",
         "classifier of emoji by category; it guides",

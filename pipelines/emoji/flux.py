@@ -31,7 +31,7 @@ ABOUT = (
 USAGE = """import trimtab
 
 pipe = trimtab.GuidedPipeline.from_pretrained("FOLDER")
-pipe.add_guidance("pag", scale=1.0)
+pipe.add_guidance("pag", scale=1.0, layers="transformer_blocks")
 call = {"height": 64, "width": 64, "num_inference_steps": 25}
 pipe("red apple, noto style", negative_prompt="", true_cfg_scale=4.0, **call).images[0]"""
 

@@ -12,6 +12,7 @@ from trimtab import cli
 from trimtab.benchmarks.likeness import edge_f1
 from trimtab.guidance.networks import load_classifier, names_of
 from trimtab.pipelines.emoji import data as emoji
+from trimtab.pipelines.interpolate import slerp, spread_of_steps
 
 
 def test_what_ships_loads_by_its_name_and_is_within_its_size(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,9 +23,22 @@ def test_what_ships_loads_by_its_name_and_is_within_its_size(capsys: pytest.Capt
     for row in shipped:
         if "judge" in row["name"]:
             load_classifier(row["name"], None, "test")
-        elif row["name"] != "trimtab/emoji-unicon":
+        elif row["name"] not in ("trimtab/emoji-unicon", "trimtab/emoji-smooth"):
             trimtab.GuidedPipeline.from_pretrained(row["name"])
         assert 0 < row["megabytes"] <= 25 and row["licence"]
+
+
+@pytest.mark.parametrize("name, scale", [("emoji-sd", "guidance_scale"), ("emoji-flux", "true_cfg_scale")])
+def test_a_model_draws_what_the_words_say(name: str, scale: str) -> None:
+    pipe = trimtab.GuidedPipeline.from_pretrained(f"trimtab/{name}")
+    pipe.set_progress_bar_config(disable=True)
+    prompts = ["red apple, noto style", "blue heart, noto style"]
+    call = {scale: 3.0, "negative_prompt": [""] * 2, "num_inference_steps": 12, "height": 64, "width": 64}
+    apple, heart = pipe(prompts, generator=torch.Generator().manual_seed(0), output_type="pt", **call).images
+    for image, channel in ((apple, 0), (heart, 2)):
+        middle, corners = image[:, 24:40, 24:40].mean((1, 2)), image[:, ::63, ::63]
+        assert middle.argmax() == channel and middle.max() > 2 * middle.min()
+        assert corners.mean() > 0.85, "it lies on white"
 
 
 def test_the_partner_that_ships_attaches_to_the_model_that_ships() -> None:
@@ -37,6 +51,21 @@ def test_the_partner_that_ships_attaches_to_the_model_that_ships() -> None:
     edges = 1 - joint.partner.mean(1, keepdim=True)
     pixels = image * 2 - 1
     assert edge_f1(emoji.edges(pixels), edges) > 2 * edge_f1(emoji.edges(pixels), edges.roll((16, 16), (2, 3)))
+
+
+def test_the_lora_that_ships_makes_steps_more_even() -> None:
+    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/emoji-sd")
+    pipe.set_progress_bar_config(disable=True)
+    first, last = (torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2 + end)) for end in (0, 1))
+    noises = torch.cat([slerp(first, last, w) for w in torch.linspace(0, 1, 7).tolist()])
+
+    def uneven() -> float:
+        call = {"guidance_scale": 2.0, "num_inference_steps": 12, "output_type": "pt"}
+        return spread_of_steps(pipe(["grinning face, fluent style"] * 7, latents=noises, **call).images * 255)
+
+    before = uneven()
+    pipe.add_guidance("smooth", weights="trimtab/emoji-smooth")
+    assert 0 < uneven() < before
 
 
 def test_the_classifier_that_guides_is_believed_by_the_one_that_judges() -> None:
