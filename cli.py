@@ -128,7 +128,12 @@ def new_plugin(args: argparse.Namespace) -> None:
     """`trimtab plugins new`: write a package with one guidance; print where it is."""
     from . import scaffold
 
-    print(scaffold.write(args.name, args.output))
+    folder = scaffold.write(args.name, args.output)
+    if not args.json:
+        print(folder)
+        return
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    print(json.dumps({"folder": str(folder), "files": files}, indent=2))
 
 
 def evaluate(args: argparse.Namespace) -> int:

@@ -122,6 +122,7 @@ def build_parser() -> Parser:
     new = plugins.add_parser("new", help="write a package with a guidance of your own, tests included")
     new.add_argument("name", metavar="VENDOR-NAME", help="such as my-guidance")
     new.add_argument("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="where to put its folder")
+    new.add_argument("--json", action="store_true", help="for programs")
     new.set_defaults(command="plugins new")
 
     calibration = commands.add_parser(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -90,3 +91,6 @@ def test_the_command_prints_the_folder_and_never_overwrites(tmp_path: Path, caps
     assert readme.read_text() == "mine"
     assert cli.main(["plugins", "new", "guidance", "-o", str(tmp_path)]) == 2
     assert "allowed: your own name" in capsys.readouterr().err
+    assert cli.main(["plugins", "new", "my-other", "--json", "-o", str(tmp_path)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert all((Path(told["folder"]) / file).is_file() for file in told["files"]) and "README.md" in told["files"]
