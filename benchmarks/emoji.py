@@ -17,6 +17,7 @@ from trimtab.evaluation.distances import bootstrap
 from trimtab.pipelines.emoji.data import SIZE, EmojiData
 from trimtab.pipelines.emoji.pairs import DrawingPairs, drawing_pairs, picture
 from trimtab.pipelines.generate.pictures import Row, sheet
+from trimtab.pipelines.generate.samples import length_of_text
 
 SHOWN = 8
 
@@ -52,6 +53,7 @@ class Sampler:
     def images(self, captions: Sequence[str], **call: Any) -> torch.Tensor:
         """Images `[n, 3, 64, 64]` in -1..1, with what is attached."""
         call = {**call, self.scale: self.guidance, "num_inference_steps": self.steps, "output_type": "pt"}
+        call |= length_of_text(self.pipe)
         negative = [""] * len(captions)
         made = self.pipe(list(captions), negative_prompt=negative, height=SIZE, width=SIZE, **call).images
         return 2 * made.float() - 1

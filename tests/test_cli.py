@@ -25,6 +25,7 @@ from trimtab import cli, parser
 from trimtab.guidance import listing, recipe, registry
 from trimtab.pipelines.fashion import MODEL_FOLDER
 from trimtab.pipelines.generate import pictures
+from trimtab.pipelines.generate.samples import length_of_text
 from trimtab.training import TrainingSettings
 
 GUIDANCES = ("--guidance", "cfg:scale=3", "--guidance", "pag:scale=2,layers=mid")
@@ -453,6 +454,14 @@ def test_a_trained_model_generates(tmp_path: Path, capsys: pytest.CaptureFixture
     folder = capsys.readouterr().out.splitlines()[-1]
     (path,) = Command(folder, tmp_path / "out", capsys)("--class", "bag")
     assert Image.open(path).size == (32, 32)
+
+
+def test_a_prompt_is_padded_to_no_more_tokens_than_the_model_was_made_for() -> None:
+    flux, sd = CASES["flux"].build(), CASES["sd15"].build()
+    flux.tokenizer_2.model_max_length = 12
+    assert length_of_text(flux) == {"max_sequence_length": 12}
+    flux.tokenizer_2.model_max_length = 512
+    assert length_of_text(flux) == length_of_text(sd) == {}
 
 
 @pytest.mark.skipif(not MODEL_FOLDER.is_dir(), reason="the Fashion-MNIST model is not in this checkout")

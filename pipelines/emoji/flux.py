@@ -31,8 +31,8 @@ ABOUT = (
 USAGE = """import trimtab
 
 pipe = trimtab.GuidedPipeline.from_pretrained("FOLDER")
-pipe.add_guidance("pag", scale=1.0, layers="transformer_blocks")
-call = {"height": 64, "width": 64, "num_inference_steps": 25}
+pipe.add_guidance("pag", scale=1.0)
+call = {"height": 64, "width": 64, "max_sequence_length": 32, "num_inference_steps": 25}
 pipe("red apple, noto style", negative_prompt="", true_cfg_scale=4.0, **call).images[0]"""
 
 

@@ -98,10 +98,20 @@ def call_arguments(pipe: Any, request: Request) -> dict[str, Any]:
         "height": request.height,
         "width": request.width,
     }
-    arguments = {name: value for name, value in arguments.items() if value is not None}
+    arguments = {name: value for name, value in arguments.items() if value is not None} | length_of_text(pipe)
     if request.class_label is not None:
         arguments["class_labels"] = [_class(pipe, request.class_label)]
     return arguments
+
+
+def length_of_text(pipe: Any) -> dict[str, int]:
+    """`max_sequence_length`, where the model was made for fewer tokens than its pipeline pads a prompt to."""
+    taken = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
+    tokenizer = pipe.components.get("tokenizer_2") or pipe.components.get("tokenizer")
+    longest = getattr(tokenizer, "model_max_length", None)
+    if taken is None or longest is None or not longest < taken.default:
+        return {}
+    return {"max_sequence_length": int(longest)}
 
 
 def generate(pipe: Any, request: Request) -> Image.Image:

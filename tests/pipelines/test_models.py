@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from trimtab import cli
 from trimtab.benchmarks.likeness import edge_f1
 from trimtab.guidance.networks import load_classifier, names_of
 from trimtab.pipelines.emoji import data as emoji
+from trimtab.pipelines.generate.samples import length_of_text
 from trimtab.pipelines.interpolate import slerp, spread_of_steps
 
 
@@ -33,7 +35,8 @@ def test_a_model_draws_what_the_words_say(name: str, scale: str) -> None:
     pipe = trimtab.GuidedPipeline.from_pretrained(f"trimtab/{name}")
     pipe.set_progress_bar_config(disable=True)
     prompts = ["red apple, noto style", "blue heart, noto style"]
-    call = {scale: 3.0, "negative_prompt": [""] * 2, "num_inference_steps": 12, "height": 64, "width": 64}
+    call: dict[str, Any] = {scale: 3.0, "negative_prompt": [""] * 2, "num_inference_steps": 12}
+    call |= {"height": 64, "width": 64, **length_of_text(pipe)}
     apple, heart = pipe(prompts, generator=torch.Generator().manual_seed(0), output_type="pt", **call).images
     for image, channel in ((apple, 0), (heart, 2)):
         middle, corners = image[:, 24:40, 24:40].mean((1, 2)), image[:, ::63, ::63]
