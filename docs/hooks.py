@@ -25,7 +25,7 @@ NEEDS = {
 MODELS = {
     "autoguidance": "the Fashion-MNIST model, and 300 training steps of another as the weaker one,",
     "cfg": "`emoji-sd`",
-    "easycontrol": "`emoji-flux` and [learned weights](../learned-controls.md)",
+    "easycontrol": "`emoji-flux` and [`emoji-easycontrol`](../controls-easycontrol.md)",
     "joint": "`emoji-sd` and [`emoji-unicon`](../controls-unicon.md)",
     "pag": "`emoji-sd`",
     "perp_neg": "`emoji-sd`",

@@ -74,6 +74,12 @@ MODELS = (
         "the command in its card; one of greater width and of all emoji: make models",
     ),
     Model(
+        "trimtab/emoji-easycontrol",
+        "edges as an EasyControl condition of emoji-flux, for the plug-in easycontrol",
+        _EMOJI,
+        "the command in its card; one of all emoji: make models",
+    ),
+    Model(
         "trimtab/emoji-judge-category-0",
         "classifier of emoji by category; it guides",
         _EMOJI,
