@@ -14,6 +14,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from transformers.utils import logging
 
@@ -183,16 +184,21 @@ def calibrate(args: argparse.Namespace) -> None:
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) if args.json else calibration.table(rows))
 
 
+def training_of(args: argparse.Namespace) -> tuple[Callable[[Any], Any], Any]:
+    """The training that is asked for, and its settings."""
+    text, where = TRAININGS[args.what]
+    module, function = where.split(":")
+    run = getattr(importlib.import_module(f".{module}", __package__), function)
+    return run, parse_settings(args.what, text, typing.get_type_hints(run)["settings"], args.options)
+
+
 def train(args: argparse.Namespace) -> None:
     """`trimtab train`: train, or continue, and print where the model is; under `accelerate launch` as well."""
     from .pipelines.launch import first
     from .training import end_processes
 
-    text, where = TRAININGS[args.what]
-    module, function = where.split(":")
-    run = getattr(importlib.import_module(f".{module}", __package__), function)
-    settings_class = typing.get_type_hints(run)["settings"]
-    folder = run(parse_settings(args.what, text, settings_class, args.options))
+    run, settings = training_of(args)
+    folder = run(settings)
     end_processes()
     if first():
         print(folder)

@@ -99,7 +99,7 @@ def test_the_plugin_of_the_tutorial_has_at_most_thirty_lines() -> None:
 COMMANDS = [
     (page.name, line.split("#")[0].strip())
     for page in PAGES
-    for block in re.findall(r"```console\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    for block in re.findall(r"```(?:console|sh)\n(.*?)```", page.read_text().replace("\\\n", ""), flags=re.DOTALL)
     for line in block.splitlines()
     if re.match(r"(TRIMTAB_\w+=\S+ )?trimtab ", line)
 ]
@@ -110,6 +110,8 @@ def test_every_command_shown_is_one_that_the_program_takes(page: str, line: str)
     """What it does is tested elsewhere; some of these load from the Hub, or name a file of the reader's."""
     args = parser.build_parser().parse_args(arguments_of(line))
     assert args.command
+    if args.command == "train":
+        cli.training_of(args)
     for text in getattr(args, "guidance", None) or ():
         plugin, _, parameters = text.partition(":")
         assert set(re.findall(r"(?:^|,)([a-z]\w*)=", parameters)) <= fields_of(registry.find(plugin)).keys(), text
