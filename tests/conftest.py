@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from collections.abc import Iterator
@@ -13,9 +12,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Of MKL, before its first product: on some processors a row's numbers would depend on how many rows there are, and
-# published numbers on the machine.
-os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 # How fast the first examples are drawn says something of the machine, nothing of the code.
