@@ -23,7 +23,6 @@ from zoo.class_conditional import class_conditional
 import trimtab
 from trimtab import cli, parser
 from trimtab.guidance import listing, recipe, registry
-from trimtab.pipelines.fashion import MODEL_FOLDER
 from trimtab.pipelines.generate import pictures
 from trimtab.pipelines.generate.samples import length_of_text
 from trimtab.training import TrainingSettings
@@ -464,7 +463,6 @@ def test_a_prompt_is_padded_to_no_more_tokens_than_the_model_was_made_for() -> N
     assert length_of_text(flux) == length_of_text(sd) == {}
 
 
-@pytest.mark.skipif(not MODEL_FOLDER.is_dir(), reason="the Fashion-MNIST model is not in this checkout")
 def test_the_models_that_ship_are_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for model, subject in (
         ("trimtab/fashion", ["--class", "sneaker"]),
