@@ -58,13 +58,13 @@ groups of images). Score: 100 times the cosine of image and caption by `emoji-cl
 """
 TITLES = {"sd": "emoji-sd", "flux": "emoji-flux"}
 FOUND = {
-    "sd": "As it ships, trained for less than two hours on one core, it draws faces, hearts and simple fruit as "
-    "anyone would name them, also those that it has not seen; of most animals and of much food the colours "
-    "are there, not the shapes.",
-    "flux": "Trained for less than two hours on one core, it draws faces with grins and teeth, hearts, fruit with "
-    "their leaves, and the heads of some animals as anyone would name them, held-out ones too; most other "
-    "animals and food have the colours and the rough outline only. It was trained with captions of 32 tokens "
-    "and draws badly with more: give `max_sequence_length=32`, which the command line does by itself.",
+    "sd": "As it ships, trained for less than two hours on one core, it draws faces and hearts as anyone would name "
+    "them, also those that it has not seen; of apples the colours and about the shape, of most animals and "
+    "much food, the lemon and the frog among them, the colours only.",
+    "flux": "Trained for less than two hours on one core, it draws faces with grins and teeth, hearts and red apples "
+    "as anyone would name them, held-out ones too, and frogs that one may guess; a green apple, a lemon, most "
+    "other animals and food have the colours and a rough outline only. It was trained with captions of 32 "
+    "tokens and draws badly with more: give `max_sequence_length=32`, which the command line does by itself.",
 }
 """What was seen on the sheets, to be looked at again where they are drawn anew."""
 COMPARED = {
