@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
@@ -16,11 +17,13 @@ from torch import nn
 from ..guidance import recipe
 from ..guidance.base import Guidance
 from ..guidance.branch import COND, UNCOND
-from ..guidance.errors import RecipeError
+from ..guidance.errors import ParameterError, RecipeError
 from ..guidance.order import ordered
 from ..guidance.planner import Plan, PlannedStep, extra_of
+from ..guidance.run import Step
 from .attaching import Guidable
 from .budget import Budget
+from .clock import planned_clock
 from .explain import row_of
 from .stack_run import Foresight, StackRun, step_of
 
@@ -73,13 +76,21 @@ class GuidanceStack(Guidable, BaseGuidance):
     def _plan(
         self, guidances: Mapping[str, Guidance], num_inference_steps: int | None, call: Mapping[str, Any]
     ) -> Plan:
+        if unknown := call.keys() - {"scheduler"}:
+            raise ParameterError(f"GuidanceStack: a plan takes no {', '.join(sorted(unknown))}; it takes: scheduler.")
+        count, scheduler = num_inference_steps or 50, call.get("scheduler")
+        steps, kind = [step_of(index, count) for index in range(count)], "a scheduler of even timesteps"
+        if scheduler is not None:
+            times = planned_clock(copy.deepcopy(scheduler), None, num_inference_steps=count).timesteps
+            steps = [step_of(index, max(count, index + 1), t) for index, t in enumerate(times)]
+            kind = type(scheduler).__name__
         with closing(Foresight({name: guidances[name] for name in ordered(guidances)})) as ahead:
-            return self._plan_of(ahead, num_inference_steps or 50)
+            return self._plan_of(ahead, steps, kind)
 
-    def _plan_of(self, ahead: Foresight, count: int) -> Plan:
+    def _plan_of(self, ahead: Foresight, steps: Sequence[Step], scheduler: str) -> Plan:
         planned = []
         asked: dict[str, list[int]] = {name: [] for name in ahead.guidances}
-        for step in (step_of(index, count) for index in range(count)):
+        for step in steps:
             wanted, acting = ahead.wanted(step), ahead.acting(step)
             own = (COND, UNCOND) if UNCOND in wanted else (COND,)
             extra = extra_of(wanted, own)
@@ -91,7 +102,17 @@ class GuidanceStack(Guidable, BaseGuidance):
         most = self.guidance_max_rows
         bound = f"at most {most} rows a call: how many pieces that makes depends on the number of images"
         notes = () if most is None else (bound,)
-        return Plan(type(self).__name__, "the pipeline's scheduler", tuple(planned), rows, notes=notes)
+        return Plan(type(self).__name__, scheduler, tuple(planned), rows, notes=notes)
+
+    def explain_guidance(self, num_inference_steps: int | None = None, **call: Any) -> Plan:
+        """Print what a call would do, and return the plan. Nothing is computed.
+
+        Args:
+            num_inference_steps: as in the call; 50 if not given.
+            **call: `scheduler`, the pipeline's, whose timesteps no guider is told before a run. Without it they count
+                as even, which matters to a guidance that goes by them, such as `pag` with an `adaptive_scale`.
+        """
+        return super().explain_guidance(num_inference_steps, **call)
 
     @property
     def _internal_dict(self) -> FrozenDict:
@@ -126,7 +147,7 @@ class GuidanceStack(Guidable, BaseGuidance):
     @property
     def _now(self) -> Any:
         given = self._timestep
-        timestep = float(torch.as_tensor(given).flatten()[0]) if given is not None else 0.0
+        timestep = float(torch.as_tensor(given).flatten()[0]) if given is not None else None
         return step_of(self._step, max(self._num_inference_steps or 1, self._step + 1), timestep)
 
     @property

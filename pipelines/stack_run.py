@@ -36,9 +36,10 @@ PROBED = 1000
 """Steps of the run in which it is tried what guidances will ask for."""
 
 
-def step_of(index: int, count: int, timestep: float = 0.0) -> Step:
-    """A step as a guider knows it, without noise level and x_t."""
-    return Step(index, count, timestep, UNKNOWN_LEVEL)
+def step_of(index: int, count: int, timestep: float | None = None) -> Step:
+    """A step as a guider knows it, without noise level and x_t; before it is told, timesteps count as even."""
+    even = 1000.0 * (1 - index / count)
+    return Step(index, count, even if timestep is None else timestep, UNKNOWN_LEVEL)
 
 
 class Foresight:

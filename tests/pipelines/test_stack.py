@@ -141,6 +141,27 @@ def test_branches_ride_along_in_the_conditional_call_and_the_plan_says_so(counte
     assert (plan.evaluations, plan.calls) == (sum(counted), len(counted))
 
 
+def test_the_plan_of_what_goes_by_the_timestep_is_what_is_run(counted: list[int]) -> None:
+    stack = GuidanceStack("cfg")
+    stack.add_guidance("pag", scale=3.0, adaptive_scale=0.005)  # down to 0 at t = 400
+    plan = stack.explain_guidance(3, scheduler=stock("sdxl").scheduler)  # t = 667, 334, 1
+    with_guider("sdxl", stack)
+    assert counted == [2, 1] + [1, 1] * 2
+    assert (plan.evaluations, plan.calls) == (sum(counted), len(counted))
+
+
+def test_without_a_scheduler_timesteps_are_planned_as_even_and_the_plan_says_so() -> None:
+    stack = GuidanceStack()
+    stack.add_guidance("pag", scale=3.0, adaptive_scale=0.005)
+    assert [len(step.extra) for step in stack.explain_guidance(4).steps] == [1, 1, 1, 0]  # t = 1000, 750, 500, 250
+    assert "GuidanceStack with a scheduler of even timesteps" in str(stack.explain_guidance(4))
+
+
+def test_what_a_plan_does_not_know_is_refused() -> None:
+    with pytest.raises(ParameterError, match="a plan takes no guidance_scale; it takes: scheduler"):
+        GuidanceStack("pag").explain_guidance(3, guidance_scale=2.0)
+
+
 def test_outside_its_window_nothing_is_computed_and_the_next_run_begins_anew(counted: list[int]) -> None:
     stack = GuidanceStack()
     stack.add_guidance("cfg", stop=0.5)
