@@ -1,7 +1,8 @@
 """`python -m benchmarks.controls`: learned controls on the emoji models, on drawings that no model has seen.
 
-EasyControl and UniCon with edges, against no control and against the edges of another drawing; UniCon in all its modes;
-the Smooth LoRA by the evenness of its steps and by the Fréchet distance. A part is measured if its weights are given.
+EasyControl and UniCon with edges, against no control and against the edges of another drawing, also beside PAG and a
+classifier; UniCon in all its modes; the Smooth LoRA by the evenness of its steps and by the Fréchet distance. A part is
+measured if its weights are given.
 """
 
 from __future__ import annotations
@@ -14,113 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
 from trimtab.evaluation.distances import Estimate, Gaussian, frechet_distance, jackknife
 from trimtab.evaluation.features import feature_network
-from trimtab.pipelines.emoji.data import SIZE, EmojiData, edges
+from trimtab.pipelines.emoji.data import CATEGORIES, SIZE, EmojiData
 from trimtab.pipelines.emoji.pairs import DrawingPairs, drawing_pairs, picture
 from trimtab.pipelines.generate.pictures import Row as Line
 from trimtab.pipelines.generate.pictures import sheet
 from trimtab.pipelines.interpolate import slerp, spread_of_steps
 
+from .controls_edges import Measured, Requested, easycontrol, unicon
 from .controls_page import page
-from .emoji import Attach, Sampler, lines, mean, of_held_out
+from .emoji import Sampler, mean, of_held_out
 from .images import light, to_bytes
-from .likeness import edge_f1
-from .rows import Row, Rows
+from .rows import Rows
 
 FRAMES = 9
-STRENGTHS = (0.1, 1.0)
-PAG = 1.0
-TRIGGER, COARSE = "edge_map, ", 0.7
-
-Measured = tuple[Row, Image.Image]
-"""The numbers of a part, and its sheet."""
-
-
-def as_edges(maps: torch.Tensor) -> torch.Tensor:
-    """Drawn edge maps `[n, 3, h, w]`, dark on white, as edges in 0..1."""
-    return ((1 - maps.mean(1, keepdim=True)) / 2).clamp(0, 1)
-
-
-def ways_of_easycontrol(weights: Path, pairs: DrawingPairs) -> dict[str, Attach]:
-    """Without a condition, with a wrong one, with the right one, and with PAG beside it."""
-
-    def attach(given: torch.Tensor, strength: float = 1.0, pag: float = 0.0) -> Attach:
-        def way(pipe: Any, numbers: Sequence[int]) -> None:
-            images = [picture(given[i]) for i in numbers]
-            pipe.add_guidance("easycontrol", weights=str(weights), image=images, cond_size=SIZE, strength=strength)
-            if pag:
-                pipe.add_guidance("pag", scale=pag)
-
-        return way
-
-    return {
-        "no control": lambda pipe, numbers: None,
-        "another drawing's edges": attach(pairs.sources.roll(1, 0)),
-        **{f"its edges, strength={strength:g}": attach(pairs.sources, strength) for strength in STRENGTHS},
-        f"its edges, and pag scale={PAG:g}": attach(pairs.sources, pag=PAG),
-    }
-
-
-def easycontrol(sampler: Sampler, weights: Path, pairs: DrawingPairs) -> Measured:
-    """How well the edges of images follow those that were given."""
-    wanted = as_edges(pairs.sources)
-    other = wanted.roll(1, 0)
-    made = {name: sampler(pairs, way, name)[0] for name, way in ways_of_easycontrol(weights, pairs).items()}
-    found = {
-        name: {"own": mean(edge_f1(edges(images), wanted)), "other": mean(edge_f1(edges(images), other))}
-        for name, images in {**made, "the drawings themselves": pairs.targets}.items()
-    }
-    shown = {"edges": pairs.sources, **made, "the drawing": pairs.targets}
-    return found, lines("EasyControl, held-out drawings", pairs, shown)
-
-
-def unicon(sampler: Sampler, weights: Path, pairs: DrawingPairs) -> Measured:
-    """Edges in each mode: of images against those that were given, and estimated ones against those of the image."""
-    others = pairs.sources.roll(1, 0)
-    wanted = as_edges(pairs.sources)
-
-    def run(
-        mode: str, given: torch.Tensor | None, pag: float = 0.0, **parameters: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        def attach(pipe: Any, numbers: Sequence[int]) -> Any:
-            if pag:
-                pipe.add_guidance("pag", scale=pag)
-            image = None if given is None else [picture(given[i]) for i in numbers]
-            options = {"trigger": TRIGGER, "noise_strength": COARSE, **parameters}
-            return pipe.add_guidance("joint", weights=str(weights), mode=mode, image=image, **options)
-
-        return sampler(pairs, attach, mode)
-
-    def against(found: torch.Tensor, right: torch.Tensor) -> dict[str, list[float]]:
-        return {"own": mean(edge_f1(found, right)), "other": mean(edge_f1(found, right.roll(1, 0)))}
-
-    plain = sampler(pairs, lambda pipe, numbers: None, "no control")[0]
-    condition, wrong = run("condition", pairs.sources)[0], run("condition", others)[0]
-    stronger = run("condition", pairs.sources, signal_scale=1.0)[0]
-    perturbed = run("condition", pairs.sources, pag=PAG)[0]
-    estimate = run("estimate", pairs.targets)[0]
-    both, coarse = run("joint", None), run("coarse", pairs.sources)
-    found = {
-        "no control": against(edges(plain), wanted),
-        "condition: another drawing's edges": against(edges(wrong), wanted),
-        "condition: its edges": against(edges(condition), wanted),
-        "condition: its edges, signal_scale=1": against(edges(stronger), wanted),
-        f"condition: its edges, and pag scale={PAG:g}": against(edges(perturbed), wanted),
-        "coarse: its edges": against(edges(coarse[0]), wanted),
-        "estimate: edges of the drawing": against(as_edges(estimate), wanted),
-        "joint: edges beside the image": against(as_edges(both[1]), edges(both[0])),
-        "coarse: edges beside the image": against(as_edges(coarse[1]), edges(coarse[0])),
-    }
-    shown = {
-        "edges": pairs.sources, "no control": plain, "condition": condition, "coarse": coarse[0],
-        "coarse: its edges": coarse[1], "joint": both[0], "joint: its edges": both[1],
-        "the drawing": pairs.targets, "estimate": estimate,
-    }  # fmt: skip
-    return found, lines("UniCon, held-out drawings", pairs, shown)
 
 
 def smooth(
@@ -170,12 +81,18 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
     flux = Sampler(args.flux, "true_cfg_scale", args.guidance, args.steps, args.batch)
     sd = Sampler(args.sd, "guidance_scale", args.guidance, args.steps, args.batch)
 
+    def controlled() -> Measured:
+        data = EmojiData(args.data, held_out=True, categories=args.categories)
+        of = {caption: CATEGORIES[number] for caption, number in zip(data.captions, data.categories, strict=True)}
+        wanted = [of[caption] for caption in pairs.captions]
+        return easycontrol(flux, args.easycontrol, pairs, Requested(wanted, args.guide, args.judge, args.steer))
+
     def smoothed() -> Measured:
         reference = drawing_pairs(EmojiData(args.data, categories=args.categories), "edges").targets
         return smooth(sd, args.smooth, pairs, args.scales, args.ways, reference)
 
     parts: dict[str, tuple[Path | None, Callable[[], Measured]]] = {
-        "easycontrol": (args.easycontrol, lambda: easycontrol(flux, args.easycontrol, pairs)),
+        "easycontrol": (args.easycontrol, controlled),
         "joint": (args.unicon, lambda: unicon(sd, args.unicon, pairs)),
         "smooth": (args.smooth, smoothed),
     }
@@ -196,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--easycontrol", type=Path, help="LoRA of `trimtab train easycontrol`")
     parser.add_argument("--unicon", type=Path, help="folder of `trimtab train unicon`")
     parser.add_argument("--smooth", type=Path, help="LoRA of `trimtab train smooth`")
+    parser.add_argument("--guide", default="trimtab/emoji-judge-category-0", help="classifier beside EasyControl")
+    parser.add_argument("--judge", default="trimtab/emoji-judge-category-1", help="of the category of its images")
+    parser.add_argument("--steer", type=float, default=4.0, help="scale of the classifier that guides")
     parser.add_argument("--categories", default="", help="of the drawings, with commas between; all, if none is named")
     parser.add_argument("--count", type=int, default=200, help="held-out drawings")
     parser.add_argument("--ways", type=int, default=40, help="pairs of noises between which steps are measured")
@@ -207,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/controls"), help="writes OUTPUT.json and OUTPUT.md")
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
-    settings = {name: getattr(args, name) for name in ("categories", "count", "ways", "scales", "steps", "guidance")}
+    kept = ("categories", "count", "ways", "scales", "steps", "guidance", "steer")
+    settings = {name: getattr(args, name) for name in kept}
     rows = Rows(args.output.with_suffix(".json"), settings)
     measure(rows, args)
     text = page(rows, shlex.join(["python", "-m", "benchmarks.controls", *given]), settings)
