@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from npm_archives import COLOURS, emoji_json
 
 from trimtab.adapters.pairs import Pairs
 from trimtab.guidance.errors import ParameterError
 from trimtab.pipelines.emoji.data import CATEGORIES, STYLES, EmojiData, edges, in_held_out, pack, to_unit
 from trimtab.pipelines.emoji.pairs import CONDITIONS, drawing_pairs, main
-
-from .conftest import COLOURS, emoji_json
 
 
 def test_a_missing_archive_is_named_with_the_command_that_fetches_it(tmp_path: Path) -> None:
