@@ -129,6 +129,10 @@ class Guidance:
         """
         return 0
 
+    def companions_apart(self, step: Step) -> int:
+        """Images that are predicted in a call of their own, under each condition of the pipeline's own predictions."""
+        return 0
+
     # -- hooks -----------------------------------------------------------------------------------------------------
     def setup(self, run: Run) -> None:
         """Phase 1: prepare `run.state`."""

@@ -51,6 +51,7 @@ class PlannedStep:
         repeats: how often the step is evaluated.
         gradient: whether a loss is differentiated through the denoiser.
         companions: images that ride along in each evaluation, but in solitary ones.
+        apart: images that are predicted in a call of their own, under each condition of the pipeline's own.
     """
 
     index: int
@@ -61,13 +62,14 @@ class PlannedStep:
     repeats: int = 1
     gradient: bool = False
     companions: int = 0
+    apart: int = 0
 
     @property
     def evaluations(self) -> int:
         """Predictions computed for each image, those of its companions included."""
         solitary = sum(branch.solitary for branch in self.extra)
         accompanied = len(self.own) + len(self.extra) - solitary
-        return self.repeats * (accompanied * (1 + self.companions) + solitary)
+        return self.repeats * (accompanied * (1 + self.companions) + solitary + len(self.own) * self.apart)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,10 @@ def make_plan(
                 largest = max(largest, _pieces(each[0], piece), key=sum)
             repeats = repeats_of(acting, seen)
             companions = sum(guidance.companions(seen[name]) for name, guidance in acting.items())
-            planned.append(PlannedStep(step.index, tuple(acting), own, extra, calls, repeats, gradient, companions))
+            alone = sum(guidance.companions_apart(seen[name]) for name, guidance in acting.items())
+            calls += alone > 0
+            names = tuple(acting)
+            planned.append(PlannedStep(step.index, names, own, extra, calls, repeats, gradient, companions, alone))
             if parallel is not None:
                 whole = gradient or any(branch.point is not None and branch.point.layers for branch in extra)
                 processes = 1 if lone else parallel.size

@@ -85,13 +85,16 @@ class Forwards:
 
         return forward
 
-    def count(self, calls: Sequence[Call], sample: torch.Tensor, together: int = 1) -> None:
-        """Count what the calls of a step predicted, each prediction once.
+    def count(self, calls: Sequence[Call], sample: torch.Tensor, acting: Mapping[str, Guidance], step: Step) -> None:
+        """Count what the calls of a step predicted, each prediction once, the companions' included.
 
         Args:
             sample: x_t as the scheduler was given it.
-            together: images that are predicted where the pipeline asked for one, but in solitary branches.
         """
+        together = 1 + sum(guidance.companions(step) for guidance in acting.values())
+        if apart := sum(guidance.companions_apart(step) for guidance in acting.values()):
+            self.evaluations += apart * len(self._own)
+            self.made += 1
         for call in calls:
             observed, rows = self.denoiser_of(call).observation, call.output.shape[0]
             # Some pipelines hand the scheduler several copies of the sample.

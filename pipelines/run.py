@@ -204,7 +204,7 @@ class GuidedRun:
             if converted:
                 given["pred_original_sample"] = given["model_output"]
         else:
-            self.forwards.count(self._calls, sample)
+            self.forwards.count(self._calls, sample, acting, step)
         self._served[id(scheduler)] = scheduler
         self._evaluated()
         with self.forwards.within():
@@ -229,15 +229,14 @@ class GuidedRun:
         denoiser.settle_roles(observation, calls)
         own = own_channels(model_output, whole)[:batch]
         step = dataclasses.replace(step, sample=whole[:batch])
-        together = 1 + sum(guidance.companions(step) for guidance in acting.values())
         evaluated = GuidedStep(self.hooks, self.forwards, self._row_delta, acting, observation, step, calls, own)
         total, sample = evaluated.guided()
-        self.forwards.count(evaluated.calls, whole, together)
+        self.forwards.count(evaluated.calls, whole, acting, step)
         for _ in range(self.hooks.repeats(acting, step) - 1):
             self._evaluated()
             evaluated = evaluated.again(total, scheduler, self.arguments.get("generator"))
             total, sample = evaluated.guided()
-            self.forwards.count(evaluated.calls, whole, together)
+            self.forwards.count(evaluated.calls, whole, acting, step)
         if model_output.shape[1:] != total.shape[1:]:
             total = torch.cat([total, model_output[:batch, total.shape[1] :]], dim=1)
         if observation.copies == 1:

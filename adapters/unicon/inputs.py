@@ -210,6 +210,17 @@ PROMPTS: Mapping[Any, Branch] = {"cond": COND, "uncond": UNCOND}
 """The branches whose prompts are encoded for each side."""
 
 
+def rows_of(value: Any, chosen: Sequence[int], count: int) -> Any:
+    """Of a call's arguments with so many rows, these rows; what has no rows stays as it is."""
+    if isinstance(value, torch.Tensor):
+        return value[list(chosen)] if value.ndim and len(value) == count else value
+    if isinstance(value, Mapping):
+        return {name: rows_of(part, chosen, count) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rows_of(part, chosen, count) for part in value]
+    return value
+
+
 def _text_of(given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     added = given.get("added_cond_kwargs") or {}
     found = {"encoder_hidden_states": given["encoder_hidden_states"]}

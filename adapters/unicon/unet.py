@@ -9,11 +9,12 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
+from ...guidance.branch import COND, UNCOND, Branch
 from ...guidance.errors import ConflictError, GuidanceRuntimeError, UnsupportedPipelineError
 from ...guidance.run import DenoiserCall, Run, Step
 from ...guidance.source import is_repository
 from .checkpoint import blocks_of, load
-from .inputs import Inputs
+from .inputs import Inputs, rows_of
 from .partner import Partner, Settings, is_separate
 from .processors import JointProcessor, Pair
 
@@ -34,6 +35,7 @@ class UNetJoint:
         self._run, self._pipe, self._unet = run, run.pipeline, unet
         self._blocks = blocks_of(unet)
         self._partners: list[Partner] = []
+        self._attached: list[Settings] = []
         self._processors: dict[str, JointProcessor] = {}
         self._inputs: Inputs | None = None
         kinds = {
@@ -65,7 +67,8 @@ class UNetJoint:
             ConflictError: several partners of an own side that is estimated.
         """
         assert settings.weights is not None
-        modes = [partner.settings.mode for partner in self._partners] + [settings.mode]
+        self._attached.append(settings)
+        modes = [one.mode for one in self._attached]
         if len(modes) > 1 and "estimate" in modes:
             raise ConflictError(
                 "joint: mode='estimate' makes the pipeline's own side the partner's kind, so it goes with no other "
@@ -83,6 +86,14 @@ class UNetJoint:
             self.install()
         self._partners.append(Partner(settings, blocks, self._run))
         return self._partners[-1]
+
+    def separates_partners(self, step: Step) -> bool:
+        """Whether a partner whose signal counts takes a step, and so is predicted without the others as well.
+
+        Any of them takes its last one.
+        """
+        counting = [one for one in self._attached if one.signal_scale > 0 and one.joins(step)]
+        return step.index + 1 == step.count or any(one.moves for one in counting)
 
     def install(self) -> None:
         """Put the processors into the UNet, and the rest around its calls, until the run ends."""
@@ -131,31 +142,36 @@ class UNetJoint:
         solitary = bool(call.rows) and all(branch is not None and branch.solitary for branch in call.rows)
         with_others = [partner for partner in self._partners if partner.settings.joins(step) and not solitary]
         alone = [p for p in self._partners if p not in with_others and p.settings.moves and not p.predictions]
-        for partner in alone:
-            self._compute([partner], call.apart, call, given)
+        if alone:
+            known = self._known(call, given)
+            own = [row for row, branch in enumerate(known) if branch in (COND, UNCOND)]
+            self._compute(alone, call.apart, [known[row] for row in own], rows_of(given, own, len(known)))
         if not with_others and not self._estimates:
             return call(*args, **kwargs)
-        return self._compute([None, *with_others], call, call, given)
+        return self._compute([None, *with_others], call, self._known(call, given), given)
+
+    def _known(self, call: DenoiserCall, given: Mapping[str, Any]) -> list[Branch]:
+        """What each row predicts."""
+        known = [branch for branch in call.rows if branch is not None]
+        if not len(known) == len(call.rows) == len(given["sample"]):
+            raise GuidanceRuntimeError("joint: which rows of the UNet's call carry the prompt is not known.")
+        return known
 
     def _compute(
-        self, entries: Sequence[Partner | None], forward: Any, call: DenoiserCall, given: Mapping[str, Any]
+        self, entries: Sequence[Partner | None], forward: Any, rows: Sequence[Branch], given: Mapping[str, Any]
     ) -> Any:
         """One call with these entries in each row; returns its output for the pipeline's own entry."""
         assert self._inputs is not None
         self.seat(entries)
-        rows = len(given["sample"])
-        known = [branch for branch in call.rows if branch is not None]
-        if not len(known) == len(call.rows) == rows:
-            raise GuidanceRuntimeError("joint: which rows of the UNet's call carry the prompt is not known.")
-        joined = torch.tensor([not is_separate(branch) for branch in known])
-        arguments = self._inputs.for_entries(given, call.rows, entries)
+        joined = torch.tensor([not is_separate(branch) for branch in rows])
+        arguments = self._inputs.for_entries(given, rows, entries)
         options = {**(given.get("cross_attention_kwargs") or {}), "joined": joined}
         output = forward(**arguments, cross_attention_kwargs=options, return_dict=False)[0]
-        parts = output.unflatten(0, (rows, len(entries)))
+        parts = output.unflatten(0, (len(rows), len(entries)))
         for entry, partner in enumerate(entries):
             if partner is not None:
-                for branch in dict.fromkeys(known):
-                    chosen = [row for row, one in enumerate(known) if one == branch]
+                for branch in dict.fromkeys(rows):
+                    chosen = [row for row, one in enumerate(rows) if one == branch]
                     partner.predictions[branch] = parts[chosen, entry]
         own = parts[:, 0]
         return (own,) if given.get("return_dict") is False else UNet2DConditionOutput(sample=own)

@@ -29,7 +29,7 @@ class Separate(Perturbation):
     """The image and its partner do not attend to each other; either's own attention is what it is.
 
     Args:
-        alone: whether the partner's prediction is not needed, since it takes no step, and so not computed.
+        alone: whether no partner's prediction is needed, since none takes a step, and so none is computed.
     """
 
     alone: bool = False
@@ -70,7 +70,8 @@ class Joint(Guidance):
     Other guidances act on what the pipeline makes; its partner gets the pipeline's own CFG and `signal_scale`.
 
     Cost: each evaluation of the UNet has as many rows for each partner, at 1.23 of the cost of so many rows without it;
-    one more evaluation a step with `signal_scale`, without a row for a partner that is given (but in the last step).
+    one more evaluation a step with `signal_scale`, for all partners together, without rows for them where all are given
+    (but in the last step). Outside of its window a partner that is made has rows of its own, without joint attention.
     Nothing where `joint_scale` is 0 and the partner is given.
 
     Raises:
@@ -160,21 +161,23 @@ class Joint(Guidance):
     def companions(self, step: Step) -> int:
         return int(self.joins(step))
 
+    def companions_apart(self, step: Step) -> int:
+        return int(self.moves and not self.joins(step))
+
     def setup(self, run: Run) -> None:
         run.state.partner = None
         if not run.dry:
             self.keep(None)
         if self.engaged:
-            attachment = run.attachment("joint")
+            run.state.joint = attachment = run.attachment("joint")
             layers = run.attention_layers("attn1")
             run.state.separate = Branch("cond", Separate(layers))
             run.state.alone = Branch("cond", Separate(layers, alone=True))
             run.state.partner = attachment.add(self)
 
     def separate(self, step: Step) -> Branch:
-        """The prediction without joint attention; the partner's as well where it takes a step, if only its last."""
-        steps = self.moves or step.index + 1 == step.count
-        branch: Branch = step.state.separate if steps else step.state.alone
+        """The prediction without joint attention; partners' as well where one takes a step, and the same for all."""
+        branch: Branch = step.state.separate if step.state.joint.separates_partners(step) else step.state.alone
         return branch
 
     def branches(self, step: Step) -> Sequence[Branch]:

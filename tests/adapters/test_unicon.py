@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -257,6 +258,70 @@ def test_signal_guidance_costs_one_row_an_image_and_one_of_a_partner_that_is_mad
     run(pipe)
     assert rows == [*rows_of_a_step * (case.STEPS - 1), 6]  # in the last step any partner takes one
     assert plan.evaluations == pipe.last_guided_run.evaluations == sum(rows)
+
+
+@pytest.fixture
+def rows_of_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each UNet call, as its first layer sees them."""
+    rows: list[int] = []
+    stock = diffusers.UNet2DConditionModel.forward
+
+    def forward(self: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        handle = self.conv_in.register_forward_hook(lambda module, given, output: rows.append(len(output)))
+        try:
+            return stock(self, sample, *args, **kwargs)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(diffusers.UNet2DConditionModel, "forward", functools.wraps(stock)(forward))
+    return rows
+
+
+@pytest.mark.parametrize("pag", [False, True])
+@pytest.mark.parametrize(
+    "attached",
+    [
+        [{"mode": "joint", "stop": 0.5}],
+        [{"mode": "joint", "joint_scale": 0.0}],
+        [{"mode": "coarse", "start": 0.5, "signal_scale": 1.0}],
+        [{"mode": "joint", "stop": 0.5}, {"mode": "coarse", "model": "pose", "start": 0.5}],
+        [{"mode": "condition", "stop": 0.5}, {"mode": "joint", "model": "pose", "joint_scale": 0.0}],
+    ],
+    ids=str,
+)
+def test_what_a_partner_costs_outside_of_its_window_is_in_the_plan(
+    attached: list[dict[str, Any]], pag: bool, models: Path, rows_of_calls: list[int]
+) -> None:
+    pipe = build()
+    for options in attached:
+        attach(pipe, models, **options)
+    if pag:
+        pipe.add_guidance("pag", scale=2.0)
+        pipe.guidance_rows = "batched"
+    plan = pipe.explain_guidance(num_inference_steps=case.STEPS, guidance_scale=case.GUIDANCE)
+    run(pipe)
+    assert plan.evaluations == sum(rows_of_calls) == pipe.last_guided_run.evaluations
+    assert plan.calls == len(rows_of_calls) == pipe.last_guided_run.forward_calls
+
+
+@pytest.mark.parametrize("signal, rows_of_a_step", [((1.0, 0.5), [9]), ((1.0, 0.0), [6, 1]), ((0.0, 1.0), [9])])
+def test_partners_share_what_is_predicted_without_them(
+    signal: tuple[float, float], rows_of_a_step: list[int], models: Path, rows_of_calls: list[int]
+) -> None:
+    pipe = build()
+    held = attach(pipe, models, mode="condition", signal_scale=signal[0])
+    moving = attach(pipe, models, "pose", mode="joint", signal_scale=signal[1])
+    plan = pipe.explain_guidance(num_inference_steps=case.STEPS, guidance_scale=case.GUIDANCE)
+    shared = torch.cat([run(pipe), held.partner, moving.partner])
+    assert rows_of_calls == [*rows_of_a_step * (case.STEPS - 1), 9]
+    assert plan.evaluations == sum(rows_of_calls) == pipe.last_guided_run.evaluations
+    with pytest.MonkeyPatch.context() as patch:  # each its own
+        patch.setattr(Joint, "separate", by_itself)
+        close(shared, torch.cat([run(pipe), held.partner, moving.partner]))
+
+
+def by_itself(joint: Joint, step: Any) -> Any:
+    return step.state.separate if joint.moves or step.index + 1 == step.count else step.state.alone
 
 
 def test_a_call_of_which_no_row_is_known_is_refused_and_not_taken_for_one_without_partner(models: Path) -> None:
