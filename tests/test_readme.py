@@ -22,19 +22,12 @@ from trimtab.guidance import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(
-    r"(<!-- (?:from the Hub|in two processes) -->\n)?(?:<!-- needs (\w+) -->\n)?```python\n(.*?)```", flags=re.DOTALL
-)
+BLOCK = re.compile(r"(<!-- (?:from the Hub|in two processes) -->\n)?```python\n(.*?)```", flags=re.DOTALL)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """What the page says above it of where it runs, and the block."""
-    return [(mark, block) for mark, _, block in BLOCK.findall(page.read_text())]
-
-
-def needed(page: Path) -> list[str]:
-    """Packages that blocks of the page need, as it says above them, and this package does not."""
-    return [package for _, package, _ in BLOCK.findall(page.read_text()) if package]
+    return [(mark, block) for mark, block in BLOCK.findall(page.read_text())]
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +43,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_blocks_run(page: Path) -> None:
     """One after the other, as they are read: a block may use what those before it define."""
-    for package in needed(page):
-        pytest.importorskip(package, reason=f"a block of {page.name} needs {package}: pip install {package}")
     names: dict[str, Any] = {"__name__": page.stem}
     for mark, block in blocks(page):
         code = compile(block, page.name, "exec", dont_inherit=True)

