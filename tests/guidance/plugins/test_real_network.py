@@ -12,7 +12,6 @@ from efficientnet_lite_pytorch import EfficientNet
 import trimtab
 from trimtab.guidance.images import Preprocessing
 
-
 RUNNING_SHOE = 770
 # What it was trained with: 255 x - 127, over 128.
 EXPECTS: dict[str, Any] = {"size": 96, "unit_range": True, "mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
