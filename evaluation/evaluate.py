@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..guidance import pins
 from .coverage import NEIGHBOUR, Coverage
 from .distances import Gaussian, Interval, KernelDistance, bootstrap, frechet_distance, jackknife
 from .each import Likeness, Measure, clip_score, evenness, garments
@@ -67,6 +68,9 @@ class Evaluation:
         lpips: the backbone of LPIPS, for pairs: `"alex"`, `"vgg"` or `"squeeze"`.
         repetitions, seed: of the bootstrap.
 
+    Attributes:
+        fingerprints: of the networks that were loaded from files on this machine.
+
     Raises:
         EvaluationError: a folder holds no images, or what a measure needs is not at hand.
     """
@@ -95,6 +99,9 @@ class Evaluation:
         if self.network is not None:
             self.about["features"] = self.network.title
         self.about |= {"repetitions": repetitions, "seed": seed}
+        named = {} if self.network is None else {"features": features}
+        named |= {} if clip is None else {"clip": clip}
+        self.fingerprints = pins.fingerprints(named)
 
     def __call__(self, images: Pictures) -> dict[str, Any]:
         """All measures for which there is what they need: `about`, and `measures` with value, low and high each.

@@ -178,6 +178,8 @@ def measured_cell(evaluation: Evaluation, folder: Path, files: Sequence[Path]) -
     done, asked = folder / CELL, {**evaluation.about, "files": sorted(path.name for path in files)}
     if evaluation.reference is not None:  # the same folder may hold others by now
         asked["reference_files"] = [[file.name, file.stat().st_size] for file in evaluation.reference.files]
+    if evaluation.fingerprints:
+        asked["networks"] = evaluation.fingerprints
     if done.is_file() and (known := json.loads(done.read_bytes()))["asked"] == asked:
         return {"measures": known["measures"]}
     measures = evaluation(of_files(folder, files))["measures"]

@@ -1,12 +1,14 @@
 """Which files a recipe means: the commit of a repository on the Hub, or the hash of a file on this machine.
 
-What a guidance gives in `pinned` is made here. A branch moves on and a file may be written anew; a commit and a hash do
-not.
+What a guidance gives in `pinned` is made here, and what an image's record says of the model that made it. A branch
+moves on and a file may be written anew; a commit and a hash do not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -19,6 +21,10 @@ from .shipped import located
 
 TIMEOUT = 10
 """Seconds after which a Hub that does not answer is not waited for."""
+LOADED = (".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".py")
+"""How files end that a model is made of; a page, a picture or a log beside them changes nothing."""
+WHOLE, PIECE, EVERY = 2**26, 2**12, 2**16
+"""Bytes up to which a file is read whole for a fingerprint; of a larger one the first `PIECE` of each `EVERY`."""
 
 
 def commit(source: str | os.PathLike[str] | None, revision: str | None) -> str | None:
@@ -72,3 +78,48 @@ def sha256(source: str | os.PathLike[str] | None, name: str | None, suffix: str 
     path = Path(located(source))
     files = [path] if path.is_file() else [path / name] if name else sorted(path.rglob(f"*{suffix}"))
     return sources.sha256(files[0]) if len(files) == 1 and files[0].is_file() else None
+
+
+def fingerprint(source: str | os.PathLike[str]) -> str | None:
+    """A short hash that tells the files of a model on this machine from what they were before they were written anew.
+
+    Names and contents count, times do not. Of a large file every sixteenth part is read, for training changes all of
+    it: so a model of ten GiB takes a second, where `sha256` would take as long as loading it.
+
+    Args:
+        source: a file, or the folder of a model; whatever `from_pretrained` takes.
+
+    Returns:
+        `None` where there is no such file or folder, as for a repository, whose commit says as much.
+    """
+    place = os.fspath(located(source))
+    if not os.path.exists(place):
+        return None
+    folder = Path(place)
+    # A component's folder may be a link to that of another model, which `rglob` would pass by.
+    inside = (one for one in (*folder.glob("*"), *folder.glob("*/*")) if one.suffix in LOADED)
+    digest = hashlib.sha256()
+    for file in [folder] if folder.is_file() else sorted(inside):
+        if file.is_file():
+            name = file.relative_to(folder).as_posix()
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+            for piece in _pieces(file):
+                digest.update(piece)
+    return digest.hexdigest()[:16]
+
+
+def fingerprints(sources: Mapping[str, str]) -> dict[str, str]:
+    """The fingerprints, by the same names, of those sources that are on this machine."""
+    found = {name: fingerprint(source) for name, source in sources.items()}
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    size = file.stat().st_size
+    with file.open("rb", buffering=0) as opened:
+        if size <= WHOLE:
+            yield opened.read()
+            return
+        for start in range(0, size, EVERY):
+            opened.seek(start)
+            yield opened.read(PIECE)

@@ -24,6 +24,7 @@ from ..fashion import REPOSITORY
 from ..launch import first, launched
 from . import options, pictures
 from .comparison import compare, variants
+from .local import changed, fingerprints
 from .request import Request, installed_versions
 from .samples import attach, call_arguments, generate, load_pipeline, resolve
 
@@ -128,9 +129,12 @@ def prepare(
     guidances = recipe.pinned(pipe.guidances if job.guidances is None else job.guidances)
     attach(pipe, guidances)
     files: dict[str, bytes] = {}
-    stored = recipe.dump(guidances, files)
+    fixed: dict[str, Any] = {
+        "guidance": recipe.dump(guidances, files),
+        "files": fingerprints(job.requests[0].model, guidances),
+    }
     requests = job.requests if expand is None else expand(pipe)
-    return pipe, guidances, [dataclasses.replace(resolve(one, pipe), guidance=stored) for one in requests], files
+    return pipe, guidances, [dataclasses.replace(resolve(one, pipe), **fixed) for one in requests], files
 
 
 def pinned(job: Job) -> Job:
@@ -186,6 +190,8 @@ def _write(job: Job, image: Any, path: Path, metadata: dict[str, Any]) -> Path:
     differing = [
         f"{name} {then.get(name)} then, {now.get(name)} now" for name in now if now.get(name) != then.get(name)
     ]
-    reason = "; ".join(differing) or "the model's files or the machine must have changed"
+    differing += [f"{name} has other files now" for name in changed(recorded.get("files", {}), metadata["files"])]
+    unknown = "" if "files" in recorded else "the model's files or "
+    reason = "; ".join(differing) or f"{unknown}the machine must have changed"
     print(f"trimtab: warning: differs from {job.repeats}: {reason}", file=sys.stderr)
     return written

@@ -41,6 +41,7 @@ class Request:
         class_label: name or index of a class, or `"none"`, for a model that takes a class.
         seed: of this image.
         guidance: the recipe, as `recipe.dump` gives it.
+        files: fingerprints of what is loaded from this machine, by `model` or by plug-in and parameter; see `local.py`.
     """
 
     model: str = EMBEDDED
@@ -57,6 +58,7 @@ class Request:
     guidance_scale: float | None = None
     seed: int = 0
     guidance: Mapping[str, Any] = field(default_factory=lambda: recipe.dump({}))
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -75,7 +77,7 @@ class Request:
         """
         names = {one.name for one in dataclasses.fields(cls)}
         found = {name: value for name, value in metadata.items() if name in names}
-        if missing := names - found.keys():
+        if missing := names - {"files"} - found.keys():  # which earlier versions did not record
             raise RequestError(f"The file's settings lack {', '.join(sorted(missing))}.")
         return cls(**found)
 

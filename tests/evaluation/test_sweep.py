@@ -8,8 +8,10 @@ from typing import Any
 
 import command_programs as programs
 import pytest
+import torch
 from PIL import Image
 from processes import finish, start, together
+from transformers import ResNetConfig, ResNetModel, ViTImageProcessorPil
 
 from trimtab import cli
 from trimtab.evaluation import sweep
@@ -117,6 +119,28 @@ def test_processes_that_share_branches_find_the_numbers_of_one(model: str, tmp_p
         assert one["label"] == other["label"] and one["evaluations"] == other["evaluations"]
         for name, measure in one["measures"].items():  # to rounding: a pixel may have another of 256 values
             assert measure == pytest.approx(other["measures"][name], abs=1e-3)
+
+
+def test_a_cell_is_measured_anew_by_a_network_that_was_trained_anew(tmp_path: Path) -> None:
+    network, images, real = (tmp_path / name for name in ("network", "images", "real"))
+    for folder in (images, real):
+        folder.mkdir()
+        for index in range(8):
+            Image.effect_noise((16, 16), 20.0 + index).save(folder / f"{index}.png")
+
+    def measured() -> dict[str, Any]:
+        ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(network)
+        config = ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic")
+        ResNetModel(config).save_pretrained(network)
+        evaluation = Evaluation(real, str(network), repetitions=5)
+        return sweep.measured_cell(evaluation, images, sorted(images.glob("*.png")))["measures"]
+
+    torch.manual_seed(0)
+    first = measured()
+    torch.manual_seed(0)
+    assert measured() == first
+    torch.manual_seed(1)
+    assert measured()["kernel_distance"] != first["kernel_distance"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,36 @@ def test_the_hash_is_that_of_the_file_which_would_be_loaded(tmp_path: Path) -> N
     assert pins.sha256(tmp_path, None) is None, "which of the two is meant, nobody knows"
     assert pins.sha256(tmp_path, "three.safetensors") is None
     assert pins.sha256("owner/name", "one.safetensors") is None, "its commit says as much"
+
+
+def test_a_fingerprint_is_of_names_and_contents_and_of_nothing_else(tmp_path: Path) -> None:
+    model, copy = tmp_path / "model", tmp_path / "copy"
+    file = save_weights(model / "unet" / "weights.safetensors", TENSORS)
+    (model / "model_index.json").write_text("{}")
+    shutil.copytree(model, copy)
+    os.utime(copy / "model_index.json", (0, 0))
+    (copy / "README.md").write_text("What nobody loads.")
+    fingerprint = pins.fingerprint(model)
+    assert fingerprint is not None and pins.fingerprint(copy) == fingerprint
+    save_weights(file, {"a": torch.zeros(2)})
+    assert pins.fingerprint(model) != fingerprint
+    (copy / "model_index.json").rename(copy / "other.json")
+    assert pins.fingerprint(copy) != fingerprint
+    assert pins.fingerprint("owner/name") is None, "its commit says as much"
+    assert pins.fingerprint(file) == pins.fingerprint(shutil.copy(file, tmp_path)) != pins.fingerprint(copy)
+
+
+def test_a_fingerprint_reads_a_part_of_everything_in_a_large_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pins, "WHOLE", 0)
+    file = tmp_path / "weights.bin"
+    content = bytearray(4 * pins.EVERY)
+    file.write_bytes(content)
+    before = pins.fingerprint(file)
+    content[3 * pins.EVERY + 7] = 1
+    file.write_bytes(content)
+    assert pins.fingerprint(file) != before
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import command_programs as programs
 import psutil
 import pytest
 from processes import finish, start
+from safetensors.torch import load_file, save_file
 from zoo.class_conditional import class_conditional
 
 from trimtab import cli
@@ -154,6 +156,34 @@ def test_what_is_there_is_not_made_again(model: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(batch, "generate", lambda pipe, request: made.append(request.seed) or real(pipe, request))
     assert cli.main(options(model, tmp_path)) == 0
     assert len(made) == 1 and len(contents(tmp_path)) == COUNT
+
+
+def test_images_of_a_model_that_was_trained_anew_under_the_same_path_are_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    class_conditional(["Cat", "Sea lion"], side=16, prediction_type="v_prediction").save_pretrained(folder)
+    assert cli.main(options(str(folder), tmp_path / "images")) == 0
+    first = contents(tmp_path / "images")
+    trained(folder)
+    assert cli.main(options(str(folder), tmp_path / "images")) == 0
+    again = contents(tmp_path / "images")
+    assert len(again) == 2 * COUNT and first.items() <= again.items()
+    assert {row["file"] for row in listed(tmp_path / "images")} == again.keys() - first.keys()
+
+
+def test_images_guided_by_a_network_that_was_trained_anew_are_made_anew(model: str, tmp_path: Path) -> None:
+    weak = tmp_path / "weak"
+    shutil.copytree(model, weak)
+    guided = ["--guidance", f"autoguidance:scale=1,weak={weak}"]
+    assert cli.main(options(model, tmp_path / "images", *guided)) == 0
+    trained(weak)
+    assert cli.main(options(model, tmp_path / "images", *guided)) == 0
+    assert len(contents(tmp_path / "images")) == 2 * COUNT
+
+
+def trained(folder: Path) -> None:
+    """Other weights in the same files."""
+    file = next((folder / "unet").glob("*.safetensors"))
+    save_file({name: tensor + 0.01 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
 
 
 def test_an_image_that_fails_is_noted_and_the_batch_goes_on(
