@@ -1,4 +1,4 @@
-"""What one condition's fills left: keys and values of every layer, for each distinct prompt and picture."""
+"""What one condition's fills left: keys and values of every layer, for each distinct prompt and draw of its latents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .processors import KeysAndValues
 class Bank:
     """Keys and values by layer; row f of each belongs to fill f.
 
-    A fill depends on the pooled prompt, the guidance value and the condition's picture, which make up its key
+    A fill depends on the pooled prompt, the guidance value and the condition's latents, which make up its key
     `[numbers]`; not on the timestep, the sample, the prompt's tokens or the other conditions.
 
     Args:

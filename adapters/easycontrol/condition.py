@@ -59,22 +59,22 @@ def positions(kind: str, side: int, image_ids: torch.Tensor) -> torch.Tensor:
     return ids.flatten(0, 1)
 
 
-def encode(pipe: Any, stacks: Sequence[torch.Tensor], generator: Any, each: int) -> torch.Tensor:
-    """Packed latents `[pictures, tokens, channels]` of images stacked vertically, each `[1, 3, height, width]`.
+def encode(pipe: Any, stacks: Sequence[torch.Tensor], generator: Any) -> torch.Tensor:
+    """Packed latents `[draws, tokens, channels]` of images stacked vertically, each `[1, 3, height, width]`.
 
-    The autoencoder's latents are drawn, not their mean: one draw for all pictures, or one from each one's generator.
+    The autoencoder's latents are drawn, not their mean: once for each picture, or for each image from its own
+    generator, so that an image does not depend on the others of its batch.
 
     Args:
         pipe: the pipeline, for its autoencoder.
         stacks: one for each picture.
         generator: the pipeline's, or a list with one for each image.
-        each: images for each picture.
     """
     vae = pipe.vae
     pixels = torch.cat(list(stacks)).to(pipe._execution_device, vae.dtype)
     if isinstance(generator, list):
-        drawn = [vae.encode(pixels[i : i + 1]).latent_dist.sample(generator[i * each]) for i in range(pixels.shape[0])]
-        latents = torch.cat(drawn)
+        found = [vae.encode(one[None]).latent_dist for one in pixels]
+        latents = torch.cat([found[i * len(found) // len(generator)].sample(one) for i, one in enumerate(generator)])
     else:
         latents = vae.encode(pixels).latent_dist.sample(generator)
     latents = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor

@@ -51,7 +51,7 @@ class Condition:
     images: Sequence[Image.Image]
     bank: Bank
     tokens: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    """`[pictures, tokens, channels]`, once encoded."""
+    """`[draws, tokens, channels]`, once encoded: one for each picture, or for each image that has its own generator."""
 
 
 class FluxEasyControl:
@@ -161,9 +161,9 @@ class FluxEasyControl:
                 torch.cat([layout(one.images[i % len(one.images)], kind, size, self._patch) for one in members], dim=2)
                 for i in range(count)
             ]
-            tokens = encode(self._pipe, stacks, generator, images_for_each(self._run.arguments))
+            tokens = encode(self._pipe, stacks, generator)
             for one, part in zip(members, tokens.chunk(len(members), dim=1), strict=True):
-                one.tokens = part[: len(one.images)]
+                one.tokens = part if isinstance(generator, list) else part[: len(one.images)]
         self._encoded = True
 
     # -- a call of the denoiser ------------------------------------------------------------------------------------
@@ -191,15 +191,14 @@ class FluxEasyControl:
         pooled, guidance = given["pooled_projections"], given.get("guidance")
         rows = torch.arange(len(pooled), device=pooled.device)
         # Rows of further branches follow in the order of the pipeline's own.
-        each = images_for_each(self._run.arguments)
-        images = prompts_of(self._run.arguments) * each
-        picture = (rows % images) // each % len(one.images)
-        parts = [picture[:, None].float(), pooled.float()]
+        images = prompts_of(self._run.arguments) * images_for_each(self._run.arguments)
+        draw = rows % images * len(one.tokens) // images
+        parts = [draw[:, None].float(), pooled.float()]
         parts += [] if guidance is None else [guidance.float()[:, None]]
         keys = torch.cat(parts, dim=1)
         if new := one.bank.missing(keys):
             chosen = torch.tensor(new, device=pooled.device)
-            tokens = one.tokens.to(given["hidden_states"])[picture[chosen]]
+            tokens = one.tokens.to(given["hidden_states"])[draw[chosen]]
             control = one.settings.kind, one.layers, one.settings.lora_weight
             one.bank.add(keys[chosen], fill(call, self._attentions, *control, tokens, given, chosen))
         return one.bank.index(keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -160,6 +161,24 @@ def test_a_batch_has_a_condition_for_each_prompt(pipe: Any, loras: Path) -> None
         pipe.clear_guidance()
 
 
+@pytest.mark.parametrize("conditions", [(case.SPATIAL,), (case.SUBJECT, case.SPATIAL)])
+def test_an_image_depends_on_its_own_generator_alone(pipe: Any, loras: Path, conditions: Sequence[str]) -> None:
+    for condition in conditions:
+        attach(pipe, loras, condition)
+    prompts = case.prompt(batch=2)
+
+    def generators(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    together = run(pipe, **prompts, generator=generators(1, 2))
+    other = run(pipe, **prompts, generator=generators(3, 2))
+    torch.testing.assert_close(other[1], together[1], rtol=0, atol=1e-5)
+    assert not torch.allclose(other[0], together[0], atol=1e-2)
+    for row, seed in enumerate((1, 2)):
+        one = {name: tensor[row : row + 1] for name, tensor in prompts.items()}
+        torch.testing.assert_close(together[row], run(pipe, **one, generator=generators(seed))[0], rtol=0, atol=1e-5)
+
+
 @pytest.fixture
 def fills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of each fill that was made."""
@@ -193,13 +212,16 @@ def test_one_fill_serves_all_images_of_a_prompt_and_all_steps(tmp_path: Path, fi
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     prompts = ["a red fox", "a grey whale"]
-    together = zoo_run(pipe, flux, prompt=prompts, num_images_per_prompt=2, generator=generators(0, 1, 2, 3))
+    zoo_run(pipe, flux, prompt=prompts, num_images_per_prompt=2)
     assert fills == [2]
+    fills.clear()
+    together = zoo_run(pipe, flux, prompt=prompts, num_images_per_prompt=2, generator=generators(0, 1, 2, 3))
+    assert fills == [4]  # each image's generator draws the condition's latents for it
     pipe.clear_guidance()
-    for prompt in (0, 1):
-        attach(pipe, tmp_path, weight_name="lora.safetensors", image=pictures[prompt])
-        alone = zoo_run(pipe, flux, prompt=prompts[prompt], generator=generators(2 * prompt))
-        torch.testing.assert_close(together[2 * prompt : 2 * prompt + 1], alone, rtol=0, atol=1e-5)
+    for image in range(4):
+        attach(pipe, tmp_path, weight_name="lora.safetensors", image=pictures[image // 2])
+        alone = zoo_run(pipe, flux, prompt=prompts[image // 2], generator=generators(image))
+        torch.testing.assert_close(together[image : image + 1], alone, rtol=0, atol=1e-5)
         pipe.clear_guidance()
 
 
