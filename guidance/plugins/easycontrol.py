@@ -23,8 +23,9 @@ class EasyControl(Guidance):
 
     The keys and values K_c, V_c of each layer come from one pass of the denoiser over the condition's tokens alone, at
     timestep 0 and with the LoRA `W h + w B A h`. They do not depend on the sample, so they are computed once for each
-    distinct prompt (and for each image, where a list of generators draws its latents) and kept until the run ends. Attach it several times for several conditions. Zhang et al.,
-    "EasyControl: Adding Efficient and Flexible Control for Diffusion Transformer", arXiv:2503.07027.
+    distinct prompt, and for each image whose own generator draws its latents, and kept until the run ends. Attach it
+    several times for several conditions. Zhang et al., "EasyControl: Adding Efficient and Flexible Control for
+    Diffusion Transformer", arXiv:2503.07027.
 
     `lora_weight` is the published code's weight w; the image is attended to even at 0. `strength` s fades the condition
     out: at 0 there is none, and 1 is the published behaviour.
