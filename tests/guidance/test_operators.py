@@ -46,6 +46,17 @@ def test_within_the_range_of_images_there_is_one_that_measures_as_it_should(name
     torch.testing.assert_close(operator.project_within(inside, operator.forward(inside)), inside, atol=4e-6, rtol=0)
 
 
+def test_an_image_on_black_measures_as_another_one_however_many_are_beside_it() -> None:
+    """Where the measurement is black nothing is left to choose, which is what takes the most rounds."""
+    x = -torch.ones(3, 1, 32, 32)
+    x[0, 0, 4:28, 10:22], x[1, 0, 12:30, 2:30], x[2, 0, 8:12, 8:12] = 0.9, 0.3, 1.0
+    operator = resampling((32, 32), (8, 8))
+    y = operator.forward(x.roll(1, 0))
+    within = operator.project_within(x, y)
+    torch.testing.assert_close(operator.forward(within), y, atol=5e-4, rtol=0)
+    assert torch.equal(operator.project_within(x[:1], y[:1]), within[:1])
+
+
 def test_known_pixels_are_kept_to_the_bit() -> None:
     x, y = images(), images().flip(0)
     known = KNOWN.expand_as(x)
