@@ -25,6 +25,7 @@ from ..low_rank import LowRank
 from ..pairs import Pairs, crop_and_resize
 from ..trained import Trained
 from .checkpoint import PROJECTIONS, Block, blocks_of, save
+from .partner import in_full_precision
 from .processors import JointProcessor, Pair
 
 
@@ -137,8 +138,10 @@ def pair_loss(
         sides = []
         for name in ("target", "source"):
             pixels = crop_and_resize(batch[name].to(generator.device), height, width)
-            pixels = (pixels.flip(-1) if flip else pixels).to(pipe.vae.dtype)
-            sides.append(pipe.vae.encode(pixels).latent_dist.sample(generator) * pipe.vae.config.scaling_factor)
+            pixels = pixels.flip(-1) if flip else pixels
+            with in_full_precision(pipe.vae):
+                latents = pipe.vae.encode(pixels.to(pipe.vae.dtype)).latent_dist.sample(generator)
+            sides.append((latents * pipe.vae.config.scaling_factor).to(pipe.unet.dtype))
         clean = torch.stack(sides, dim=1).flatten(0, 1)
         text, more = prompts(pipe, batch["caption"], settings.trigger, (height, width))
         kept = text_mask(len(batch["caption"]), settings.text_dropout, generator).flatten()

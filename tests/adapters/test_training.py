@@ -275,6 +275,29 @@ def test_a_text_that_is_left_out_is_left_out_of_sdxls_pooled_text_too(data: Path
     assert {bool(kept) for text, _ in seen for kept in text} == {True, False}
 
 
+def test_an_autoencoder_that_overflows_in_float16_encodes_in_float32(data: Path, tmp_path: Path) -> None:
+    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 20)[0].items()}
+    given: dict[torch.dtype, torch.Tensor] = {}
+
+    def model(sample: torch.Tensor, t: torch.Tensor, text: torch.Tensor, **more: Any) -> torch.Tensor:
+        given[sample.dtype] = sample.float()
+        return sample
+
+    for dtype in (torch.float32, torch.float16):
+        pipe = CASES["sdxl"].build()
+        first = pipe.vae.encoder.conv_in
+        with torch.no_grad():  # beyond what float16 holds; the group norm that follows brings it back
+            first.weight.mul_(3e4 / first.weight.abs().max())
+            first.bias.fill_(6e4)
+        pipe.vae.register_to_config(force_upcast=True)
+        pipe.to(dtype)
+        scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+        settings = partner_settings(tmp_path, data, tmp_path)
+        assert pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(0)).isfinite()
+        assert pipe.vae.dtype == dtype
+    assert given[torch.float16].isfinite().all()
+
+
 def test_the_trained_unet_predicts_what_the_guided_pipeline_predicts(tmp_path: Path) -> None:
     model = UniConTraining(CASES["sd15"].build().unet, UniConSettings(rank=4))
     with torch.no_grad():

@@ -653,6 +653,79 @@ def test_a_controlnet_speaks_to_the_pipelines_own_side_alone() -> None:
         assert part.flatten().tolist() == [1.0, 0.0, 2.0, 0.0]
 
 
+def controlled(strength: float) -> tuple[Any, dict[str, Any]]:
+    """The same pipeline with a ControlNet, and what its call takes for it."""
+    parts = build().components
+    control = diffusers.ControlNetModel.from_unet(
+        parts["unet"], conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False
+    )
+    case.filled(control, "control")
+    pipe = diffusers.StableDiffusionControlNetPipeline(**parts, controlnet=control, requires_safety_checker=False)
+    picture = Image.new("RGB", (case.SIDE, case.SIDE), (200, 40, 90))
+    return guided(pipe), {"image": picture, "controlnet_conditioning_scale": strength}
+
+
+@pytest.mark.parametrize("options", [{"signal_scale": 1.5}, {"mode": "joint", "stop": 0.5}, {"mode": "estimate"}])
+def test_beside_a_controlnet_that_says_nothing_it_is_what_it_is_without_one(
+    options: dict[str, Any], models: Path
+) -> None:
+    sides = []
+    for pipe, call in ((build(), {}), controlled(0.0)):
+        joint = attach(pipe, models, **options)
+        sides.append(torch.cat([run(pipe, **call), joint.partner]))
+    close(sides[1], sides[0])
+
+
+def test_a_controlnet_reaches_the_partner_through_joint_attention_alone(models: Path) -> None:
+    (silent, unheard), (pipe, call) = controlled(0.0), controlled(1.0)
+    stock = run(pipe, **call)
+    joint, other = attach(pipe, models, mode="joint"), attach(silent, models, mode="joint")
+    both = run(pipe, **call)
+    assert not torch.allclose(both, run(silent, **unheard), atol=1e-2)
+    assert not torch.allclose(joint.partner, other.partner, atol=1e-2)
+    for guidance in (joint, other):
+        guidance.joint_scale = 0.0
+    assert torch.equal(run(pipe, **call), stock)
+    run(silent, **unheard)
+    close(joint.partner, other.partner)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"signal_scale": 1.0}, {"mode": "estimate"}, {"mode": "joint"}, {"mode": "coarse", "mask": case.mask()}],
+    ids=["condition", "estimate", "joint", "coarse"],
+)
+def test_in_half_precision_both_sides_are_those_of_full_precision_to_rounding(
+    options: dict[str, Any], dtype: torch.dtype, models: Path
+) -> None:
+    sides = []
+    for kind in (torch.float32, dtype):
+        pipe = build().to(kind)
+        given = case.latents("x" if options.get("mode") == "estimate" else "depth")
+        joint = attach(pipe, models, **{"image": given.to(kind), **options})
+        own = run(pipe, latents=case.latents("noise").to(kind))
+        assert own.dtype == joint.partner.dtype == kind
+        sides.append(torch.cat([own, joint.partner]).float())
+    off = (sides[1] - sides[0]).norm() / sides[0].norm()
+    assert 0 < off < (0.1 if dtype == torch.bfloat16 else 0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_half_precision_on_sdxl_its_pictures_pass_an_autoencoder_in_full_precision(
+    dtype: torch.dtype, models_xl: Path
+) -> None:
+    pipe = build(xl=True).to(dtype)
+    joint = attach(pipe, models_xl, mode="coarse", image=Image.new("RGB", (case.SIDE, case.SIDE), (200, 40, 90)))
+    seen: list[torch.dtype] = []
+    for part in (pipe.vae.encoder.conv_in, pipe.vae.decoder.conv_in):
+        part.register_forward_pre_hook(lambda module, given: seen.append(given[0].dtype))
+    run(pipe, latents=case.latents("noise").to(dtype), output_type="pt")
+    assert joint.partner.isfinite().all()
+    assert set(seen) == {torch.float32 if dtype == torch.float16 else dtype}
+    assert pipe.vae.dtype == dtype
+
+
 def test_images_are_one_or_one_for_each_prompt_or_image(models: Path) -> None:
     pipe = build()
     attach(pipe, models, image=case.latents("depth").repeat(2, 1, 1, 1))
