@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from .interception import cache_hooks, outer_contexts_kept, set_attribute
+from .interception import cache_hooks, outer_contexts_kept
+from .taps import set_attribute
 
 
 class Contexts:

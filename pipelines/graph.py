@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from ..guidance.errors import GuidanceRuntimeError
 from .call import Call
 from .half import size_of
-from .interception import set_attribute
 from .observation import Observation
 from .prediction import locate, primary, sample_argument, with_primary
+from .taps import put, set_attribute
 
 
 class GraphMeter:
@@ -63,8 +64,13 @@ def freeze(stack: ExitStack, module: nn.Module) -> None:
     """Let no parameter collect or prepare a gradient until the stack closes."""
     for parameter in module.parameters():
         if parameter.requires_grad:
-            parameter.requires_grad_(False)
-            stack.callback(parameter.requires_grad_, True)
+            put(stack, partial(parameter.requires_grad_, False), partial(_thaw, parameter))
+
+
+def _thaw(parameter: nn.Parameter) -> bool:
+    frozen = not parameter.requires_grad
+    parameter.requires_grad_(True)
+    return frozen
 
 
 def checkpoint_blocks(stack: ExitStack, module: nn.Module, meter: GraphMeter) -> None:

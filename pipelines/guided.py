@@ -23,6 +23,7 @@ from ..guidance.planner import Plan
 from ..guidance.trace import Trace
 from .attaching import Guidable
 from .budget import ROWS, Budget
+from .callbacks import with_callbacks_apart
 from .components import check_guidable
 from .explain import make_plan
 from .parallel.branches import BranchParallel
@@ -70,7 +71,7 @@ class GuidedMixin(Guidable):
             self.guidance_checkpointing, self.branch_parallel,
         )  # fmt: skip
         with run:
-            result = stock_call(self, *args, **kwargs)
+            result = stock_call(self, *args, **with_callbacks_apart(run.stack, kwargs))
         self.__dict__["last_guided_run"] = SimpleNamespace(
             evaluations=run.forwards.evaluations, forward_calls=run.forwards.made, graph_bytes=run.meter.bytes
         )
@@ -151,8 +152,9 @@ class GuidedMixin(Guidable):
             self.save_guidance(save_directory)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # A copy belongs to no group of processes.
-        state = {name: value for name, value in self.__dict__.items() if name != "_trimtab_parallel"}
+        # A copy belongs to no group of processes, and to no block that records traces.
+        alone = ("_trimtab_parallel", "_trimtab_traces")
+        state = {name: value for name, value in self.__dict__.items() if name not in alone}
         return _bare_guided, (stock_class(type(self)),), {**state, "_trimtab_guidances": {**self._guidances()}}
 
 

@@ -20,13 +20,14 @@ from .attachment import find_attachment
 from .attention import no_stand_in
 from .families import Family
 from .given import only_read
-from .interception import fresh_copy, set_attribute
+from .interception import fresh_copy
 from .latents import ImageSpace
 from .lora import adapters_of
 from .others import check_other
 from .processors import stand_in
 from .progress import prepared
 from .skipping import resolve_blocks
+from .taps import set_attribute
 
 Found = TypeVar("Found")
 

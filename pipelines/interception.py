@@ -3,7 +3,7 @@
 The denoiser is held at the instance's `_compiled_call_impl`, where `nn.Module.__call__` looks first: outermost, before
 offload hooks, and outside a compiled graph. The scheduler is held by a dynamic subclass of the same name, because an
 instance attribute would make a deep copy of the scheduler advance the original. Every change is pushed on an exit stack
-together with its undoing, which touches only what is still ours.
+together with its undoing, which touches only what is still ours. While a user's own code runs, all of it is lifted.
 """
 
 from __future__ import annotations
@@ -18,26 +18,7 @@ from typing import Any
 from torch import nn
 
 from ..guidance.errors import UnsupportedSchedulerError
-
-_ABSENT = object()
-
-
-def set_attribute(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an instance attribute until the stack closes; then put back what was there, if ours is still there.
-
-    Writes to `__dict__` directly: wrapped modules pass an ordinary assignment on to the module inside.
-    """
-    previous = owner.__dict__.get(name, _ABSENT)
-    owner.__dict__[name] = value
-
-    def undo() -> None:
-        if owner.__dict__.get(name, _ABSENT) is value:
-            if previous is _ABSENT:
-                del owner.__dict__[name]
-            else:
-                owner.__dict__[name] = previous
-
-    stack.callback(undo)
+from .taps import put, set_attribute
 
 
 def tap_call(stack: ExitStack, module: nn.Module, on_call: Callable[..., Any]) -> None:
@@ -89,7 +70,7 @@ def tap_scheduler(
     """
     stock = type(scheduler)
     signature = _step_signature(stock)
-    open_run = [True]
+    open_run = [False]
 
     @functools.wraps(stock.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -111,14 +92,18 @@ def tap_scheduler(
 
         body["scale_model_input"] = scale_model_input
     guided: Any = _AsStock(stock.__name__, (stock,), body)
-    scheduler.__class__ = guided
 
-    def undo() -> None:
+    def on() -> None:
+        open_run[0], scheduler.__class__ = True, guided
+
+    def off() -> bool:
         open_run[0] = False
-        if type(scheduler) is guided:
+        ours = type(scheduler) is guided
+        if ours:
             scheduler.__class__ = stock
+        return ours
 
-    stack.callback(undo)
+    put(stack, on, off)
 
 
 class _AsStock(type):

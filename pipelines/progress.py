@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .components import stages_of
-from .interception import set_attribute
+from .taps import set_attribute
 
 PATIENCE = 1.0
 """Seconds after which preparing is worth a bar."""

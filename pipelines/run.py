@@ -11,7 +11,6 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -46,6 +45,7 @@ from .prediction import input_rows, is_prediction, primary, with_primary
 from .progress import name_guidances
 from .renoising import check_renoising
 from .row_delta import RowDelta
+from .taps import Taps
 
 
 class GuidedRun:
@@ -76,7 +76,7 @@ class GuidedRun:
         self.guidances = {name: guidances[name] for name in ordered(guidances)}
         self.own = own_branches(has_cfg(pipe, arguments))
         self.schedulers = schedulers_of(pipe)
-        self.stack = ExitStack()
+        self.stack = Taps()
         self.meter = GraphMeter()
         self.space = ImageSpace(pipe, arguments, self.meter)
         self.around: list[AroundDenoiser] = []
