@@ -141,8 +141,8 @@ class Branch:
     Args:
         condition: `"cond"`, `"uncond"` or a `Prompt`.
         perturbation: what is changed inside the denoiser; `None` for nothing.
-        denoiser: another one in place of the pipeline's: a checkpoint by folder or repository, or a module. Have it
-            ready in `setup` by `run.prepare_denoiser`.
+        denoiser: another one in place of the pipeline's: a checkpoint by folder, `repository` or
+            `repository@revision`, or a module. Have it ready in `setup` by `run.prepare_denoiser`.
         point: where it is evaluated; `None` for x_t.
     """
 

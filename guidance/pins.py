@@ -16,6 +16,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.file_download import repo_folder_name
 
 from . import source as sources
+from .errors import WeightsError
 from .files import replacing
 from .shipped import located
 
@@ -80,6 +81,39 @@ def sha256(source: str | os.PathLike[str] | None, name: str | None, suffix: str 
     return sources.sha256(files[0]) if len(files) == 1 and files[0].is_file() else None
 
 
+def listing_sha256(source: str | os.PathLike[str] | None) -> str | None:
+    """The SHA-256 of what `sha256sum` lists of a model's files on this machine, in the order of their names.
+
+    Args:
+        source: the folder of a model; whatever `from_pretrained` takes.
+
+    Returns:
+        `None` where there is no such folder, as for a repository, whose commit says as much.
+    """
+    if source is None or not (folder := Path(located(source))).is_dir():
+        return None
+    lines = (f"{sources.sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in _files(folder))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_listing(source: str | os.PathLike[str] | None, expected: str | None, label: str) -> None:
+    """Refuse a folder whose files are not those that were meant.
+
+    Args:
+        source: whatever `from_pretrained` takes; for a repository its commit says as much, and nothing is checked.
+        expected: what `listing_sha256` should give; `None` for whatever there is.
+        label: of the guidance, for the message.
+
+    Raises:
+        WeightsError: its files are others.
+    """
+    if expected is not None and (found := listing_sha256(source)) not in (None, expected.lower()):
+        raise WeightsError(
+            f"{label}: files_sha256={expected!r}, but the files in {source} come to {found}. They were changed or "
+            "are others than the ones meant; leave files_sha256 out to take them as they are."
+        )
+
+
 def fingerprint(source: str | os.PathLike[str]) -> str | None:
     """A short hash that tells the files of a model on this machine from what they were before they were written anew.
 
@@ -96,15 +130,12 @@ def fingerprint(source: str | os.PathLike[str]) -> str | None:
     if not os.path.exists(place):
         return None
     folder = Path(place)
-    # A component's folder may be a link to that of another model, which `rglob` would pass by.
-    inside = (one for one in (*folder.glob("*"), *folder.glob("*/*")) if one.suffix in LOADED)
     digest = hashlib.sha256()
-    for file in [folder] if folder.is_file() else sorted(inside):
-        if file.is_file():
-            name = file.relative_to(folder).as_posix()
-            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
-            for piece in _pieces(file):
-                digest.update(piece)
+    for file in [folder] if folder.is_file() else _files(folder):
+        name = file.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+        for piece in _pieces(file):
+            digest.update(piece)
     return digest.hexdigest()[:16]
 
 
@@ -112,6 +143,13 @@ def fingerprints(sources: Mapping[str, str]) -> dict[str, str]:
     """The fingerprints, by the same names, of those sources that are on this machine."""
     found = {name: fingerprint(source) for name, source in sources.items()}
     return {name: digest for name, digest in found.items() if digest is not None}
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those that a model is made of, sorted."""
+    # A component's folder may be a link to that of another model, which `rglob` would pass by.
+    inside = (*folder.glob("*"), *folder.glob("*/*"))
+    return sorted(one for one in inside if one.suffix in LOADED and one.is_file())
 
 
 def _pieces(file: Path) -> Iterator[bytes]:

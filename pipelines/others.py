@@ -55,8 +55,9 @@ class OtherDenoisers:
                 )
         else:
             if source not in self._kept:
+                place, revision = placed(source)
                 self._kept[source] = kind.from_pretrained(
-                    located(source), subfolder=config, torch_dtype=own.dtype, use_safetensors=True
+                    place, subfolder=config, revision=revision, torch_dtype=own.dtype, use_safetensors=True
                 )
             module = self._kept[source] = self._kept[source].to(self._pipe._execution_device)
             self._pipe.__dict__["_trimtab_loaded"] = self._kept
@@ -86,7 +87,8 @@ def check_other(pipe: Any, source: str | nn.Module, plugin: str) -> tuple[Any, s
     """The class of another denoiser, the subfolder that holds it, and the one of the pipeline that it can stand for.
 
     Args:
-        source: a module, a folder or a repository on the Hub: of a denoiser, or of a pipeline that has one.
+        source: a module, a folder or a repository on the Hub (`repository@revision` for one of its revisions): of a
+            denoiser, or of a pipeline that has one.
 
     Raises:
         ParameterError: there is none, or it takes or returns something else than the pipeline's own.
@@ -118,13 +120,22 @@ def check_other(pipe: Any, source: str | nn.Module, plugin: str) -> tuple[Any, s
     )
 
 
+def placed(source: str) -> tuple[Any, str | None]:
+    """Where a denoiser lies: a folder, or `repository` or `repository@revision` on the Hub."""
+    place = located(source)
+    if os.path.exists(place):
+        return place, None
+    repository, _, revision = source.partition("@")
+    return located(repository), revision or None
+
+
 def _described(source: str, folder: str | None) -> tuple[Any, str | None, Any] | None:
     """Class, subfolder and configuration of a model, without its weights."""
-    place = located(source)
+    place, revision = placed(source)
     if os.path.isdir(place) and not os.path.isfile(os.path.join(place, folder or "", "config.json")):
         return None
     try:
-        config = diffusers.AutoModel.load_config(place, subfolder=folder)
+        config = diffusers.AutoModel.load_config(place, subfolder=folder, revision=revision)
     except (OSError, ValueError):
         return None
     kind = getattr(diffusers, config.get("_class_name", ""), None)

@@ -288,6 +288,35 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_weaker_model_of_a_revision_and_the_commit_of_it_in_a_recipe(hub: Hub, tmp_path: Path) -> None:
+    pipe = CASES["sd15"].build()
+    pipe.save_pretrained(tmp_path / "model")
+    commits = []
+    for number in range(2):
+        with torch.no_grad():
+            pipe.unet.conv_out.weight.mul_(0.5)
+        pipe.unet.save_pretrained(tmp_path / f"weak{number}")
+        commits.append(hub.add("owner/weak", files_of(tmp_path / f"weak{number}")))
+    script = f"""
+        import torch
+        from trimtab import GuidedPipeline
+        pipe = GuidedPipeline.from_pretrained({str(tmp_path / "model")!r})
+        pipe.set_progress_bar_config(disable=True)
+        def made(**weak):
+            with pipe.guidance("autoguidance", **weak):
+                pipe.explain_guidance(num_inference_steps=2, prompt="a")
+                seeded = torch.Generator().manual_seed(0)
+                return pipe("a", num_inference_steps=2, generator=seeded, output_type="latent").images
+        local = [made(weak={str(tmp_path)!r} + f"/weak{{number}}") for number in range(2)]
+        print(not torch.equal(*local))
+        print(torch.equal(made(weak="owner/weak", revision={commits[0]!r}), local[0]))
+        print(torch.equal(made(weak="owner/weak"), local[1]))
+        auto = pipe.add_guidance("autoguidance", weak="owner/weak")
+        print(auto.pinned().revision == {commits[1]!r})
+    """
+    assert session(hub, tmp_path / "home", script).split()[-4:] == ["True"] * 4
+
+
 def test_pipelines_online_and_then_offline(hub: Hub, tmp_path: Path) -> None:
     CASES["sd15"].build().save_pretrained(tmp_path / "model")
     files = files_of(tmp_path / "model")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from ..base import Guidance
 from ..branch import COND, Branch, Predictions
 from ..errors import ParameterError
 from ..parameters import parameter
+from ..pins import check_listing, commit, listing_sha256
 from ..run import Run, Step
 
 
@@ -38,9 +39,16 @@ class AutoGuidance(Guidance):
         None,
         "The weaker denoiser: a folder or a repository on the Hub (of a model, or a pipeline with one), or a module.",
     )
+    revision: str | None = parameter(None, "Branch, tag or commit of the repository.")
+    files_sha256: str | None = parameter(None, "What the listing of a folder's files must hash to; recipes note it.")
     adapters: str | tuple[str, ...] | None = parameter(
         None, "In place of it: the LoRA to switch off, by adapter name, a list of names, or 'all'."
     )
+
+    def pinned(self) -> Self:
+        named = self.weak if isinstance(self.weak, str) else None
+        found = self.files_sha256 or listing_sha256(named)
+        return replace(self, revision=commit(named, self.revision), files_sha256=found)
 
     def setup(self, run: Run) -> None:
         if (self.weak is None) == (self.adapters is None):
@@ -49,7 +57,13 @@ class AutoGuidance(Guidance):
                 f"{self.label}: {given} of weak and adapters given; allowed: one of them, weak='folder or repository "
                 "of a weaker denoiser', or adapters='all' to switch a loaded LoRA off."
             )
-        if self.weak is not None:
+        if isinstance(self.weak, str):
+            if not run.dry:
+                check_listing(self.weak, self.files_sha256, self.label)
+            named = self.weak if self.revision is None else f"{self.weak}@{self.revision}"
+            run.prepare_denoiser(named)
+            run.state.weak = Branch("cond", denoiser=named)
+        elif self.weak is not None:
             run.prepare_denoiser(self.weak)
             run.state.weak = Branch("cond", denoiser=self.weak)
         else:

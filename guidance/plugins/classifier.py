@@ -16,7 +16,7 @@ from ..gradient import GradientGuidance, rms, signal_share
 from ..images import Preprocessing, of_processor
 from ..networks import borrow, device_of, load_classifier, names_of, soften, takes, tensor_of
 from ..parameters import parameter
-from ..pins import commit
+from ..pins import check_listing, commit, listing_sha256
 from ..run import CLEAN, Run, Step
 
 Target = int | str | None
@@ -80,6 +80,7 @@ class Classifier(GradientGuidance):
     mean: tuple[float, ...] | None = parameter(None, "Mean of its images; by default its processor's, or none.")
     std: tuple[float, ...] | None = parameter(None, "Standard deviation; by default its processor's, or none.")
     revision: str | None = parameter(None, "Branch, tag or commit of the repository.")
+    files_sha256: str | None = parameter(None, "What the listing of a folder's files must hash to; recipes note it.")
 
     def validate(self) -> None:
         super().validate()
@@ -91,7 +92,8 @@ class Classifier(GradientGuidance):
 
     def pinned(self) -> Self:
         named = self.classifier if isinstance(self.classifier, str) else None
-        return replace(self, revision=commit(named, self.revision))
+        found = self.files_sha256 or listing_sha256(named)
+        return replace(self, revision=commit(named, self.revision), files_sha256=found)
 
     def setup(self, run: Run) -> None:
         state = run.state
@@ -99,6 +101,7 @@ class Classifier(GradientGuidance):
         if isinstance(self.classifier, str):
             if run.dry:
                 return
+            check_listing(self.classifier, self.files_sha256, self.label)
             network, processor = load_classifier(self.classifier, self.revision, self.label)
         else:
             assert self.classifier is not None

@@ -14,7 +14,7 @@ from ..base import Guidance
 from ..branch import COND, AttentionTokens, Branch, Perturbation, Predictions
 from ..errors import ParameterError
 from ..parameters import parameter
-from ..pins import commit
+from ..pins import check_listing, commit, listing_sha256
 from ..run import Run, Step
 
 Given = Image.Image | str | list[Image.Image | str] | torch.Tensor | None
@@ -103,6 +103,7 @@ class Joint(Guidance):
         None, "White where the pipeline's own side is made."
     )
     revision: str | None = parameter(None, "Branch, tag or commit of the repository.")
+    files_sha256: str | None = parameter(None, "What the listing of a folder's files must hash to; recipes note it.")
     allow_pth: bool = parameter(
         False, "Read a model.pth, tensors only, where there is no model.safetensors; not from a recipe.", consent=True
     )
@@ -126,7 +127,8 @@ class Joint(Guidance):
             raise ParameterError("joint: own_image and own_mask are needed together.")
 
     def pinned(self) -> Self:
-        return replace(self, revision=commit(self.weights, self.revision))
+        found = self.files_sha256 or listing_sha256(self.weights)
+        return replace(self, revision=commit(self.weights, self.revision), files_sha256=found)
 
     @property
     def word(self) -> str:
@@ -168,6 +170,7 @@ class Joint(Guidance):
         run.state.partner = None
         if not run.dry:
             self.keep(None)
+            check_listing(self.weights, self.files_sha256, self.label)
         if self.engaged:
             run.state.joint = attachment = run.attachment("joint")
             layers = run.attention_layers("attn1")

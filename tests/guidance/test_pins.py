@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from zoo import CASES, run
 
+import trimtab
 from trimtab import WeightsError
 from trimtab.adapters.weights import load_weights, save_weights
 from trimtab.guidance import pins, recipe, source
@@ -77,6 +81,52 @@ def test_weights_that_were_written_anew_are_not_taken_for_those_of_the_recipe(
     save_weights(file, {"a": torch.zeros(2)})
     with pytest.raises(WeightsError, match="It is another file than the one meant"):
         load_weights(str(recorded["weights"]), sha256=str(recorded["sha256"]))
+
+
+def test_the_hash_of_a_listing_is_that_of_what_sha256sum_writes(tmp_path: Path) -> None:
+    save_weights(tmp_path / "unet" / "weights.safetensors", TENSORS)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("What nobody loads.")
+    command = ["sha256sum", "config.json", "unet/weights.safetensors"]
+    listed = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout
+    assert pins.listing_sha256(tmp_path) == hashlib.sha256(listed).hexdigest()
+    assert pins.listing_sha256("owner/name") is None and pins.listing_sha256(None) is None
+
+
+@pytest.mark.parametrize(
+    "name, parameter, more",
+    [
+        ("joint", "weights", {"image": "edges.png"}),
+        ("classifier", "classifier", {"target": 1}),
+        ("autoguidance", "weak", {}),
+    ],
+)
+def test_a_recipe_notes_the_files_of_a_folder(
+    name: str, parameter: str, more: dict[str, object], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    save_weights(folder / "weights.safetensors", TENSORS)
+    recipe.save(tmp_path / "recipe", {name: create(name, **{parameter: str(folder)}, **more)})
+    recorded = recipe.read(tmp_path / "recipe")[name].parameters
+    assert recorded["files_sha256"] == pins.listing_sha256(folder)
+    pins.check_listing(folder, str(recorded["files_sha256"]), name)
+    save_weights(folder / "weights.safetensors", {"a": torch.zeros(2)})
+    with pytest.raises(WeightsError, match=f"{name}: files_sha256=.* They were changed"):
+        pins.check_listing(folder, str(recorded["files_sha256"]), name)
+
+
+def test_a_weaker_model_that_was_trained_anew_is_refused_before_the_run(tmp_path: Path) -> None:
+    case = CASES["sd15"]
+    case.build().unet.save_pretrained(tmp_path / "weak")
+    pipe = trimtab.guide(case.build())
+    pipe.add_guidance("autoguidance", weak=str(tmp_path / "weak"))
+    pipe.save_guidance(tmp_path / "recipe")
+    pipe.clear_guidance()
+    pipe.load_guidance(tmp_path / "recipe")
+    run(pipe, case)
+    (tmp_path / "weak" / "config.json").write_text((tmp_path / "weak" / "config.json").read_text() + "\n")
+    with pytest.raises(WeightsError, match="autoguidance: files_sha256="):
+        run(pipe, case)
 
 
 def test_a_hash_that_was_asked_for_stays_and_the_guidance_itself_does_not_change(tmp_path: Path) -> None:
