@@ -116,7 +116,9 @@ def make_plan(
                 costs.append(cost.step_cost(blocks, processes, each, separate, images, repeats, whole))
         rows = tuple(row_of(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
     measured = getattr(pipe.__dict__.get("last_guided_run"), "graph_bytes", 0) or None
-    notes = cost.notes(parallel, costs, sum(step.gradient for step in planned)) if parallel is not None else ()
+    notes: tuple[str, ...] = ()
+    if parallel is not None:
+        notes = cost.notes(parallel.size, parallel.measured, costs, sum(step.gradient for step in planned))
     if len(largest) > 1:
         split = f"at most {most} rows a call: {sum(largest)} rows of a step in pieces of {', '.join(map(str, largest))}"
         notes = (*notes, split)

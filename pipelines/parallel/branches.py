@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -39,9 +39,10 @@ class Measured:
     Args:
         exchanges: of predictions.
         rows: computed for them; a row that runs through the whole denoiser is 1.
-        computing: seconds in the denoiser.
+        computing: seconds in the denoiser for them.
         waiting: seconds until the slowest process was done.
         exchanging: seconds in which predictions were sent.
+        row_seconds: what a row took in each process of the group; 0 where one computed none.
     """
 
     exchanges: float = 0.0
@@ -49,6 +50,7 @@ class Measured:
     computing: float = 0.0
     waiting: float = 0.0
     exchanging: float = 0.0
+    row_seconds: tuple[float, ...] = ()
 
 
 class BranchParallel:
@@ -94,8 +96,9 @@ class BranchParallel:
         with self._lockstep.run():
             yield
         if self.size > 1:
-            each = torch.tensor(astuple(self.measured), dtype=torch.float64)
-            self.measured = Measured(*self._lockstep.gather(each).sum(0).tolist())
+            each = self._lockstep.gather(torch.tensor(astuple(self.measured)[:-1], dtype=torch.float64))
+            paces = tuple(computing / rows if rows else 0.0 for _, rows, computing, *_ in each.tolist())
+            self.measured = replace(Measured(*each.sum(0).tolist()), row_seconds=paces)
 
     @property
     def lost(self) -> bool:
@@ -207,7 +210,8 @@ class BranchParallel:
         found = torch.cat([part[: len(held)] for part, held in zip(parts, rows, strict=True)])[order.to(parts.device)]
         _finish(found.device)
         self.measured.exchanges += 1
-        self.measured.computing += computed - began
+        if rows[self._lockstep.rank]:
+            self.measured.computing += computed - began
         self.measured.waiting += agreed - computed
         self.measured.exchanging += time.perf_counter() - agreed
         return found

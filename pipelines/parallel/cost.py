@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...guidance.branch import Branch
 from ..layout import Layout
-from .branches import BranchParallel
+from .branches import Measured
 from .shares import load, shares
 
 
@@ -17,13 +18,22 @@ class StepCost:
 
     Args:
         alone: what one process computes.
-        shared: what the process with the most to do computes.
+        loads: what each process computes, a tuple for each time that all of them wait for each other.
         exchanges: exchanges of predictions.
     """
 
     alone: float
-    shared: float
+    loads: tuple[tuple[float, ...], ...]
     exchanges: int
+
+    def shared(self, row_seconds: Sequence[float] | None = None) -> float:
+        """How long the processes take together: in rows; in seconds, where it is known what each takes for a row.
+
+        All wait for the last one, which is that with the most to do, or a slower one with less.
+        """
+        if row_seconds is None:
+            return sum(map(max, self.loads))
+        return sum(max(map(operator.mul, loads, row_seconds)) for loads in self.loads)
 
 
 def step_cost(
@@ -40,34 +50,37 @@ def step_cost(
         repeats: how often the step is evaluated.
         whole: whether the pipeline's calls stay whole in every process.
     """
-    alone = shared = 0.0
-    exchanges = 0
+    alone, exchanges = 0.0, 0
+    loads: list[tuple[float, ...]] = []
     for layout in calls:
         total = load(layout, range(layout.total), blocks)
         alone += total
         if whole or layout.total == 1:
-            shared += total
+            loads.append((total,) * processes)
         else:
-            shared += max(load(layout, rows, blocks) for rows in shares(layout, processes, blocks))
+            loads.append(tuple(load(layout, rows, blocks) for rows in shares(layout, processes, blocks)))
             exchanges += 1
     alone += len(separate) * images
     for depth in {len(branch.lineage) for branch in separate}:
         count = sum(len(branch.lineage) == depth for branch in separate)
-        shared += -(-count // processes) * images
+        loads.append(tuple(float(len(range(process, count, processes)) * images) for process in range(processes)))
         exchanges += count > 1
-    return StepCost(alone * repeats, shared * repeats, exchanges * repeats if processes > 1 else 0)
+    return StepCost(alone * repeats, tuple(loads) * repeats, exchanges * repeats if processes > 1 else 0)
 
 
-def notes(parallel: BranchParallel, steps: Sequence[StepCost], whole: int) -> tuple[str, ...]:
+def notes(processes: int, seen: Measured, steps: Sequence[StepCost], whole: int) -> tuple[str, ...]:
     """What the plan says of branch parallelism.
 
     Args:
+        processes: that share branches.
+        seen: in the last run.
         steps: of the run.
         whole: steps whose gradient goes through the denoiser, which every process computes.
     """
-    alone, shared, exchanges = (sum(getattr(step, name) for step in steps) for name in ("alone", "shared", "exchanges"))
+    alone, exchanges = sum(step.alone for step in steps), sum(step.exchanges for step in steps)
+    shared = sum(step.shared() for step in steps)
     lines = [
-        f"branch parallel, {parallel.size} processes: {alone:.4g} rows take the time of {shared:.4g}, at most "
+        f"branch parallel, {processes} processes: {alone:.4g} rows take the time of {shared:.4g}, at most "
         f"{alone / max(shared, 1e-9):.2f} times as fast"
     ]
     if whole:
@@ -75,16 +88,22 @@ def notes(parallel: BranchParallel, steps: Sequence[StepCost], whole: int) -> tu
     if not exchanges or shared >= alone:
         return (*lines, "  it does not pay: no step has branches to share")
     lines.append(f"  it pays while an exchange takes less time than {(alone - shared) / exchanges:.3g} rows")
-    seen = parallel.measured
     if seen.rows:
-        row, exchange, waiting = (
-            seen.computing / seen.rows,
-            *(s / seen.exchanges for s in (seen.exchanging, seen.waiting)),
-        )
-        gain = alone * row / (shared * row + exchanges * exchange)
-        lines.append(
-            f"  in the last run a row took {1e3 * row:.3g} ms, an exchange {1e3 * exchange:.3g} ms after "
-            f"{1e3 * waiting:.3g} ms of waiting for the slowest process: {gain:.2f} times as fast, "
-            f"it {'pays' if gain > 1.0 else 'does not pay'}"
-        )
+        lines += _measured(seen, alone, steps, exchanges)
     return tuple(lines)
+
+
+def _measured(seen: Measured, alone: float, steps: Sequence[StepCost], exchanges: int) -> Iterator[str]:
+    """What the last run says; it pays where the processes together are faster than the fastest of them alone."""
+    known = [pace for pace in seen.row_seconds if pace]
+    fastest, slowest = min(known), max(known)
+    paces = [pace or slowest for pace in seen.row_seconds]  # of one that computed no row nothing better is known
+    exchange, waiting = (seconds / seen.exchanges for seconds in (seen.exchanging, seen.waiting))
+    gain = alone * fastest / (sum(step.shared(paces) for step in steps) + exchanges * exchange)
+    yield (
+        f"  in the last run a row took {1e3 * fastest:.3g} ms in the fastest process, {1e3 * slowest:.3g} ms in the "
+        f"slowest, and an exchange {1e3 * exchange:.3g} ms after {1e3 * waiting:.3g} ms of waiting"
+    )
+    yield (
+        f"  so they are {gain:.2f} times as fast as the fastest alone: it {'pays' if gain > 1.0 else 'does not pay'}"
+    )

@@ -68,7 +68,7 @@ def test_the_plan_says_what_can_be_saved_and_after_a_run_whether_it_pays(two: Se
         "branch parallel, 2 processes: 7.714 rows take the time of 4.714, at most 1.64 times as fast",
         "  it pays while an exchange takes less time than 1 rows",
     )
-    assert after[:2] == before and "in the last run a row took" in after[2] and after[2].endswith(("pays", "pay"))
+    assert after[:2] == before and "in the last run a row took" in after[2] and after[3].endswith(("pays", "pay"))
     assert two[1]["rows of one call"]["after"] == after
     assert "7.714 rows take the time of 3, at most 2.57 times" in three[0]["rows of one call"]["notes"][0]
 
@@ -85,6 +85,7 @@ def test_what_was_measured_is_what_was_planned(two: Seen) -> None:
         measured = two[0][name]["measured"]
         assert f" {measured.rows:.4g} rows take the time" in two[0][name]["notes"][0]
         assert two[1][name]["measured"] == measured
+        assert len(measured.row_seconds) == 2 and min(measured.row_seconds) > 0
 
 
 # -- one outcome -------------------------------------------------------------------------------------------------------
