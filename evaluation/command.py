@@ -89,6 +89,8 @@ def evaluate_strips(
 ) -> dict[str, Any]:
     """Make strips, for each prompt one between the first two seeds, one between the next two, and so on; measure them.
 
+    What is there is not made again.
+
     Args:
         job, evaluation, folder, prompts: see `evaluate_made`.
         frames: images of a strip, both ends included.
@@ -108,6 +110,6 @@ def evaluate_strips(
     requests = job.requests if prompts is None else read_prompts(prompts, job.requests[0])
     pairs = zip(job.seeds[::2], job.seeds[1::2], strict=True)
     ways = [dataclasses.replace(job, requests=[one], seeds=pair) for pair in pairs for one in requests]
-    files = shared(lambda index: make(ways[index], folder, frames, pipe=pipe)[0], len(ways), "strips")
+    files = shared(lambda index: make(ways[index], folder, frames, pipe=pipe, anew=False)[0], len(ways), "strips")
     result = evaluation(of_files(folder, files))
     return {**result, "about": {**result["about"], "frames": frames}}

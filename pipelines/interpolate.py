@@ -20,7 +20,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from PIL import Image
 
-from ..guidance import recipe
+from ..guidance import pins, recipe
 from ..guidance.errors import ParameterError, UnsupportedPipelineError
 from ..guidance.files import replacing
 from .generate import jobs, pictures
@@ -207,6 +207,7 @@ def make(
     prompt: str | None = None,
     images: Sequence[Path | None] = (None, None),
     pipe: Any = None,
+    anew: bool = True,
 ) -> tuple[Path, Path, float]:
     """What `trimtab interpolate` does: the paths of the strip and the animation, and their ISTD.
 
@@ -217,10 +218,16 @@ def make(
         prompt: of the second end; `None` for that of the first.
         images: real images at either end.
         pipe: the job's pipeline, where it is loaded already.
+        anew: make also what is there already.
     """
     pipe, _, (request, *_), files = jobs.prepare(job, pipe=pipe)
     recipe.write_files(folder, files)
     seeds = [*job.seeds, job.seeds[-1] + 1][:2]
+    given = (None if path is None else pins.fingerprint(path) for path in images)
+    stem = request.file_stem([*seeds, count, prompt, *given])
+    strip, animation = (folder / f"interpolation-{stem}.{kind}" for kind in ("png", "gif"))
+    if not anew and strip.is_file() and animation.is_file():
+        return strip, animation, istd(_frames(pictures.load(strip)[0], count))
     real = [None if path is None else Image.open(path).convert("RGB") for path in images]
     prompts = request.prompt, request.prompt if prompt is None else prompt
     ends = [End(*one) for one in zip(seeds, prompts, real, strict=True)]
@@ -228,4 +235,10 @@ def make(
     pipe.set_progress_bar_config(disable=True)
     made = interpolate(pipe, ends, count, **call)
     settings = {**dataclasses.asdict(request), "seeds": seeds, "prompt_to": prompts[1]}
-    return (*made.save(folder, f"interpolation-{request.file_stem(seeds)}", **settings), made.istd)
+    return (*made.save(folder, strip.stem, **settings), made.istd)
+
+
+def _frames(strip: Image.Image, count: int) -> list[Image.Image]:
+    """The images that stand side by side."""
+    width = strip.width // count
+    return [strip.crop((width * index, 0, width * (index + 1), strip.height)) for index in range(count)]

@@ -90,9 +90,13 @@ class Request:
         """What the image shows, in words."""
         return self.prompt if self.prompt is not None else f"class {self.class_label}"
 
-    def file_stem(self, seeds: Sequence[int] = ()) -> str:
-        """A file name for this request (and a sheet's seeds) alone: other settings or versions give another name."""
-        record = json.dumps([dataclasses.asdict(self), installed_versions(), list(seeds)], sort_keys=True)
+    def file_stem(self, more: Sequence[int | str | None] = ()) -> str:
+        """A file name for this request alone: other settings or versions give another name.
+
+        Args:
+            more: what the file depends on beside it, such as the seeds of a sheet.
+        """
+        record = json.dumps([dataclasses.asdict(self), installed_versions(), list(more)], sort_keys=True)
         words = re.sub(r"[^a-z0-9]+", "-", (self.prompt or self.class_label or "image").lower()).strip("-")[:40]
         return f"{words or 'image'}-{self.seed}-{hashlib.sha256(record.encode()).hexdigest()[:8]}"
 

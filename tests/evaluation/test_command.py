@@ -16,6 +16,7 @@ from zoo.class_conditional import class_conditional
 import trimtab
 from trimtab import cli
 from trimtab.evaluation.folders import read_folder
+from trimtab.pipelines import interpolate
 from trimtab.pipelines.interpolate import istd
 
 COUNT = 20
@@ -72,7 +73,9 @@ def test_only_what_was_asked_for_is_measured(
     assert evaluated(capsys, *making(model, recipe, tmp_path)) == before
 
 
-def test_interpolations_are_made_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interpolations_are_made_and_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     CASES["sd15"].build().save_pretrained(tmp_path / "sd")
     file = tmp_path / "prompts.txt"
     file.write_text("a fox\n")
@@ -82,6 +85,17 @@ def test_interpolations_are_made_and_measured(tmp_path: Path, capsys: pytest.Cap
     opened = [Image.open(path) for path in (tmp_path / "out").glob("*.png")]
     strips = [[strip.crop((32 * i, 0, 32 * i + 32, 32)) for i in range(3)] for strip in opened]
     assert found["measures"]["istd"]["value"] == pytest.approx(sum(map(istd, strips)) / 2)
+    # Again, where one of them was not finished: that one is made, and nothing else.
+    next((tmp_path / "out").glob("*.gif")).unlink()
+    made: list[int] = []
+    real = interpolate.interpolate
+    monkeypatch.setattr(
+        interpolate, "interpolate", lambda pipe, ends, *a, **k: made.append(ends[0].seed) or real(pipe, ends, *a, **k)
+    )
+    assert evaluated(capsys, *options, "--prompts", str(file), "-o", str(tmp_path / "out")) == found
+    assert len(made) == 1
+    evaluated(capsys, *options, "--prompts", str(file), "-o", str(tmp_path / "out"), "--frames", "4")
+    assert len(made) == 3, "strips of another length are others"
     split = [*options, "--prompts", str(file), "-o", str(tmp_path / "split"), "--repetitions", "9"]
     assert [one["measures"] for one in together(2, programs.evaluate, tmp_path / "two", *split)] == [
         found["measures"]
