@@ -23,6 +23,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from ..guidance.schedulers import REFUSED, SUPPORTED
 from .components import may_denoise
 from .families import Family
+from .processors import stand_in
 
 RUN_TELLS = "only a run can tell"
 
@@ -163,13 +164,8 @@ def _attention(denoisers: list[type], family: Family | None) -> str:
     if not family.attentions:
         return "no self-attention was found"
     layer = family.attentions[family.auto[0]]
-    processor = type(getattr(layer, "processor", None))
-    try:
-        source = inspect.getsource(processor)
-    except (OSError, TypeError):
-        return RUN_TELLS
-    calls = ("scaled_dot_product_attention", "dispatch_attention_fn")
-    return "yes" if any(call in source for call in calls) else f"{processor.__name__} computes it in another way"
+    acts = stand_in(layer) is not None
+    return "yes" if acts else f"{type(layer.processor).__name__} computes it in another way"
 
 
 @functools.cache

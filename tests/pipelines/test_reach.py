@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import diffusers
+import pytest
+import torch
+from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_prior import WuerstchenPrior
 
+import trimtab
+from trimtab.conformance import tiny
 from trimtab.pipelines import reach
 
 
@@ -14,6 +19,32 @@ def test_a_pipeline_is_judged_by_what_it_is() -> None:
     assert "discrete tokens" in reach._of(diffusers.AmusedPipeline).guided
     assert reach._of(diffusers.SkyReelsV2DiffusionForcingPipeline).guided == "yes"  # by a scheduler of each frame
     assert reach.as_json([sd])[0]["family"] == "unet"
+
+
+def test_attention_by_products_of_matrices_counts_where_it_has_a_twin_that_calls_the_function() -> None:
+    """As Wuerstchen's prior has it; linear attention has no map that could be another."""
+    assert reach._of(diffusers.WuerstchenPriorPipeline).attention == "yes"
+    assert reach._of(diffusers.SanaPipeline).attention == "SanaLinearAttnProcessor2_0 computes it in another way"
+
+
+@pytest.mark.parametrize("plugin", ["pag", "seg"])
+def test_what_is_said_of_it_is_so(plugin: str) -> None:
+    torch.manual_seed(0)
+    prior = WuerstchenPrior(c_in=4, c=32, c_cond=tiny.WIDTH, c_r=8, depth=2, nhead=4).eval()
+    parts = (tiny.clip_tokenizer(), tiny.clip_text(), prior, diffusers.DDPMWuerstchenScheduler())
+    pipe = trimtab.guide(diffusers.WuerstchenPriorPipeline(*parts))
+    pipe.set_progress_bar_config(disable=True)
+    call = {"prompt": "a fox", "height": 256, "width": 256, "num_inference_steps": 2, "guidance_scale": 4.0}
+
+    def run() -> torch.Tensor:
+        return torch.as_tensor(pipe(**call, generator=torch.Generator().manual_seed(0), output_type="pt")[0])
+
+    stock = run()
+    with pipe.guidance(plugin):
+        guided, plan = run(), pipe.explain_guidance(**call)
+    assert torch.isfinite(guided).all() and (guided - stock).abs().max() > 1e-3 * stock.abs().max()
+    assert (pipe.last_guided_run.evaluations, pipe.last_guided_run.forward_calls) == (plan.evaluations, plan.calls)
+    assert torch.equal(run(), stock)
 
 
 def test_the_table_gives_each_reason_once() -> None:
