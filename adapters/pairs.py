@@ -27,7 +27,8 @@ class Pairs(Dataset[dict[str, Any]]):
             `captions.jsonl` with rows of `file` and `caption`.
         size: side of the crops, in pixels.
         source, target: names of the columns or folders; where `source` is empty there are no pairs, only images.
-        whole: whether `source` is padded with grey to the square, and not cut.
+        whole: whether images are squashed to the square, and not cut; `aspect` then is the target's height by width.
+        padded: whether `source` is padded with grey to the square instead.
 
     Raises:
         ParameterError: there are none, a folder or one of a pair is missing, or a row lacks a column; the message says
@@ -35,9 +36,10 @@ class Pairs(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, data: str, size: int, source: str = "source", target: str = "target", whole: bool = False
-    ) -> None:
-        self._size, self._whole = size, whole
+        self, data: str, size: int, source: str = "source", target: str = "target", whole: bool = False,
+        padded: bool = False,
+    ) -> None:  # fmt: skip
+        self._size, self._whole, self._padded = size, whole, padded
         path = Path(data)
         self._rows = list(_of_file(path, source, target) if path.is_file() else _of_folder(path, source, target))
         if not self._rows:
@@ -47,15 +49,17 @@ class Pairs(Dataset[dict[str, Any]]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self._rows[index]
-        images = {"target": self._read(row["target"], ImageOps.fit)}
+        row, square = self._rows[index], Image.Image.resize if self._whole else ImageOps.fit
+        target = Image.open(row["target"]).convert("RGB")
+        found = {"target": self._pixels(target, square), "caption": row["caption"]}
         if "source" in row:
-            images["source"] = self._read(row["source"], _padded if self._whole else ImageOps.fit)
-        return {**images, "caption": row["caption"]}
+            source = Image.open(row["source"]).convert("RGB")
+            found["source"] = self._pixels(source, _padded if self._padded else square)
+        return {**found, "aspect": torch.tensor(target.height / target.width)} if self._whole else found
 
-    def _read(self, path: Path, square: Callable[..., Image.Image]) -> torch.Tensor:
-        picture = square(Image.open(path).convert("RGB"), (self._size, self._size), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 127.5 - 1.0
+    def _pixels(self, picture: Image.Image, square: Callable[..., Image.Image]) -> torch.Tensor:
+        made = square(picture, (self._size, self._size), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.asarray(made).copy()).permute(2, 0, 1) / 127.5 - 1.0
 
 
 def _padded(picture: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
@@ -70,6 +74,25 @@ def crop_and_resize(images: torch.Tensor, height: int, width: int) -> torch.Tens
     top, left = (size - rows) // 2, (size - columns) // 2
     part = images[..., top : top + rows, left : left + columns]
     return F.interpolate(part, (height, width), mode="bilinear", antialias=True)
+
+
+def unsquashed(images: torch.Tensor, aspects: torch.Tensor, aspect: float, size: tuple[int, int]) -> torch.Tensor:
+    """The central parts of one aspect ratio of images that were squashed to squares, scaled to a size.
+
+    Args:
+        images: `[batch, 3, side, side]`.
+        aspects: height by width of each before.
+        aspect: of the parts; an image of this aspect ratio stays whole.
+        size: height and width.
+    """
+    parts = []
+    for image, own in zip(images, aspects.tolist(), strict=True):
+        shares = (min(1.0, aspect / own), min(1.0, own / aspect))
+        rows, columns = (max(1, round(side * share)) for side, share in zip(image.shape[1:], shares, strict=True))
+        top, left = (image.shape[1] - rows) // 2, (image.shape[2] - columns) // 2
+        part = image[None, :, top : top + rows, left : left + columns]
+        parts.append(F.interpolate(part, size, mode="bilinear", antialias=True))
+    return torch.cat(parts)
 
 
 def _of_file(path: Path, source: str, target: str) -> Iterator[Mapping[str, Any]]:

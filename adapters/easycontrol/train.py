@@ -3,6 +3,7 @@
 Flow matching, `|| v_theta((1 - s) x + s n, s, c) - (n - x) ||^2` with s uniform over the scheduler's levels and the
 guidance input at 1. The condition's tokens make their keys and values in a pass of their own, as they do when sampling;
 only their LoRA is trained. The size of the image is drawn for each batch, and the positions of the condition with it.
+An image keeps its aspect ratio; in a batch the others are cut to that of one. Subjects are mirrored and turned.
 Captions are left out with probability `caption_dropout`.
 """
 
@@ -23,12 +24,13 @@ from torch.nn import functional as F
 from ...guidance.shipped import located
 from ...training import TrainingSettings, option, train
 from ..low_rank import LowRank
-from ..pairs import Pairs, crop_and_resize
+from ..pairs import Pairs, unsquashed
 from ..trained import Trained
 from ..weights import save_weights
 from .checkpoint import attentions_of, projections_of, written
 from .condition import positions
 from .processors import FillProcessor, StepProcessor
+from .shapes import chance, drawn_shape, turned
 
 FILE = "easycontrol.safetensors"
 
@@ -49,7 +51,7 @@ class EasyControlSettings(TrainingSettings):
     cond_size: int = option(512, "side of the condition, in pixels")
     smallest: int = option(512, "shortest longest side of an image, in pixels")
     largest: int = option(1024, "longest side of an image, in pixels")
-    aspect: float = option(4 / 3, "largest aspect ratio; 1 for squares only")
+    aspect: float = option(4 / 3, "largest aspect ratio, beyond which images are cut; 1 for squares only")
     caption_dropout: float = option(0.1, "share of captions left out")
     gradient_checkpointing: int = option(0, "1 to compute activations again in the backward pass, to save memory")
     batch_size: int = option(1, "samples a step and process")
@@ -139,7 +141,8 @@ def train_easycontrol(settings: EasyControlSettings) -> Path:
     if settings.gradient_checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
     model = EasyControlTraining(pipe.transformer, settings.rank, settings.kind)
-    data = Pairs(settings.data, settings.largest, settings.source, settings.target, whole=settings.kind == "subject")
+    subject = settings.kind == "subject"
+    data = Pairs(settings.data, settings.largest, settings.source, settings.target, whole=True, padded=subject)
     held = {name: [value] if name == "caption" else value[None] for name, value in data[0].items()}
     file = Path(settings.output) / FILE
 
@@ -169,12 +172,16 @@ def flow_matching_loss(
 ) -> torch.Tensor:
     """Mean squared velocity error of one batch of `source`, `target` and `caption`."""
     pipe.to(generator.device)
-    height, width = drawn_size(settings, 2 * pipe.vae_scale_factor, generator)
-    captions = [" " if _chance(generator) < settings.caption_dropout else text for text in batch["caption"]]
+    patch, sides = 2 * pipe.vae_scale_factor, (settings.smallest, settings.largest)
+    aspect, size = drawn_shape(batch["aspect"], sides, settings.aspect, patch, generator)
+    captions = [" " if chance(generator) < settings.caption_dropout else text for text in batch["caption"]]
     with torch.no_grad():
-        clean = tokens_of(pipe, crop_and_resize(batch["target"].to(generator.device), height, width), generator)
-        condition = condition_of(pipe, batch, settings, (height, width), generator)
-        given = conditioning(pipe, captions, height, width, settings.max_sequence_length)
+        target = unsquashed(batch["target"].to(generator.device), batch["aspect"], aspect, size)
+        clean = tokens_of(pipe, target, generator)
+        source = batch["source"].to(generator.device)
+        varied = {"source": turned(source, generator) if settings.kind == "subject" else source}
+        condition = condition_of(pipe, {**batch, **varied}, settings, aspect, generator)
+        given = conditioning(pipe, captions, *size, settings.max_sequence_length)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
     sigmas = pipe.scheduler.sigmas[: pipe.scheduler.config.num_train_timesteps].to(clean.device)
     chosen = torch.randint(len(sigmas), (len(clean),), generator=generator, device=clean.device)
@@ -182,15 +189,6 @@ def flow_matching_loss(
     noised = (1 - s[:, None, None]) * clean + s[:, None, None] * noise
     velocity = model(noised, condition, timestep=s, **given)
     return F.mse_loss(velocity.float(), (noise - clean).float())
-
-
-def drawn_size(settings: EasyControlSettings, patch: int, generator: torch.Generator) -> tuple[int, int]:
-    """Height and width of a batch: the longest side uniform in the range; square, upright or across."""
-    longest = settings.smallest + _chance(generator) * (settings.largest - settings.smallest)
-    shapes = ((1.0, 1.0), (1.0, 1 / settings.aspect), (1 / settings.aspect, 1.0))
-    shape = shapes[int(_chance(generator) * len(shapes))]
-    height, width = (max(patch, round(longest * part / patch) * patch) for part in shape)
-    return height, width
 
 
 def tokens_of(pipe: Any, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -202,14 +200,13 @@ def tokens_of(pipe: Any, pixels: torch.Tensor, generator: torch.Generator) -> to
 
 
 def condition_of(
-    pipe: Any, batch: Any, settings: EasyControlSettings, size: tuple[int, int], generator: torch.Generator
+    pipe: Any, batch: Any, settings: EasyControlSettings, aspect: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """The condition's tokens: a spatial one is cut as the image is, and squashed to a square."""
-    source = batch["source"].to(generator.device)
+    """The condition's tokens; of a spatial one the same part as of the image is squashed to a square."""
+    source, size = batch["source"].to(generator.device), (settings.cond_size, settings.cond_size)
     if settings.kind == "spatial":
-        source = crop_and_resize(source, *size)
-    square = F.interpolate(source, (settings.cond_size,) * 2, mode="bilinear", antialias=True)
-    return tokens_of(pipe, square, generator)
+        return tokens_of(pipe, unsquashed(source, batch["aspect"], aspect, size), generator)
+    return tokens_of(pipe, F.interpolate(source, size, mode="bilinear", antialias=True), generator)
 
 
 def conditioning(pipe: Any, captions: list[str], height: int, width: int, length: int) -> dict[str, Any]:
@@ -233,7 +230,7 @@ def sample(model: Any, pipe: Any, batch: Any, settings: EasyControlSettings, gen
     side = settings.largest
     given = conditioning(pipe, batch["caption"][:1], side, side, settings.max_sequence_length)
     given["guidance"] = None if given["guidance"] is None else 3.5 * given["guidance"]
-    condition = condition_of(pipe, batch, settings, (side, side), generator)[:1]
+    condition = condition_of(pipe, batch, settings, 1.0, generator)[:1]
     shape = (1, len(given["img_ids"]), pipe.transformer.config.in_channels)
     x = torch.randn(shape, generator=generator, device=generator.device, dtype=condition.dtype)
     levels = torch.linspace(1, 0, settings.validation_steps + 1, device=x.device, dtype=x.dtype)
@@ -242,10 +239,6 @@ def sample(model: Any, pipe: Any, batch: Any, settings: EasyControlSettings, gen
     latents = pipe._unpack_latents(x, side, side, pipe.vae_scale_factor)
     latents = latents / pipe.vae.config.scaling_factor + (pipe.vae.config.shift_factor or 0.0)
     return pipe.image_processor.postprocess(pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0])[0]
-
-
-def _chance(generator: torch.Generator) -> float:
-    return float(torch.rand(1, generator=generator, device=generator.device))
 
 
 def _text(settings: EasyControlSettings) -> str:

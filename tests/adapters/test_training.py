@@ -25,14 +25,14 @@ from zoo import run as zoo_run
 
 import trimtab
 from trimtab.adapters.easycontrol.checkpoint import written
+from trimtab.adapters.easycontrol.shapes import drawn_shape, turned
 from trimtab.adapters.easycontrol.train import (
     EasyControlSettings,
     EasyControlTraining,
     flow_matching_loss,
     train_easycontrol,
 )
-from trimtab.adapters.easycontrol.train import drawn_size as easycontrol_size
-from trimtab.adapters.pairs import Pairs, crop_and_resize
+from trimtab.adapters.pairs import Pairs, crop_and_resize, unsquashed
 from trimtab.adapters.unicon.checkpoint import save
 from trimtab.adapters.unicon.train import (
     UniConSettings,
@@ -94,6 +94,11 @@ def partner_settings(sd: Path, data: Path, output: Path, **override: Any) -> Uni
     return UniConSettings(**{**values, **override})
 
 
+def first_of(data: Pairs) -> dict[str, Any]:
+    """A batch of the first pair."""
+    return {name: [value] if name == "caption" else value[None] for name, value in data[0].items()}
+
+
 # -- data --------------------------------------------------------------------------------------------------------------
 def test_a_folder_and_a_file_hold_the_same_pairs(data: Path) -> None:
     folder, file = Pairs(str(data), 16), Pairs(str(data / "pairs.jsonl"), 16)
@@ -115,6 +120,22 @@ def test_source_and_target_are_cut_alike() -> None:
     cut = crop_and_resize(images, 12, 6)
     assert cut.shape == (1, 3, 12, 6)
     assert cut.mean().item() == pytest.approx(images.mean().item(), abs=1e-4)
+
+
+def test_an_image_stays_whole_whatever_its_shape_and_is_cut_only_to_that_of_another(data: Path) -> None:
+    whole = Pairs(str(data), 24, whole=True)[0]  # of 20 by 24 pixels
+    assert whole["target"].shape == whole["source"].shape == (3, 24, 24)
+    assert whole["aspect"] == pytest.approx(20 / 24)
+    across = torch.linspace(-1, 1, 24).expand(1, 3, 24, 24)
+    aspects = torch.tensor([2.0])  # half as wide as it is high
+    for aspect, size, share in ((2.0, (32, 16), 1.0), (1.0, (16, 16), 1.0), (4.0, (32, 8), 0.5)):
+        part = unsquashed(across, aspects, aspect, size)
+        assert part.shape[2:] == size
+        assert (part[0, 0, 0, -1] - part[0, 0, 0, 0]).item() == pytest.approx(2 * share, abs=0.2)
+    down = across.mT
+    part = unsquashed(down, aspects, 1.0, (16, 16))  # of the height, the middle half
+    assert (part[0, 0, -1, 0] - part[0, 0, 0, 0]).item() == pytest.approx(1.0, abs=0.1)
+    assert part.mean().item() == pytest.approx(0.0, abs=1e-5)
 
 
 # -- EasyControl -------------------------------------------------------------------------------------------------------
@@ -149,7 +170,7 @@ def options(settings: Any) -> list[str]:
 
 def test_gradient_checkpointing_gives_the_same_gradient(flux: Path, data: Path, tmp_path: Path) -> None:
     settings = control_settings(flux, data, tmp_path)
-    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 24)[0].items()}
+    batch = first_of(Pairs(str(data), 24, whole=True))
     gradients = []
     for checkpointing in (False, True):
         pipe = CASES["flux"].build()
@@ -202,7 +223,7 @@ def test_the_trained_transformer_predicts_what_the_guided_pipeline_predicts(tmp_
 def test_captions_are_left_out(flux: Path, data: Path, tmp_path: Path) -> None:
     pipe = CASES["flux"].build()
     model = EasyControlTraining(pipe.transformer, 4, "spatial")
-    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 24)[0].items()}
+    batch = first_of(Pairs(str(data), 24, whole=True))
 
     def loss(dropout: float, caption: str) -> float:
         settings = control_settings(flux, data, tmp_path, caption_dropout=dropout)
@@ -212,15 +233,52 @@ def test_captions_are_left_out(flux: Path, data: Path, tmp_path: Path) -> None:
     assert loss(1.0, "a fox") == loss(0.0, " ") != loss(0.0, "a fox")
 
 
-def test_the_size_of_a_batch_is_drawn_within_its_range(flux: Path, data: Path, tmp_path: Path) -> None:
-    settings = control_settings(flux, data, tmp_path, smallest=32, largest=64)
-    sizes = {easycontrol_size(settings, 4, torch.Generator().manual_seed(seed)) for seed in range(50)}
-    assert len(sizes) > 10
+def test_a_batch_has_the_shape_of_one_of_its_images_and_its_size_is_drawn() -> None:
+    def drawn(aspects: list[float], widest: float) -> set[tuple[float, tuple[int, int]]]:
+        seeds = (torch.Generator().manual_seed(seed) for seed in range(50))
+        return {drawn_shape(torch.tensor(aspects), (32, 64), widest, 4, generator) for generator in seeds}
+
+    shapes = drawn([0.75, 1.25], 4 / 3)
+    assert {round(aspect, 2) for aspect, _ in shapes} == {0.75, 1.25}
+    sizes = [size for _, size in shapes]
+    assert len(set(sizes)) > 10
     assert all(32 <= max(size) <= 64 and size[0] % 4 == size[1] % 4 == 0 for size in sizes)
-    assert {height < width for height, width in sizes} == {False, True}
-    square = control_settings(flux, data, tmp_path, smallest=32, largest=64, aspect=1.0)
-    sizes = {easycontrol_size(square, 4, torch.Generator().manual_seed(seed)) for seed in range(50)}
-    assert len(sizes) > 5 and all(height == width for height, width in sizes)
+    assert all((height < width) == (aspect < 1) for aspect, (height, width) in shapes)
+    assert {aspect for aspect, _ in drawn([3.0], 2.0)} == {2.0}
+    assert all(height == width for _, (height, width) in drawn([0.75, 1.25], 1.0))
+
+
+def test_a_subject_is_mirrored_and_turned_and_what_comes_in_is_grey() -> None:
+    subjects = torch.full((200, 3, 32, 32), -1.0)
+    subjects[:, :, :, 24:] = 1.0  # white on the right
+    found = turned(subjects, torch.Generator().manual_seed(0))
+    on_the_left = (found[:, 0, 12:20, 2:6].mean((1, 2)) > 0).float().mean().item()
+    assert on_the_left == pytest.approx(0.7, abs=0.1)
+    assert found[:, :, 0, 0].abs().min() == 0.0 and found[:, :, 0, 0].abs().max() > 0.5  # some turned far, some hardly
+    torch.testing.assert_close(found[:, :, 14:18, 14:18], torch.full((200, 3, 4, 4), -1.0))
+    assert len({tuple(image.flatten().tolist()) for image in found[:20, 0, :8, 8:16]}) == 20
+
+
+@pytest.mark.parametrize(("kind", "varies"), [("spatial", False), ("subject", True)])
+def test_only_subjects_are_turned(kind: str, varies: bool, flux: Path, data: Path, tmp_path: Path) -> None:
+    pipe = diffusers.FluxPipeline.from_pretrained(flux)
+    settings = control_settings(flux, data, tmp_path, kind=kind, smallest=24)
+    batch = first_of(Pairs(str(data), 24, whole=True, padded=kind == "subject"))
+    given: list[torch.Tensor] = []
+
+    def encoded(pixels: torch.Tensor) -> Any:
+        given.append(pixels)
+        return encode(pixels)
+
+    encode, pipe.vae.encode = pipe.vae.encode, encoded
+    for seed in (0, 1):
+        flow_matching_loss(
+            lambda tokens, *_, **more: tokens, pipe, batch, settings, torch.Generator().manual_seed(seed)
+        )
+    images, conditions = given[0::2], given[1::2]
+    assert torch.equal(*images)
+    assert torch.equal(*conditions) != varies
+    assert images[0].shape[2:] == (20, 24)  # whole: 5 by 6 patches of 4 pixels
 
 
 # -- UniCon ------------------------------------------------------------------------------------------------------------
@@ -253,7 +311,7 @@ def test_the_loss_of_an_sdxl_pair_reaches_all_of_the_joint_attention(data: Path,
     with torch.no_grad():  # at first the post projections are 0, and nothing before them has a gradient
         for index, weight in enumerate(model.weights):
             weight.copy_(noise(f"weight.{index}", *weight.shape) / 8)
-    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 20)[0].items()}
+    batch = first_of(Pairs(str(data), 20))
     scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(0)).backward()
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in model.weights)
@@ -266,7 +324,7 @@ def test_a_text_that_is_left_out_is_left_out_of_sdxls_pooled_text_too(data: Path
         seen.append((text.abs().sum((1, 2)) > 0, added_cond_kwargs["text_embeds"].abs().sum(1) > 0))
         return sample
 
-    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 20)[0].items()}
+    batch = first_of(Pairs(str(data), 20))
     settings = dataclasses.replace(partner_settings(tmp_path, data, tmp_path), text_dropout=0.3)
     scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     for seed in range(8):
@@ -276,7 +334,7 @@ def test_a_text_that_is_left_out_is_left_out_of_sdxls_pooled_text_too(data: Path
 
 
 def test_an_autoencoder_that_overflows_in_float16_encodes_in_float32(data: Path, tmp_path: Path) -> None:
-    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 20)[0].items()}
+    batch = first_of(Pairs(str(data), 20))
     given: dict[torch.dtype, torch.Tensor] = {}
 
     def model(sample: torch.Tensor, t: torch.Tensor, text: torch.Tensor, **more: Any) -> torch.Tensor:
@@ -322,7 +380,7 @@ def test_the_two_sides_are_noised_independently(sd: Path, data: Path, tmp_path: 
         times.append(t)
         return noised
 
-    batch = {name: [value] if name == "caption" else value[None] for name, value in Pairs(str(data), 20)[0].items()}
+    batch = first_of(Pairs(str(data), 20))
     scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     settings = partner_settings(sd, data, tmp_path)
     for seed in range(60):
