@@ -23,6 +23,7 @@ from ..guidance.errors import ParameterError
 from ..guidance.networks import names_of, soften
 from ..guidance.plugins.classifier import Classifier
 from ..guidance.run import Run, Step
+from ..guidance.targets import class_index
 
 BINS = 15
 
@@ -113,7 +114,7 @@ def calibrate(
         generators = [torch.Generator().manual_seed(index) for index in range(first, first + len(asked))]
         with pipe.guidance(probe, name="calibrate"):
             pipe(**given, num_inference_steps=steps, generator=generators)
-        labels += [probe.class_index(one, probe.names) or 0 for one in asked]
+        labels += [class_index(one, probe.names, probe.label) or 0 for one in asked]
     wanted = torch.tensor(labels)
     rows = []
     for index in sorted(next(iter(probe.seen.values()))):

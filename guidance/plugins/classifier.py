@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
@@ -11,15 +10,14 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import nn
 
-from ..errors import GuidanceRuntimeError, ParameterError, did_you_mean
+from ..errors import GuidanceRuntimeError, ParameterError
 from ..gradient import GradientGuidance, rms, signal_share
 from ..images import Preprocessing, of_processor
 from ..networks import borrow, device_of, load_classifier, names_of, soften, takes, tensor_of
 from ..parameters import parameter
 from ..pins import check_listing, commit, listing_sha256
 from ..run import CLEAN, Run, Step
-
-Target = int | str | None
+from ..targets import Target, class_index, labels_of_call
 
 
 @dataclass
@@ -113,7 +111,7 @@ class Classifier(GradientGuidance):
 
     def resolve_targets(self, run: Run) -> None:
         """Find the class of each image."""
-        targets = self.target if self.target is not None else _labels_of_call(run)
+        targets = self.target if self.target is not None else labels_of_call(run)
         if targets is None:
             if run.dry:
                 return
@@ -122,7 +120,7 @@ class Classifier(GradientGuidance):
             )
         labels = self.labels or names_of(run.state.network)
         given = targets if isinstance(targets, (tuple, list)) else (targets,)
-        run.state.classes = [self.class_index(target, labels) for target in given]
+        run.state.classes = [class_index(target, labels, self.label) for target in given]
 
     def check(self, step: Step) -> None:
         """See a blank image, to refuse before the run what the classifier does not give: for one forward pass of it."""
@@ -144,21 +142,6 @@ class Classifier(GradientGuidance):
         )
         if not run.dry:
             borrow(run.exit_stack, network)
-
-    def class_index(self, target: Target, labels: Sequence[str]) -> int | None:
-        """The index of a class given by index or name.
-
-        Raises:
-            ParameterError: no such class.
-        """
-        if not isinstance(target, str):
-            return target
-        lowered = [name.lower() for name in labels]
-        if target.lower() in lowered:
-            return lowered.index(target.lower())
-        hint = did_you_mean(target.lower(), lowered)
-        known = f"It knows {', '.join(labels[:20])}." if labels else "Its classes have no names; give labels=."
-        raise ParameterError(f"{self.label}: target={target!r} is no class of the classifier.{hint} {known}")
 
     # -- the gradient ----------------------------------------------------------------------------------------------
     def with_respect_to(self, step: Step) -> str:
@@ -259,14 +242,3 @@ def _in_pairs(step: Step) -> bool:
     assert step.algebra is not None
     steps = step.algebra.noise_steps()
     return len(set(steps)) < len(steps)
-
-
-def _labels_of_call(run: Run) -> Any:
-    """The classes that the pipeline's call was given, as indices."""
-    given = run.arguments.get("class_labels") if run.arguments else None
-    if isinstance(given, (int, str)):
-        given = [given]
-    if not isinstance(given, (list, tuple)):
-        return None
-    index = getattr(run.pipeline, "class_label", None)
-    return [index(label) if isinstance(label, str) and index is not None else label for label in given]
