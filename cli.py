@@ -19,6 +19,7 @@ from typing import Any
 from transformers.utils import logging
 
 from .guidance.errors import TrimtabError
+from .once import complain
 from .parser import REQUEST_OPTIONS, TRAININGS, build_parser, parse_settings
 
 DEBUG = "TRIMTAB_DEBUG"
@@ -246,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get(DEBUG, "") not in ("", "0"):
             raise
         where = [f"({note})" for note in getattr(error, "__notes__", ())]
-        print(f"trimtab: error: {' '.join([*str(error).split(), *where])}", file=sys.stderr)
+        complain(f"trimtab: error: {' '.join([*str(error).split(), *where])}")
         return 2
     except KeyboardInterrupt:
         print("trimtab: interrupted", file=sys.stderr)

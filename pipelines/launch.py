@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -17,6 +18,8 @@ from collections.abc import Sequence
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from ..once import notes
 
 LAUNCHER = "TRIMTAB_LAUNCHER"
 """The process, by number, without which those that it started end too."""
@@ -81,4 +84,5 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         return max(1, failure.exitcode)
     finally:
         del os.environ[LAUNCHER]
+        shutil.rmtree(notes(config.run_id, os.getpid()), ignore_errors=True)
     return 0
