@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 
 from ..guidance import source as sources
-from ..guidance.errors import WeightsError
+from ..guidance.errors import SourceError, WeightsError
 from ..guidance.files import replacing
 from ..guidance.source import HubOptions
 
@@ -57,7 +58,8 @@ def load_weights(
 
     Args:
         source: a `.safetensors` file, a folder, or `"owner/repository"` on the Hub.
-        weight_name: the file inside the folder or repository; may be left out where there is only one.
+        weight_name: the file inside the folder or repository; may be left out where there is only one. Of a repository
+            its folder may be left out, where only one has such a file.
         sha256: what the file must hash to, 64 hexadecimal digits; by default what the Hub gives for it, if anything.
         device: where the tensors go.
         **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `endpoint`; see `HubOptions`.
@@ -108,7 +110,8 @@ def save_weights(
 def _located(source: str | os.PathLike[str], weight_name: str | None, hub: HubOptions) -> Path:
     if weight_name is not None:
         _check_suffix(weight_name)
-        return sources.fetch(source, weight_name, **hub)
+        there = sources.find(source, weight_name, **hub) if sources.is_repository(source) else None
+        return there or sources.fetch(source, _with_folder(source, weight_name, hub), **hub)
     if Path(source).is_file():
         _check_suffix(str(source))
         return Path(source)
@@ -117,6 +120,15 @@ def _located(source: str | os.PathLike[str], weight_name: str | None, hub: HubOp
         found = f"several files: {', '.join(names)}; choose one with weight_name=" if names else f"no {SUFFIX} file"
         raise WeightsError(f"{os.fspath(source)!r} has {found}. Weights in other formats are not loaded.")
     return sources.fetch(source, names[0], **hub)
+
+
+def _with_folder(source: str | os.PathLike[str], name: str, hub: HubOptions) -> str:
+    """The name of a repository's file with its folder, where only one folder has such a file."""
+    names = []
+    if sources.is_repository(source):
+        with suppress(SourceError):  # fetching will say what is wrong
+            names = [one for one in sources.list_files(source, SUFFIX, **hub) if one.endswith(f"/{name}")]
+    return names[0] if len(names) == 1 else name
 
 
 def _check_suffix(name: str) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pickle
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hub import serve
+from safetensors.torch import save as serialized
 
 from trimtab import SourceError, WeightsError
 from trimtab.adapters.weights import load_weights, save_weights
@@ -116,6 +119,19 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(folder: Path, name: str)
     save_weights(folder.parent / "x.safetensors", TENSORS)
     with pytest.raises(SourceError, match="is no name of a file inside a folder"):
         load_weights(folder, weight_name=name)
+
+
+def test_the_folder_of_a_repositorys_file_may_be_left_out_where_only_one_has_it(tmp_path: Path) -> None:
+    """As `weight_name="canny.safetensors"` means `models/canny.safetensors` of the published EasyControl."""
+    files = ("models/canny", "models/depth", "old/depth")
+    with serve() as hub:
+        hub.add("owner/control", {f"{name}.safetensors": serialized({name: torch.ones(1)}) for name in files})
+        options: dict[str, Any] = {"endpoint": hub.endpoint, "cache_dir": tmp_path, "token": False}
+        for name in ("canny.safetensors", "models/canny.safetensors"):
+            assert load_weights("owner/control", weight_name=name, **options).tensors.keys() == {"models/canny"}
+        for name in ("depth.safetensors", "pose.safetensors"):
+            with pytest.raises(SourceError, match=f"no file '{name}' in 'owner/control'"):
+                load_weights("owner/control", weight_name=name, **options)
 
 
 def test_only_safetensors_are_written(tmp_path: Path) -> None:
