@@ -52,10 +52,18 @@ class UNetJoint:
                 f"joint: {type(self._pipe).__name__} begins from an image, or its UNet sees more than the latents, and "
                 "a partner does not; use a text-to-image pipeline, and own_image with own_mask to keep a part."
             )
-        if getattr(self._pipe.scheduler, "order", 1) > 1:
+        scheduler = self._pipe.scheduler
+        kutta = dict(getattr(scheduler, "config", {})).get("skip_prk_steps") is False
+        if getattr(scheduler, "order", 1) > 1 or kutta:
             raise UnsupportedPipelineError(
-                f"joint: {type(self._pipe.scheduler).__name__} calls the UNet twice at a noise level, which a partner "
-                "with a timestep of its own cannot follow; use DDIMScheduler or DPMSolverMultistepScheduler."
+                f"joint: {type(scheduler).__name__} calls the UNet several times at a noise level, which a partner "
+                "with a timestep of its own cannot follow; use DDIMScheduler, DPMSolverMultistepScheduler, or "
+                "PNDMScheduler with skip_prk_steps=True."
+            )
+        if (end := run.arguments.get("denoising_end")) is not None:
+            raise UnsupportedPipelineError(
+                f"joint: denoising_end={end} ends the run before its last noise level, where the partner is finished; "
+                "leave it out."
             )
 
     # -- partners --------------------------------------------------------------------------------------------------

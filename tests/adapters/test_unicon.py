@@ -150,8 +150,13 @@ def test_at_scale_0_a_given_partner_costs_nothing_and_changes_nothing(models: Pa
     assert torch.equal(run(pipe), plain)
 
 
-def test_at_scale_0_a_partner_that_is_made_is_what_it_is_alone(models: Path) -> None:
-    pipe = build()
+@pytest.mark.parametrize(
+    "scheduler",
+    ["DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
+     "LMSDiscreteScheduler", "EulerDiscreteScheduler"],
+)  # fmt: skip
+def test_at_scale_0_a_partner_that_is_made_is_what_it_is_alone(models: Path, scheduler: str) -> None:
+    pipe = build(scheduler)
     plain = run(pipe)
     joint = attach(pipe, models, "id", mode="joint", joint_scale=0.0)
     assert torch.equal(run(pipe), plain)
@@ -573,9 +578,17 @@ def test_a_wrong_parameter_is_refused_when_it_is_attached(models: Path, wrong: d
         attach(build(), models, **wrong)
 
 
-def test_a_scheduler_with_two_calls_a_level_is_refused(models: Path) -> None:
-    with pytest.raises(UnsupportedPipelineError, match="HeunDiscreteScheduler calls the UNet twice"):
-        attach(build("HeunDiscreteScheduler"), models)
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler"])
+def test_a_scheduler_with_several_calls_a_level_is_refused(models: Path, name: str) -> None:
+    with pytest.raises(UnsupportedPipelineError, match=f"{name} calls the UNet several times"):
+        attach(build(name), models)
+
+
+def test_a_run_that_ends_before_its_last_level_is_refused(models_xl: Path) -> None:
+    pipe = build(xl=True)
+    attach(pipe, models_xl)
+    with pytest.raises(UnsupportedPipelineError, match=r"denoising_end=0\.8 ends the run before its last noise level"):
+        run(pipe, denoising_end=0.8)
 
 
 @pytest.mark.parametrize("mode", ["condition", "estimate", "joint", "coarse"])
