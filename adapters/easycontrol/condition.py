@@ -46,9 +46,10 @@ def positions(kind: str, side: int, image_ids: torch.Tensor) -> torch.Tensor:
 
     Args:
         side: tokens along each side of the condition.
-        image_ids: those of the image that is made, `[tokens, 3]`, rows and columns from 0.
+        image_ids: `[tokens, 3]`: those of the image that is made begin with 0, then rows and columns from 0.
     """
-    rows, columns = (image_ids[:, axis].max().float() + 1 for axis in (1, 2))
+    made = image_ids[:, 0] == 0  # not those of an image that Kontext is given
+    rows, columns = ((image_ids[:, axis] * made).max().float() + 1 for axis in (1, 2))
     steps = torch.arange(side, device=image_ids.device, dtype=torch.float32)
     if kind == "spatial":
         down, across = steps * (rows / side), steps * (columns / side)

@@ -53,6 +53,10 @@ class Condition:
     tokens: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """`[draws, tokens, channels]`, once encoded: one for each picture, or for each image that has its own generator."""
 
+    def picture(self, number: int, count: int) -> Image.Image:
+        """The picture for one of so many alike rows: all of one prompt, or image, follow one another."""
+        return self.images[number * len(self.images) // count]
+
 
 class FluxEasyControl:
     """The conditions of one run, in the order subjects, then spatial ones, each as they were attached.
@@ -107,10 +111,11 @@ class FluxEasyControl:
         layers = self._layers(settings)
         if self._run.dry:
             return
-        prompts = prompts_of(self._run.arguments)
-        if len(images) not in (1, prompts):
+        prompts, each = prompts_of(self._run.arguments), images_for_each(self._run.arguments)
+        if len(images) not in (1, prompts, prompts * each):
+            what = f"{prompts} prompts" + (f" with {each} images each" if each > 1 else "")
             raise ParameterError(
-                f"easycontrol: image holds {len(images)} images for {prompts} prompts; give one, or one for each."
+                f"easycontrol: image holds {len(images)} images for {what}; give one, or one for each prompt or image."
             )
         if not self._conditions:
             self.install()
@@ -158,12 +163,12 @@ class FluxEasyControl:
             members = list(group)
             count = max(len(one.images) for one in members)
             stacks = [
-                torch.cat([layout(one.images[i % len(one.images)], kind, size, self._patch) for one in members], dim=2)
+                torch.cat([layout(one.picture(i, count), kind, size, self._patch) for one in members], dim=2)
                 for i in range(count)
             ]
             tokens = encode(self._pipe, stacks, generator)
             for one, part in zip(members, tokens.chunk(len(members), dim=1), strict=True):
-                one.tokens = part if isinstance(generator, list) else part[: len(one.images)]
+                one.tokens = part if isinstance(generator, list) else part[:: count // len(one.images)]
         self._encoded = True
 
     # -- a call of the denoiser ------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class EasyControl(Guidance):
 
     weights: str | None = parameter(None, "File, folder or Hub repository with the LoRA, in the published format.")
     image: Image.Image | str | list[Image.Image | str] | None = parameter(
-        None, "Condition: a PIL image or the path of one, or a list with one for each prompt."
+        None, "Condition: a PIL image or the path of one, or a list with one for each prompt, or for each image."
     )
     kind: Literal["spatial", "subject"] = parameter(
         "spatial", "'spatial' lies over the image, whatever its aspect ratio; 'subject' appears somewhere in it."

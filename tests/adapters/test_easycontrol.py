@@ -17,6 +17,7 @@ from benchmark import benchmark
 from fingerprint import fingerprint
 from fixtures import easycontrol_case as case
 from fixtures.weights import noise
+from PIL import Image
 from safetensors.torch import load_file
 from zoo import CASES, mask
 from zoo import run as zoo_run
@@ -166,10 +167,6 @@ def test_an_image_depends_on_its_own_generator_alone(pipe: Any, loras: Path, con
     for condition in conditions:
         attach(pipe, loras, condition)
     prompts = case.prompt(batch=2)
-
-    def generators(*seeds: int) -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(seed) for seed in seeds]
-
     together = run(pipe, **prompts, generator=generators(1, 2))
     other = run(pipe, **prompts, generator=generators(3, 2))
     torch.testing.assert_close(other[1], together[1], rtol=0, atol=1e-5)
@@ -192,14 +189,46 @@ def fills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-def test_one_fill_serves_all_images_of_a_prompt_and_all_steps(tmp_path: Path, fills: list[int]) -> None:
-    flux = CASES["flux"]
-    pipe = trimtab.guide(flux.build())
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def with_lora(folder: Path) -> Any:
+    """A tiny Flux with text encoders, and a LoRA for it in the folder."""
+    pipe = trimtab.guide(CASES["flux"].build())
     loras: dict[str, dict[str, LowRank]] = {}
     for layer, projection, width_in, width_out in projections_of(pipe.transformer):
         down, up = noise(f"down.{layer}.{projection}", 4, width_in), noise(f"up.{layer}.{projection}", width_out, 4)
         loras.setdefault(layer, {})[projection] = LowRank(down / 4, up / 4)
-    save_weights(tmp_path / "lora.safetensors", written(loras))
+    save_weights(folder / "lora.safetensors", written(loras))
+    return pipe
+
+
+def test_each_image_of_a_prompt_may_have_a_condition_of_its_own(tmp_path: Path) -> None:
+    """Two prompts with two images each, beside another condition with one picture for each prompt."""
+    pipe, flux, prompts = with_lora(tmp_path), CASES["flux"], ["a red fox", "a grey whale"]
+    pictures = [Image.new("RGB", (32, 32), (60 * number, 90, 200)) for number in range(4)]
+    others = [case.picture(case.OTHER_SPATIAL), case.picture(case.SPATIAL)]
+
+    def made(first: Any, second: Any, **call: Any) -> torch.Tensor:
+        pipe.clear_guidance()
+        for name, image in (("first", first), ("second", second)):
+            attach(pipe, tmp_path, weight_name="lora.safetensors", image=image, name=name)
+        return zoo_run(pipe, flux, **call)
+
+    together = made(pictures, others, prompt=prompts, num_images_per_prompt=2, generator=generators(0, 1, 2, 3))
+    for number in range(4):
+        call = {"prompt": prompts[number // 2], "generator": generators(number)}
+        alone = made(pictures[number], others[number // 2], **call)
+        torch.testing.assert_close(together[number : number + 1], alone, rtol=0, atol=1e-5)
+    call = {"prompt": prompts, "num_images_per_prompt": 2}
+    one, other = (made([*pictures[:3], last], others, **call) for last in (pictures[3], pictures[0]))
+    torch.testing.assert_close(one[:3], other[:3], rtol=0, atol=1e-5)
+    assert not torch.allclose(one[3], other[3], atol=1e-3)
+
+
+def test_one_fill_serves_all_images_of_a_prompt_and_all_steps(tmp_path: Path, fills: list[int]) -> None:
+    pipe, flux = with_lora(tmp_path), CASES["flux"]
     pictures = [case.picture(case.SPATIAL), case.picture(case.OTHER_SPATIAL)]
     attach(pipe, tmp_path, weight_name="lora.safetensors")
     zoo_run(pipe, flux, prompt=["a red fox", "a grey whale", "a red fox"])
@@ -207,10 +236,6 @@ def test_one_fill_serves_all_images_of_a_prompt_and_all_steps(tmp_path: Path, fi
     pipe.clear_guidance()
     fills.clear()
     attach(pipe, tmp_path, weight_name="lora.safetensors", image=pictures)
-
-    def generators(*seeds: int) -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(seed) for seed in seeds]
-
     prompts = ["a red fox", "a grey whale"]
     zoo_run(pipe, flux, prompt=prompts, num_images_per_prompt=2)
     assert fills == [2]
@@ -253,6 +278,8 @@ def test_positions_lie_over_the_image_or_below_it_in_fractions_of_a_token() -> N
     torch.testing.assert_close(spatial[1, 0], torch.tensor([0.0, 45 / 32, 0.0]), rtol=0, atol=0)
     torch.testing.assert_close(spatial[0, 31], torch.tensor([0.0, 0.0, 31 * 62 / 32]), rtol=0, atol=0)
     assert positions("subject", 32, image)[-1].tolist() == [0.0, 95.0, 31.0]
+    given = torch.tensor([[1.0, y, x] for y in range(90) for x in range(90)], dtype=torch.bfloat16)
+    assert torch.equal(positions("spatial", 32, torch.cat([image, given])).unflatten(0, (32, 32)), spatial)
 
 
 # -- siblings ----------------------------------------------------------------------------------------------------------
@@ -506,7 +533,7 @@ def test_a_wrong_parameter_is_refused_when_it_is_attached(
 
 def test_more_images_than_prompts_are_refused_before_any_denoiser_call(pipe: Any, loras: Path) -> None:
     attach(pipe, loras, image=[case.picture(case.SPATIAL)] * 3)
-    with pytest.raises(ParameterError, match="3 images for 1 prompts"):
+    with pytest.raises(ParameterError, match="3 images for 1 prompts; give one, or one for each prompt or image"):
         run(pipe)
 
 
