@@ -1,7 +1,7 @@
 # make demo      install into .venv, make a comparison sheet with the model that ships, print where it is
 # make test      install into .venv, check style and types, run the tests
 # make models    fetch the emoji and train the models and the controls on them into runs/; meant for a GPU
-# make evidence  measure every plug-in on the Fashion-MNIST model into docs/evidence.md; rows that are there are kept
+# make evidence  measure every plug-in on the models that ship into docs/evidence.md; rows that are there are kept
 # make docs      build the documentation into build/site/
 # make wheel     build the wheel into dist/
 #
@@ -75,6 +75,10 @@ WEAK := runs/evidence/weak/model
 evidence: $(TESTABLE)
 	$(TRAIN) base --steps 300 --batch-size 32 --warmup 30 --ema-decay 0.98 --output runs/evidence/weak $(GPU)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence --autocast --weak $(WEAK) --output docs/evidence
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence --model trimtab/emoji-sd --emoji $(EMOJI) --guidance-scale 1 \
+		--features trimtab/emoji-judge-category-1 --count 270 --batch 45 --autocast --output docs/evidence
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence_controls --turns 3
+	$(BIN)/python -m benchmarks.evidence --page --output docs/evidence
 
 docs: $(TESTABLE)
 	$(BIN)/python -m mkdocs build --strict

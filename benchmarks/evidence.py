@@ -2,7 +2,8 @@
 
     python -m benchmarks.evidence --autocast                    # all rows that are missing
     python -m benchmarks.evidence pag --autocast                # this row, anew
-    python -m benchmarks.evidence --model runs/emoji-sd --prompts prompts.txt --reference real --clip runs/emoji-clip
+    python -m benchmarks.evidence --model trimtab/emoji-sd --emoji runs/emoji.safetensors --guidance-scale 1
+    python -m benchmarks.evidence --model FOLDER --prompts prompts.txt --reference real --clip runs/emoji-clip
 
 Rows are measured by `trimtab.evaluation`, on images as `trimtab evaluate --class-balanced N` makes them, but in
 batches. Each row is kept as it comes, in a file a model, and the page is written from all files that there are. What
@@ -32,20 +33,19 @@ from trimtab.evaluation.sweep import Cell, measured_cell
 from trimtab.guidance import recipe
 from trimtab.guidance.errors import TrimtabError
 from trimtab.pipelines.fashion import REPOSITORY
-from trimtab.pipelines.fashion.data import load
 from trimtab.pipelines.generate import options, pictures
 from trimtab.pipelines.generate.batch import expand
 from trimtab.pipelines.generate.jobs import Job, plan_of, prepare
 from trimtab.pipelines.generate.request import Request
 from trimtab.pipelines.generate.samples import call_arguments, load_pipeline
 
+from .evidence_data import KNOWN, emoji, garments
 from .evidence_page import page
-from .images import to_bytes
 from .rows import Rows
 
 WEAK = "{weak}"
 """Stands for `--weak` in a setting."""
-NO_WEAK = "it needs a weaker version of the model; give its folder, --weak."
+NO_WEAK = "it needs a weaker version of the model; give its folder, --weak"
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,13 @@ COMPARISONS: Mapping[str, Comparison] = {
     "slg": Comparison(("slg:scale=1,start=0,stop=1",)),
 }
 """By plug-in. Those that need a network or weights of their own have benchmarks of their own; see the page."""
+OF_WORDS: Mapping[str, Comparison] = {
+    "cfg": Comparison(("cfg:scale=3",)),
+    "pag": Comparison(("pag:scale=1,layers=up",)),
+    "perp_neg": Comparison(("perp_neg:scale=3,negative_prompt=face",), ("cfg:scale=3,negative_prompt=face",)),
+}
+"""Those that are set otherwise on a model that takes text. What Perp-Neg improves on is the same negative prompt in
+classifier-free guidance, which takes apart what a prompt has in common with it."""
 
 
 class Measurement:
@@ -88,19 +95,19 @@ class Measurement:
         self.pipe = load_pipeline(self.base)
         self.pipe.set_progress_bar_config(disable=True)
         self.folder = args.cache / stem(args.model)
-        reference = args.reference
-        if reference is None and args.model == REPOSITORY:
-            reference = real(args.cache / f"real-{args.references}", args.references, args.data)
+        self.prompts, reference = args.prompts, args.reference
+        if args.emoji is not None:
+            place = args.cache / f"emoji-{stem(args.categories)}"
+            self.prompts, reference = emoji(place, args.emoji, args.categories, args.count)
+        elif reference is None and args.model == REPOSITORY:
+            reference = garments(args.cache / f"real-{args.references}", args.references, args.data)
         self.evaluation = Evaluation(reference, args.features, clip=args.clip, repetitions=args.repetitions)
 
     def __call__(self, comparison: Comparison) -> dict[str, Any]:
         """The row of one comparison."""
         before, after = (cell(texts, self.args.weak) for texts in (comparison.before, comparison.guidances))
         if WEAK in after.label:
-            return {
-                "setting": after.label,
-                "refused": "it needs a weaker version of the model; give its folder, --weak",
-            }
+            return {"setting": after.label, "refused": NO_WEAK}
         try:
             requests = {one.folder: self._requests(one) for one in (before, after)}
             plan_of(self.pipe, requests[after.folder][0])
@@ -113,9 +120,9 @@ class Measurement:
     def _requests(self, cell: Cell) -> list[Request]:
         """What a cell makes; its guidances are attached."""
         job = Job([self.base], [0], dict(cell.guidances))
-        count = None if self.args.prompts else self.args.count
+        count = None if self.prompts else self.args.count
         _, _, requests, files = prepare(
-            job, lambda pipe: expand(job, self.args.prompts, count, pipe)[: self.args.count], self.pipe
+            job, lambda pipe: expand(job, self.prompts, count, pipe)[: self.args.count], self.pipe
         )
         recipe.write_files(self.folder / cell.folder, files)
         return requests
@@ -175,22 +182,14 @@ def cell(texts: Sequence[str], weak: Path | None) -> Cell:
     return Cell(" + ".join(given) or "no guidance", {} if lacking else options.guidances(given))
 
 
-def real(folder: Path, count: int, data: str | None) -> Path:
-    """A folder of real test images for the Fashion-MNIST model, written where it is missing."""
-    for index, image in enumerate(to_bytes(load("t10k", data)[0][:count])):
-        file = folder / f"{index:05}.png"
-        if not file.is_file():
-            pictures.save(Image.fromarray(image[0].numpy()), file, {"dataset": "Fashion-MNIST t10k", "index": index})
-    return folder
-
-
 def measure(rows: Rows, args: argparse.Namespace, command: Callable[[str], str]) -> None:
     """Fill the rows that are missing or were refused, and those that are named; each says what repeats it."""
     wanted = args.names or [name for name in COMPARISONS if "after" not in rows.get(name, {})]
     measurement = Measurement(args) if wanted else None
+    comparisons = {**COMPARISONS, **(OF_WORDS if args.prompts or args.emoji else {})}
     for name in tqdm(wanted, desc="rows"):
         assert measurement is not None
-        rows[name] = {**measurement(COMPARISONS[name]), "command": command(name)}
+        rows[name] = {**measurement(comparisons[name]), "command": command(name)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -202,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default=REPOSITORY, help="a folder or repository")
     parser.add_argument("--count", type=int, default=500, help="images a row")
     parser.add_argument("--prompts", type=Path, help="for a model that takes text: a prompt a line")
+    parser.add_argument("--emoji", type=Path, help="the packed emoji: prompts and references are its held-out drawings")
+    parser.add_argument("--categories", default=KNOWN, help="of these, with commas between")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps")
     parser.add_argument("--guidance-scale", type=float, help="the pipeline's own, which every row has; 1 for none")
     parser.add_argument("--batch", type=int, default=50, help="images at once")
@@ -215,18 +216,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--timed", type=int, default=10, help="images of a turn whose time is taken")
     parser.add_argument("--turns", type=int, default=5, help="whose times are taken")
     parser.add_argument("--data", help="folder of the four IDX files")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page from what is there")
     parser.add_argument("--cache", type=Path, default=Path("runs/evidence"), help="folder of the images")
     parser.add_argument("--output", type=Path, default=Path("runs/evidence/evidence"), help="writes OUTPUT.md, OUTPUT/")
     given = sys.argv[1:] if arguments is None else list(arguments)
     args = parser.parse_args(given)
     if unknown := set(args.names) - set(COMPARISONS):
         parser.error(f"{', '.join(sorted(unknown))}: no row; allowed: {', '.join(COMPARISONS)}.")
-    apart = ("names", "data", "cache", "output", "weak", "timed", "turns")
+    apart = ("names", "data", "cache", "output", "weak", "timed", "turns", "page")
     settings = {name: value for name, value in vars(args).items() if name not in apart}
-    settings |= {name: str(settings[name]) for name in ("prompts", "reference") if settings[name] is not None}
+    settings |= {name: str(settings[name]) for name in ("prompts", "reference", "emoji") if settings[name] is not None}
+    if args.emoji is None:  # rows that were measured before there was this option stay
+        settings = {name: value for name, value in settings.items() if name not in ("emoji", "categories")}
     file = args.output / f"{stem(args.model)}.json"
     how = [word for word in given if word not in args.names]
-    measure(Rows(file, settings), args, lambda name: shlex.join(["python", "-m", "benchmarks.evidence", name, *how]))
+    if not args.page:
+        measure(
+            Rows(file, settings), args, lambda name: shlex.join(["python", "-m", "benchmarks.evidence", name, *how])
+        )
     args.output.with_suffix(".md").write_text(page(args.output, COMPARISONS))
     print(args.output.with_suffix(".md"))
 
