@@ -169,6 +169,8 @@ def _post(source: str, folder: str, allow_pth: bool, hub: HubOptions) -> tuple[P
     if sources.find(source, f"{folder}{POST}", **hub) is not None:
         loaded = load_weights(source, weight_name=f"{folder}{POST}", **hub)
         return loaded.path, loaded.tensors
+    if not folder and (models := _models(source, hub)):
+        raise WeightsError(f"{source} has its models in folders; choose one with model=: {', '.join(models)}.")
     if not allow_pth:
         raise WeightsError(
             f"{source}: there is no {folder}{POST}. If there is a {PICKLED}, write the other from it: "
@@ -176,6 +178,12 @@ def _post(source: str, folder: str, allow_pth: bool, hub: HubOptions) -> tuple[P
         )
     path = sources.fetch(source, f"{folder}{PICKLED}", **hub)
     return path, posts_from_pickle(path)
+
+
+def _models(source: str, hub: HubOptions) -> list[str]:
+    """The folders of the models in a source."""
+    names = (name.rpartition("/") for kind in (POST, PICKLED) for name in sources.list_files(source, kind, **hub))
+    return sorted({folder for folder, _, file in names if folder and file in (POST, PICKLED)})
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from trimtab.adapters.unicon.inputs import Inputs, _on_own
 from trimtab.adapters.unicon.partner import Partner
 from trimtab.adapters.weights import save_weights
 from trimtab.cli import main
-from trimtab.guidance.errors import ConflictError, ParameterError, UnsupportedPipelineError, WeightsError
+from trimtab.guidance.errors import ConflictError, ParameterError, SourceError, UnsupportedPipelineError, WeightsError
 from trimtab.guidance.plugins.joint import Joint
 from trimtab.pipelines.denoiser import Denoiser
 
@@ -436,6 +436,14 @@ def test_a_pickle_is_read_only_where_that_is_asked_for(published: Path) -> None:
         attach(pipe, published)
     attach(pipe, published, allow_pth=True)
     close(run(pipe), EXPECTED["condition"][:1])
+
+
+def test_the_models_of_a_folder_are_named_where_none_is_chosen(models: Path, published: Path, tmp_path: Path) -> None:
+    for folder in (models, published):
+        with pytest.raises(WeightsError, match=r"choose one with model=: depth"):
+            build().add_guidance("joint", weights=str(folder), image="depth.png")
+    with pytest.raises(SourceError, match="no file or folder"):
+        build().add_guidance("joint", weights=str(tmp_path / "nowhere"), image="depth.png")
 
 
 def test_a_pickle_with_more_than_tensors_is_not_read(published: Path) -> None:
