@@ -112,7 +112,7 @@ class Conditions:
 
     def _are_both(self, roles: Sequence[set[str]], known: Sequence[tuple[str, torch.Tensor]]) -> bool:
         """Whether prompt and negative prompt are one, in a call that holds both."""
-        prompts = next(len(tensor) for role, tensor in known if role == "cond" and tensor.ndim)
+        prompts = next((len(tensor) for role, tensor in known if role == "cond" and tensor.ndim), 0)
         return (
             has_cfg(self._pipe, self._call_arguments)
             and len(roles) == 2 * prompts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from zoo import CASES, run
 
 import trimtab
+from trimtab.pipelines.conditions import Conditions
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
@@ -35,3 +37,11 @@ def test_no_embedding_is_kept_that_the_pipeline_has_let_go_of(name: str) -> None
     result = run(pipe, case, negative_prompt="sharp", callback_on_step_end=check)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     assert kept
+
+
+def test_rows_of_a_call_before_any_prompt_is_encoded_have_no_roles_yet() -> None:
+    """As of unCLIP's prior, and where `encode_prompt` returns nothing that is called a prompt (Stable Audio)."""
+    pipe: Any = CASES["sd15"].build()
+    with ExitStack() as stack:
+        conditions = Conditions(pipe, {}, stack)
+        assert conditions.roles(pipe.unet, {"encoder_hidden_states": torch.zeros(2, 4, 8)}, 2) is None
