@@ -152,6 +152,12 @@ class Clocks:
         clock = self._clocks.get(id(self._consumer(module)))
         return clock.unscaled if clock is not None else None
 
+    def forget_unscaled(self, module: nn.Module) -> None:
+        """Let go of it, as the pipeline has, where nothing needs it in this denoiser's call."""
+        clock = self._clocks.get(id(self._consumer(module)))
+        if clock is not None:
+            clock.unscaled = None
+
     def _consumer(self, module: nn.Module) -> Any:
         """The scheduler that consumes what a denoiser returns, if that is known."""
         return self._consumers.get(id(module), self.schedulers[0] if len(self.schedulers) == 1 else None)

@@ -55,7 +55,7 @@ class Family:
         joint = any(is_joint(attention) for attention in self.attentions.values())
         return "mmdit" if joint else "dit"
 
-    @property
+    @cached_property
     def pictures(self) -> bool:
         """Whether its sample is laid out in rows and columns: not packed into tokens, and no video."""
         takes = set(inspect.signature(type(self.module).forward).parameters)

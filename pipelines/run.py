@@ -152,6 +152,8 @@ class GuidedRun:
         step = self.clocks.at_call(module, args, kwargs)
         self.hooks.check(step, args, kwargs)
         acting = self.hooks.acting(step) if step is not None else {}
+        if not self._row_delta.applies(denoiser, acting, 1 if {"cond", "uncond"} <= {*(roles or ())} else 2):
+            self.clocks.forget_unscaled(module)
         for name, guidance in acting.items():
             assert step is not None
             for branch in extra_of(self.hooks.wanted({name: guidance}, step), self.own):
@@ -184,9 +186,8 @@ class GuidedRun:
         step = clock.step()
         acting = self.hooks.acting(step)
         sample = given["sample"]
-        if self._served and is_beside(self._calls, given["model_output"], sample):
-            return original(*bound.args, **bound.kwargs)
-        if only_converts(self._calls, given["model_output"], sample):
+        beside = bool(self._served) and is_beside(self._calls, given["model_output"], sample)
+        if beside or only_converts(self._calls, given["model_output"], sample):
             return original(*bound.args, **bound.kwargs)
         converted = is_converted(given)
         if converted and id(scheduler) in self._served:

@@ -72,8 +72,8 @@ def test_the_ways_are_measured_side_by_side() -> None:
     assert set(GOALS) - found.keys() == for_sdxl
     ours, theirs = found["CFG + PAG"], found["CFG + PAG, Diffusers' PAG pipeline"]
     assert ours.flops < theirs.flops
-    own_inputs = 2 * (4 * 8 * 8 + 7 * 16) * 4  # which are held as they came and as the pipeline made them
-    assert ours.peak <= theirs.peak + 2 * own_inputs
+    own_inputs = 2 * (4 * 8 * 8 + 7 * 16) * 4  # which the pipeline holds while it is asked for more rows
+    assert ours.peak <= theirs.peak + own_inputs + 64  # and a few numbers
     assert found["guidable, nothing attached, CFG"].flops == found["stock pipeline, CFG"].flops
     # Four rows, but for the map that PAG does not compute.
     four, two = found["CFG + PAG + SEG, a call each, as guiders do"].flops, found["stock pipeline, CFG"].flops
