@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,3 +91,9 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
+
+
+def living_tensors() -> int:
+    """How many tensors there are that something still refers to."""
+    gc.collect()
+    return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())

@@ -49,7 +49,8 @@ class GraphMeter:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Count what autograd saves within the block."""
-        with torch.autograd.graph.saved_tensors_hooks(self.add, lambda tensor: tensor):
+        # An output that its own node saved as it is would keep itself, and the graph with it, for ever.
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: self.add(saved).detach(), lambda saved: saved):
             yield
 
 

@@ -17,7 +17,7 @@ from ...guidance.errors import GuidanceRuntimeError, ParameterError, RecipeError
 from ...guidance.parameters import fields_of
 from .. import strategies
 from ..fingerprint import of_class
-from ..stages import moves_generators
+from ..stages import living_tensors, moves_generators
 from ..subject import ROUNDING, Subject, changes, percent, relative, state_of
 
 
@@ -88,6 +88,21 @@ def test_it_remembers_no_run(subjects: Sequence[Subject], memory: dict[str, str]
             f"runs have left something for the next ones:\n{found}",
             "Keep what you compute in run.state, which is new in each run; not in globals or on the class. Where it is "
             "what no run changes, such as a loaded network, say so: Example(exempt={'memory': 'why'}).",
+        )
+
+
+def test_it_leaves_no_tensors(subject: Subject) -> None:
+    """A second run leaves as many tensors alive as the first: else memory runs out after some hundreds of images."""
+    pipe = subject.guided()
+    subject.run(pipe)
+    before = living_tensors()
+    subject.run(pipe)
+    if (left := living_tensors() - before) > 0:
+        subject.fail(
+            "clean undo",
+            f"a run left {left} tensors alive that the run before it had not.",
+            "Keep tensors in run.state, which goes with its run. A saved_tensors_hooks that returns what it is given "
+            "keeps a whole gradient graph alive; return tensor.detach().",
         )
 
 

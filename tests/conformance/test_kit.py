@@ -119,6 +119,26 @@ def test_what_is_kept_on_the_plug_in_fails_the_undo(check: Callable[..., Report]
         assert "test.hoarding.seen was added" in message and "Keep what you compute in run.state" in message
 
 
+@dataclass
+class Saving(Guidance):
+    """Saves what its gradient needs as it is, so that a node's output keeps the node."""
+
+    name: ClassVar[str] = "test.saving"
+
+    scale: float = parameter(1.0, "Strength.", ge=0, off=0.0)
+
+    def loss(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+            return self.scale * x0.flatten(1).logsumexp(1)
+
+
+def test_a_graph_that_outlives_its_run_is_found(check: Callable[..., Report]) -> None:
+    failed = check(Saving, None, "-k", "tensors or undoes")
+    assert set(failed) == {"it_leaves_no_tensors"}
+    assert re.search(r"a run left \d+ tensors alive", failed["it_leaves_no_tensors"])
+    assert "return tensor.detach()" in failed["it_leaves_no_tensors"]
+
+
 FIRST: dict[str, torch.Tensor] = {}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -103,6 +105,29 @@ def test_several_losses_share_one_decoding_and_one_backward(kind: type[Brightnes
     assert (decoder.forward, decoder.backward) == (steps, steps)
     assert (unet.forward, unet.backward) == (steps, steps if kind is Through else 0)
     close(apart, outputs("sd15", kind(weight=50.0)))
+
+
+@dataclass
+class Softened(Guidance):
+    """`log sum exp` of the softplus, whose nodes save what they return; a backward pass needs it."""
+
+    left: ClassVar[list[weakref.ref[torch.Tensor]]] = []
+
+    def loss(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
+        softened = torch.nn.functional.softplus(x0.flatten(1))
+        value = softened.logsumexp(1)
+        self.left.extend([weakref.ref(softened), weakref.ref(value)])
+        return value
+
+
+@pytest.mark.parametrize("through", ["x0", "x_t"])
+def test_no_graph_outlives_its_step(through: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Softened, "differentiate", through)
+    monkeypatch.setattr(Softened, "left", [])
+    outputs("sd15", Softened())
+    assert len(Softened.left) > 2
+    gc.collect()
+    assert not [one for one in Softened.left if one() is not None]
 
 
 def test_a_reshaped_gradient_is_taken_alone() -> None:
