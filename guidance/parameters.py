@@ -15,6 +15,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -135,7 +136,7 @@ def check_value(plugin: str, owner: type, name: str, value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value in one line; of a tensor or an image its kind and size, of a module its class."""
+    """A value in one line; of a tensor, an array or an image its kind and size, of a module its class."""
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         items, single = ", ".join(map(shown, value)), "," if len(value) == 1 else ""
         return f"[{items}]" if isinstance(value, list) else f"({items}{single})"
@@ -143,8 +144,9 @@ def shown(value: Any) -> str:
         return "{" + ", ".join(f"{key!r}: {shown(item)}" for key, item in value.items()) + "}"
     if isinstance(value, torch.nn.Module):
         return f"<{type(value).__name__}>"
-    if isinstance(value, torch.Tensor):
-        return f"<{str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)}>"
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        kind = "tensor" if isinstance(value, torch.Tensor) else "array"
+        return f"<{str(value.dtype).removeprefix('torch.')} {kind} {list(value.shape)}>"
     if isinstance(value, Image.Image):
         return f"<{value.mode} image {value.width}x{value.height}>"
     return repr(value)

@@ -26,7 +26,9 @@ from ..guidance.files import replacing
 from .generate import jobs, pictures
 from .generate.jobs import Job
 from .generate.samples import call_arguments
+from .graph import GraphMeter
 from .guided import stock_class
+from .latents import ImageSpace
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,7 @@ def invert(pipe: Any, image: Image.Image, prompt: str | None, **call: Any) -> to
     height, width = (side * pipe.vae_scale_factor for side in _shape(pipe, call)[2:])
     pixels = pipe.image_processor.preprocess(image, height=height, width=width)
     with torch.no_grad():
-        latents = pipe.vae.encode(pixels.to(pipe._execution_device, pipe.vae.dtype)).latent_dist.mode()
-    latents = latents * pipe.vae.config.scaling_factor
+        latents = ImageSpace(pipe, {}, GraphMeter()).encode(pixels.to(pipe._execution_device)).to(pipe.unet.dtype)
     scheduler = pipe.scheduler
     pipe.scheduler = DDIMInverseScheduler.from_config(scheduler.config, clip_sample=False)
     try:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -141,8 +142,8 @@ def test_printed_it_is_one_line_whatever_it_holds() -> None:
 
         held: Any = parameter(None, "Anything.")
 
-    held = (torch.zeros(3, 64, 64), [Image.new("L", (8, 9))], {"net": torch.nn.ReLU()}, 0.5, "a")
+    held = (torch.zeros(3, 64, 64), [Image.new("L", (8, 9))], {"net": torch.nn.ReLU()}, np.zeros((9, 8)), "a")
     assert repr(Holder(held=held, start=0.1)).endswith(
         "Holder(start=0.1, stop=1.0, sigma_max=inf, sigma_min=0.0, "
-        "held=(<float32 tensor [3, 64, 64]>, [<L image 8x9>], {'net': <ReLU>}, 0.5, 'a'))"
+        "held=(<float32 tensor [3, 64, 64]>, [<L image 8x9>], {'net': <ReLU>}, <float64 array [9, 8]>, 'a'))"
     )

@@ -66,6 +66,20 @@ def test_an_inverted_image_comes_back() -> None:
     assert (again - latents).abs().max() < 0.05 * latents.abs().max()
 
 
+def test_an_autoencoder_that_overflows_in_half_precision_encodes_in_float32() -> None:
+    """As the one of Stable Diffusion XL does."""
+    noises = []
+    for factor in (1.0, 1e3):
+        pipe = trimtab.guide(CASES["sd15"].build())
+        with torch.no_grad():
+            pipe.vae.encoder.conv_in.weight.mul_(factor)
+            pipe.vae.encoder.conv_in.bias.mul_(factor)
+        pipe.vae.half()
+        pipe.vae.register_to_config(force_upcast=True)
+        noises.append(invert(pipe, picture(32), "a fox", num_inference_steps=2))
+    assert torch.isfinite(noises[1]).all() and not torch.equal(*noises)
+
+
 def test_an_image_is_inverted_without_the_guidances_that_are_attached() -> None:
     pipe = trimtab.guide(CASES["sd15"].build())
     alone = invert(pipe, picture(32), "a fox", num_inference_steps=2)
