@@ -27,8 +27,9 @@ import torch
 
 from .branch import Branch, Predictions
 from .errors import ParameterError
-from .parameters import check_value, fields_of, parameter, shown, unknown_parameter
+from .parameters import check_value, fields_of, parameter, unknown_parameter
 from .run import Run, Step
+from .wording import shown
 
 API_VERSION = "1.0"
 

@@ -15,8 +15,9 @@ from .base import Guidance
 from .blocking import blocked_by
 from .contract import HOOKS
 from .errors import PluginError
-from .parameters import default_of, describe_range, fields_of, in_words, off_values, types_of
+from .parameters import default_of, fields_of, off_values, types_of
 from .registry import describe
+from .wording import describe_range, in_words
 
 _HELPERS = frozenset({"setup", "with_respect_to", "reshape_gradient", "repeats", "teardown"})
 """Hooks that are no phase of a step; a table leaves them out beside others."""

@@ -15,11 +15,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from .errors import ParameterError, did_you_mean
+from .wording import describe_range, in_words, kind_of, shown
 
 
 def parameter(
@@ -83,35 +83,6 @@ def off_values(owner: type) -> dict[str, Any]:
     return {name: field.metadata["off"] for name, field in fields.items() if field.metadata["off"] is not None}
 
 
-def describe_range(field: dataclasses.Field[Any]) -> str:
-    """The allowed values in words: `>= 0`, `0 to 1`, `one of 'a', 'b'`."""
-    spec = field.metadata
-    if spec["choices"] is not None:
-        return "one of " + ", ".join(repr(choice) for choice in spec["choices"])
-    if spec["ge"] is not None and spec["le"] is not None:
-        return f"{spec['ge']:g} to {spec['le']:g}"
-    if spec["ge"] is not None:
-        return f">= {spec['ge']:g}"
-    if spec["le"] is not None:
-        return f"<= {spec['le']:g}"
-    return "any"
-
-
-def in_words(hint: Any) -> str:
-    """A type in words: `float or None`, `one of 'a', 'b'`, `tuple of str`."""
-    kind, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is type(None):
-        return "None"
-    if kind in (typing.Union, types.UnionType):
-        return " or ".join(map(in_words, args))
-    if kind is typing.Literal:
-        return "one of " + ", ".join(map(repr, args))
-    if not args:
-        return getattr(hint, "__name__", str(hint))
-    items = [in_words(arg) for arg in args if arg is not ...]
-    return f"{getattr(kind, '__name__', kind)} of " + ", ".join(f"({i})" if " or " in i else i for i in items)
-
-
 def unknown_parameter(plugin: str, name: str, owner: type) -> ParameterError:
     """The error for a parameter that the plug-in does not have."""
     known = sorted(fields_of(owner))
@@ -133,23 +104,6 @@ def check_value(plugin: str, owner: type, name: str, value: Any) -> Any:
         ending = "." if allowed == "any" else f"; allowed: {allowed}."
         raise ParameterError(f"{plugin}: {name}={shown(value)} {why}{ending}") from None
     return converted
-
-
-def shown(value: Any) -> str:
-    """A value in one line; of a tensor, an array or an image its kind and size, of a module its class."""
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        items, single = ", ".join(map(shown, value)), "," if len(value) == 1 else ""
-        return f"[{items}]" if isinstance(value, list) else f"({items}{single})"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {shown(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, torch.nn.Module):
-        return f"<{type(value).__name__}>"
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        kind = "tensor" if isinstance(value, torch.Tensor) else "array"
-        return f"<{str(value.dtype).removeprefix('torch.')} {kind} {list(value.shape)}>"
-    if isinstance(value, Image.Image):
-        return f"<{value.mode} image {value.width}x{value.height}>"
-    return repr(value)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -225,7 +179,7 @@ def _convert(value: Any, hint: Any) -> Any:
         return {_convert_item(key, key_hint): _convert_item(item, item_hint) for key, item in value.items()}
     elif kind is Any or (isinstance(kind, type) and kind is not Sequence and isinstance(value, kind)):
         return value
-    raise ValueError(f"is {_kind(value)}, not {in_words(hint)}")
+    raise ValueError(f"is {kind_of(value)}, not {in_words(hint)}")
 
 
 def _convert_item(value: Any, hint: Any) -> Any:
@@ -248,7 +202,7 @@ def _convert_union(value: Any, hints: Sequence[Any]) -> Any:
             reasons.append(why)
     if exact or isinstance(value, bool):
         raise reasons[0]
-    raise ValueError(f"is {_kind(value)}, not {' or '.join(map(in_words, hints))}")
+    raise ValueError(f"is {kind_of(value)}, not {' or '.join(map(in_words, hints))}")
 
 
 def _kinds_of(hint: Any) -> set[Any]:
@@ -256,8 +210,3 @@ def _kinds_of(hint: Any) -> set[Any]:
     if typing.get_origin(hint) is typing.Literal:
         return {type(choice) for choice in typing.get_args(hint)}
     return {typing.get_origin(hint) or hint}
-
-
-def _kind(value: Any) -> str:
-    name = type(value).__name__
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"

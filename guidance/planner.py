@@ -10,8 +10,8 @@ from diffusers.guiders import BaseGuidance
 from .base import Guidance
 from .branch import COND, UNCOND, Branch
 from .guiders import describe
-from .parameters import shown
 from .run import Step
+from .wording import shown
 
 HOOKS = ("branches", "delta", "project", "guide_x0", "loss", "renoise", "after_step")
 

@@ -14,8 +14,9 @@ from packaging.version import InvalidVersion, Version
 from ..base import API_VERSION, Guidance
 from ..contract import api_number
 from ..errors import PluginError, RecipeError, UnknownGuidanceError
-from ..parameters import check_value, fields_of, shown, types_of, unknown_parameter
+from ..parameters import check_value, fields_of, types_of, unknown_parameter
 from ..registry import find, identify, plugins, warn_if_deprecated
+from ..wording import shown
 from .values import Fetch, check_depth, comes_back, decode, encode
 
 FORMAT = 1

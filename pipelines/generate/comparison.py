@@ -11,7 +11,8 @@ from PIL import Image
 from ...guidance import recipe
 from ...guidance.base import Guidance
 from ...guidance.errors import ParameterError
-from ...guidance.parameters import fields_of, same, shown
+from ...guidance.parameters import fields_of, same
+from ...guidance.wording import shown
 from .pictures import Row, sheet
 from .request import Request
 from .samples import attach, generate

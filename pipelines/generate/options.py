@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from ...guidance import registry
 from ...guidance.base import Guidance
 from ...guidance.errors import ParameterError
-from ...guidance.parameters import describe_range, fields_of, in_words, types_of, unknown_parameter
+from ...guidance.parameters import fields_of, types_of, unknown_parameter
+from ...guidance.wording import describe_range, in_words
 
 _LARGEST_SEED = 2**63 - 1
 _MOST_SEEDS = 100_000

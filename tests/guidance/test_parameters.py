@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from trimtab.guidance.base import Guidance
 from trimtab.guidance.errors import ParameterError
-from trimtab.guidance.parameters import check_value, describe_range, fields_of, off_values, parameter
+from trimtab.guidance.parameters import check_value, fields_of, off_values, parameter
+from trimtab.guidance.wording import describe_range
 
 
 @dataclass
