@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +11,9 @@ import torch
 
 from ..base import Guidance
 from ..parameters import parameter
-from ..run import Step
+from ..run import Run, Step
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,6 +44,18 @@ class DynamicThreshold(Guidance):
         math.inf, "Largest s, as `sample_max_value` of Diffusers' schedulers; b makes it plain clipping.", ge=0,
         finite=False,
     )  # fmt: skip
+
+    def setup(self, run: Run) -> None:
+        run.check_step(self.check)
+
+    def check(self, step: Step) -> None:
+        """Say that a bound of pixels is none of latents."""
+        if self.bound == 1 and not step.in_pixels:
+            logger.warning(
+                "%s: bound=1 is the range of pixels, and this model's samples are latents, which reach further; give "
+                "the largest value that is natural for them, or leave it out.",
+                self.label,
+            )
 
     def guide_x0(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
         if math.isinf(self.bound):

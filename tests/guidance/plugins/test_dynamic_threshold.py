@@ -55,6 +55,14 @@ def test_the_bound_is_the_range_of_clean_data() -> None:
     close(DynamicThreshold(bound=2.0).guide_x0(STEP, x0), 2.0 * DynamicThreshold().guide_x0(STEP, x0 / 2.0), 1e-6)
 
 
+@pytest.mark.parametrize(("name", "bound", "said"), [("sd15", 1.0, True), ("sd15", 4.0, False), ("ddpm", 1.0, False)])
+def test_a_bound_of_pixels_on_latents_is_named(
+    name: str, bound: float, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    guided(name, "dynamic_threshold", {"bound": bound})
+    assert ("dynamic_threshold: bound=1 is the range of pixels" in caplog.text) == said
+
+
 @pytest.mark.parametrize("name", ["sd15", "dit", "flux", "sd3", "wan"])
 def test_on_every_kind_of_denoiser_it_acts_at_no_cost(name: str) -> None:
     thresholded = guided(name, "dynamic_threshold", {"ratio": 0.8, "bound": 0.5})
