@@ -53,8 +53,9 @@ def test_make_models_makes_all_models(
             monkeypatch.setattr("sys.argv", arguments[1:])
             runpy.run_module(arguments[1], run_name="__main__")
         else:
+            AcceleratorState._reset_state(True)  # for `make` each is a process of its own
             assert cli.main([*arguments, "--steps", "1", "--batch-size", "2", "--accumulate", "1"]) == 0
-            AcceleratorState._reset_state(True)  # each is a process of its own
+    AcceleratorState._reset_state(True)
     flux = trimtab.GuidedPipeline.from_pretrained("runs/emoji-flux/model")
     flux.add_guidance(
         "easycontrol", weights="runs/emoji-easycontrol/easycontrol.safetensors", image=picture(64), cond_size=64
