@@ -75,7 +75,7 @@ def advice(listing: Mapping[str, Any]) -> list[str]:
         return []
     cls = describe(listing["name"]).load()
     lacking = []
-    if not set(listing["phases"]) - _HELPERS:
+    if not set(listing["phases"]) - (_HELPERS - {"setup"}):
         lacking.append(f"It overrides no phase, so it does nothing; is a hook misspelt? There are: {', '.join(HOOKS)}.")
     if not _doc(cls):
         lacking.append("Write a docstring: what it does, its equation, its paper.")

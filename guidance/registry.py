@@ -6,8 +6,10 @@ The entry point's name is the plug-in's. Names without a dot are this package's 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -66,7 +68,10 @@ class Plugin:
         # Python's import lock makes the import happen once. Holding ours meanwhile could deadlock with a module that
         # registers something while another thread imports it.
         try:
-            cls = check_contract(self.name, EntryPoint(self.name, self.value, GROUP).load())
+            # What its module prints is none of the output of whoever lists it.
+            with contextlib.redirect_stdout(sys.stderr):
+                found = EntryPoint(self.name, self.value, GROUP).load()
+            cls = check_contract(self.name, found)
             check_name(self.name, cls)
         except PluginError as error:
             raise PluginError(f"Plug-in {self} cannot be used. {error}") from None

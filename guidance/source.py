@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypedDict, Unpack
 
@@ -104,6 +105,25 @@ def fetch(source: str | os.PathLike[str], name: str, largest: int | None = None,
         raise
     except (OSError, ValueError, TRANSPORT) as error:
         raise _explained(error, str(source), name, hub) from error
+
+
+def fetch_folder(source: str | os.PathLike[str], patterns: Sequence[str], **hub: Unpack[HubOptions]) -> Path:
+    """The local folder of a source, with those of its files that match.
+
+    Args:
+        source: a folder, or `"owner/repository"`.
+        patterns: such as `"*.json"`.
+        **hub: see `HubOptions`.
+
+    Raises:
+        SourceError: see `fetch`.
+    """
+    if not is_repository(source):
+        return Path(located(source))
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=list(patterns), **hub))
+    except (OSError, ValueError, TRANSPORT) as error:
+        raise _explained(error, str(source), ", ".join(patterns), hub) from error
 
 
 def find(source: str | os.PathLike[str], name: str, **hub: Unpack[HubOptions]) -> Path | None:

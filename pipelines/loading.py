@@ -22,6 +22,8 @@ from .guided import guide
 INDEX = "model_index.json"
 LARGEST_CONFIG = 2**24
 """The most bytes of a configuration file; the largest real ones, with names of 22,000 classes, have a tenth of it."""
+LARGEST_JSON = 2**27
+"""Of any other JSON file; the largest vocabularies of tokenizers have a quarter of it."""
 
 
 class GuidedPipeline:
@@ -59,15 +61,20 @@ class GuidedPipeline:
             if sources.is_repository(source):
                 hub = _hub_options(options)
                 index = sources.fetch(source, INDEX, LARGEST_CONFIG, **hub)
-                _check_config(index)
+                _check_json(index)
                 # The branch may move on meanwhile.
                 hub["revision"] = options["revision"] = sources.commit_of(index)
-                folder = Path(DiffusionPipeline.download(source, **options))
-            for config in sorted(folder.rglob("*.json")):
-                if config.name == INDEX or config.name.endswith("config.json"):
-                    _check_config(config)
-            kind = ClassConditionalPipeline if is_class_conditional(folder) else DiffusionPipeline
-            pipe = guide(kind.from_pretrained(source, **options))
+                if is_class_conditional(index.parent):
+                    # Diffusers would take the names of classes in its index for those of components.
+                    folder = sources.fetch_folder(source, ("*.json", "*.safetensors"), **hub)
+                else:
+                    folder = Path(DiffusionPipeline.download(source, **options))
+            for file in sorted(folder.rglob("*.json")):
+                _check_json(file)
+            if is_class_conditional(folder):
+                pipe = guide(ClassConditionalPipeline.from_pretrained(folder, **options))
+            else:
+                pipe = guide(DiffusionPipeline.from_pretrained(source, **options))
         except OSError as error:
             if options["use_safetensors"] and "safetensors" in str(error):
                 raise UnsupportedPipelineError(
@@ -128,11 +135,21 @@ def _check_pinned(argument: str, revision: object, repository: str | os.PathLike
         )
 
 
-def _check_config(path: Path) -> None:
-    """Refuse a configuration that would use up memory or stack before it is known to be one."""
-    if (size := path.stat().st_size) > LARGEST_CONFIG:
-        raise UnsupportedPipelineError(f"{path} has {size:,} bytes; allowed: at most {LARGEST_CONFIG:,}.")
+def _check_json(path: Path) -> None:
+    """Refuse a file that would use up memory or stack before it is known to be what it should."""
+    settings = path.name == INDEX or path.name.endswith("config.json")
+    largest = LARGEST_CONFIG if settings else LARGEST_JSON
+    if (size := path.stat().st_size) > largest:
+        raise UnsupportedPipelineError(f"{path} has {size:,} bytes; allowed: at most {largest:,}.")
     try:
-        check_depth(json.loads(path.read_bytes()))
-    except (ValueError, RecursionError) as error:
-        raise UnsupportedPipelineError(f"{path} is no JSON that a configuration can be: {error}.") from error
+        content = json.loads(path.read_bytes())
+        if settings:
+            check_depth(content)
+    except ValueError as error:
+        if settings:
+            raise UnsupportedPipelineError(f"{path} is no JSON that a configuration can be: {error}.") from error
+        return
+    except RecursionError as error:
+        raise UnsupportedPipelineError(f"{path} is no JSON that a model can be made of: {error}.") from error
+    if settings and not isinstance(content, dict):
+        raise UnsupportedPipelineError(f"{path} is a JSON {type(content).__name__}; needed: names with their values.")

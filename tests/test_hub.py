@@ -31,6 +31,7 @@ from trimtab.adapters.unicon.train import UniConSettings, UniConTraining
 from trimtab.adapters.weights import load_weights
 from trimtab.guidance import pins, recipe
 from trimtab.guidance.registry import create
+from trimtab.guidance.shipped import located
 
 TENSORS = {"up": torch.arange(6.0), "down": torch.ones(2, 2)}
 RECIPE = json.dumps(recipe.dump({"pag": trimtab.guidance.registry.create("pag", scale=2.0)})).encode()
@@ -316,6 +317,35 @@ def test_a_weaker_model_of_a_revision_and_the_commit_of_it_in_a_recipe(hub: Hub,
     """
     lines = session(hub, tmp_path / "home", script).splitlines()
     assert [line for line in lines if line in ("True", "False")] == ["True"] * 4
+
+
+def test_the_classes_of_a_class_conditional_model_are_not_taken_for_its_components(hub: Hub, tmp_path: Path) -> None:
+    files = files_of(Path(str(located("trimtab/fashion"))))
+    hub.add("owner/garments", files)
+    bomb = b'{"a":' * 50_000
+    for name, changed in (
+        ("list", {"model_index.json": b"[1]"}),
+        ("empty", {"unet/config.json": b"[]"}),
+        ("deep", {"unet/names.json": bomb}),
+    ):
+        hub.add(f"owner/{name}", {**files, **changed})
+    script = """
+        from trimtab import GuidedPipeline, TrimtabError
+        for name in ("garments", "list", "empty", "deep"):
+            try:
+                pipe = GuidedPipeline.from_pretrained(f"owner/{name}")
+            except TrimtabError as error:
+                print(name, "|", error)
+            else:
+                pipe.set_progress_bar_config(disable=True)
+                print(name, "|", pipe("Bag", num_inference_steps=1).images[0].size)
+    """
+    whole, listed, empty, deep = session(hub, tmp_path / "home", script).splitlines()
+    assert whole == "garments | (32, 32)"
+    assert "model_index.json is a JSON list; needed: names with their values" in listed
+    assert "unet/config.json is a JSON list" in empty and "unet/names.json is no JSON that a model" in deep
+    alone = script.replace('"list", "empty", "deep"', "")
+    assert session(hub, tmp_path / "home", alone, HF_HUB_OFFLINE="1").splitlines() == [whole]
 
 
 def test_pipelines_online_and_then_offline(hub: Hub, tmp_path: Path) -> None:

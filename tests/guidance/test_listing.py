@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.guidance import registry
 from trimtab.guidance.blocking import set_blocked
 from trimtab.guidance.errors import UnknownGuidanceError
 from trimtab.guidance.listing import advice, details, report, sheet, status, table
@@ -73,6 +74,22 @@ def test_advice_names_each_thing_that_is_lacking(provide: Provide, tilt: Path) -
     (cost,) = advice(status("acme.tilt"))
     assert "Cost:" in cost
     assert advice(status("pag")) == []
+
+
+def test_what_acts_in_setup_alone_is_not_told_that_it_does_nothing() -> None:
+    assert not [name for name in registry.plugins() if "does nothing" in " ".join(advice(status(name)))]
+
+
+def test_what_a_module_prints_is_not_on_the_output_of_who_lists_it(
+    provide: Provide, capsys: pytest.CaptureFixture[str]
+) -> None:
+    provide(
+        "loud-thing", "1", {"acme.loud": "loud_thing:Loud"},
+        loud_thing=HEAD + "print('hello')\n@dataclass\nclass Loud(Guidance):\n    name = 'acme.loud'\n",
+    )  # fmt: skip
+    assert status("acme.loud")["status"] == "ok"
+    printed = capsys.readouterr()
+    assert printed.out == "" and "hello" in printed.err
 
 
 def test_the_table_shows_the_phases_of_a_step() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,16 @@ def test_it_builds_installs_passes_its_tests_and_is_used_by_name(package: Path, 
     assert int(re.match(r"(\d+) passed", summary)[1]) > 40 and "failed" not in summary  # type: ignore[index]
     assert Path(module).is_relative_to(tmp_path)
     assert use == "MyGuidance (32, 32)"
+
+
+def test_a_package_called_as_its_test_file_is_told_from_it(tmp_path: Path) -> None:
+    folder = scaffold.write("test-guidance", tmp_path)
+    # Without the kit and the run by name, which want the plug-in installed.
+    alone = ["-o", "trimtab_plugins=", "-k", "doubles or refused"]
+    command = [sys.executable, "-m", "pytest", "-q", *alone, "tests/test_guidance.py"]
+    environment = {**os.environ, "PYTHONPATH": "src"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_it_holds_all_that_a_package_needs(package: Path) -> None:
