@@ -92,12 +92,23 @@ def page(one: dict[str, Any]) -> str:
     lines += ["## Window", "", "Outside of it the guidance costs nothing.", ""]
     lines += [PARAMETERS + "\n".join(map(row, window)), "", "## Where it acts", ""]
     lines += [f"* hooks: {', '.join(f'`{phase}`' for phase in one['phases'])} ([phases](../composing.md))"]
-    lines += (
-        [f"* only on: {', '.join(f'`{denoiser}`' for denoiser in denoisers)}"] if (denoisers := only_on(one)) else []
-    )
+    denoisers = ", ".join(f"`{denoiser}`" for denoiser in only_on(one))
+    lines += [f"* only on: {denoisers}"] if denoisers else [EVERYWHERE]
+    lines += [f"* {CONDITIONS[one['name']]}"] if one["name"] in CONDITIONS else []
     lines += [f"* needs {NEEDS[need]}" for need in one["needs"]]
     lines += [f"* claims the slot `{one['exclusive']}`, which one guidance may hold"] if one["exclusive"] else []
     return "\n".join(lines)
+
+
+EVERYWHERE = "* on every pipeline that can be guided ([reach](../reach.md)) and has what it needs"
+CONDITIONS = {
+    "cfg": "needs a condition, such as a prompt or a class, to leave out",
+    "cfg_pp": "needs a condition, such as a prompt or a class, to leave out",
+    "guider": "needs a condition, such as a prompt or a class, to leave out",
+    "perp_neg": "needs a pipeline that takes prompts",
+    "slg": "needs blocks that return what they take, as transformers and most UNets have",
+}
+"""What a plug-in needs that its declared needs do not say."""
 
 
 def picture(name: str) -> list[str]:

@@ -48,6 +48,9 @@ def test_a_page_says_where_its_plug_in_acts(site: Path) -> None:
         "only on: <code>FluxTransformer2DModel</code>" in (site / "plugins" / "easycontrol" / "index.html").read_text()
     )
     assert "self-attention that can be perturbed" in (site / "plugins" / "seg" / "index.html").read_text()
+    for name in BUILT_IN:
+        text = (site / "plugins" / name / "index.html").read_text()
+        assert ("only on: " in text) != ("on every pipeline that can be guided" in text), name
 
 
 def test_equations_are_drawn_by_the_browser_itself(site: Path) -> None:
