@@ -153,6 +153,8 @@ class Trace:
         """Draw the trace: size and direction of each change, evaluations and seconds, over the steps; a PNG."""
         from .trace_plot import draw
 
+        if Path(path).suffix.lower() != ".png":
+            raise ParameterError(f"{str(path)!r}: a trace is drawn as a PNG; needed: a name that ends in .png.")
         draw(self).save(path, format="PNG")
 
     def __str__(self) -> str:
@@ -220,6 +222,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _step(data: dict[str, Any]) -> TracedStep:
+    for name in ("index", "timestep", "evaluations", "seconds"):
+        if not isinstance(data[name], (int, float)) or not abs(data[name]) < 1e12:
+            raise ValueError(f"{name}={data[name]!r} is no number that it can be")
     contributions = {
         name: {hook: Contribution(**{**one, "change": _change(one["change"])}) for hook, one in hooks.items()}
         for name, hooks in data["contributions"].items()

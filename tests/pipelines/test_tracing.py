@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,21 @@ def test_another_file_is_no_trace(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(ParameterError, match="no trace"):
         Trace.load(tmp_path / "a.json")
+
+
+def test_a_damaged_number_is_named_and_a_trace_is_not_drawn_over_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMTAB_TRACE", str(tmp_path))
+    pipe = trimtab.guide(CASES["sd15"].build())
+    pipe.add_guidance("pag")
+    run(pipe, CASES["sd15"])
+    (file,) = tmp_path.glob("*.json")
+    with pytest.raises(ParameterError, match=r"needed: a name that ends in \.png"):
+        Trace.load(file).plot(file)
+    whole = json.loads(file.read_text())
+    for name, value in (("seconds", "x"), ("timestep", None), ("seconds", 1e308)):
+        damaged = tmp_path / "damaged.json"
+        damaged.write_text(json.dumps({**whole, "steps": [{**whole["steps"][0], name: value}]}))
+        with pytest.raises(ParameterError, match=f"no trace that trimtab wrote: {name}="):
+            Trace.load(damaged)
