@@ -48,10 +48,12 @@ PAIRS := runs/emoji-edges
 TRAIN := $(BIN)/trimtab train
 GPU := --mixed-precision bf16
 
-models: $(INSTALLED)
+$(EMOJI): | $(INSTALLED)
 	mkdir -p runs/npm
 	cd runs/npm && npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0
-	test -f $(EMOJI) || $(BIN)/python -m trimtab.pipelines.emoji.pack runs/npm $(EMOJI)
+	$(BIN)/python -m trimtab.pipelines.emoji.pack runs/npm $@
+
+models: $(EMOJI)
 	$(TRAIN) emoji-autoencoder --batch-size 64 --steps 6000 $(GPU)
 	for target in category style; do for seed in 0 1; do \
 		$(TRAIN) emoji-judge --target $$target --seed $$seed --output runs/emoji-judge-$$target-$$seed $(GPU) && \
@@ -72,7 +74,7 @@ models: $(INSTALLED)
 # Rows of another model: python -m benchmarks.evidence --model FOLDER --output docs/evidence ...
 WEAK := runs/evidence/weak/model
 
-evidence: $(TESTABLE)
+evidence: $(TESTABLE) $(EMOJI)
 	$(TRAIN) base --steps 300 --batch-size 32 --warmup 30 --ema-decay 0.98 --output runs/evidence/weak $(GPU)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence --autocast --weak $(WEAK) --output docs/evidence
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence --model trimtab/emoji-sd --emoji $(EMOJI) --guidance-scale 1 \

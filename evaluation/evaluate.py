@@ -139,11 +139,12 @@ class Evaluation:
         return {name: asdict(interval) for name, interval in found.items()}
 
     def _statistics(self, images: Pictures) -> dict[str, Statistic]:
+        # One more than has a neighbour, for the intervals leave images out in turn.
         for given in (images, self.reference) if self.reference is not None else ():
-            if len(given) <= NEIGHBOUR:
+            if len(given) <= NEIGHBOUR + 1:
                 raise EvaluationError(
                     f"--reference: the {len(given)} images of {given.folder} are too few to be compared as a set; "
-                    f"needed: more than {NEIGHBOUR}."
+                    f"needed: more than {NEIGHBOUR + 1}."
                 )
         if self.likeness is not None:
             self.likeness.check(images)

@@ -196,6 +196,15 @@ def test_lpips_is_that_of_torchmetrics_image_by_image(tmp_path: Path, monkeypatc
     assert found == pytest.approx(float(expected), rel=1e-4) and found > 0
 
 
+def test_sets_have_one_image_more_than_the_neighbours_that_are_asked_for(tmp_path: Path) -> None:
+    """For the intervals leave one out."""
+    seven, six = (read_folder(write(tmp_path / str(count), count, seed=0)) for count in (7, 6))
+    evaluation = Evaluation(reference=seven.folder, repetitions=5)
+    assert evaluation(seven)["measures"]["recall"]["value"] == 1.0
+    with pytest.raises(EvaluationError, match="the 6 images of .* are too few .* needed: more than 6"):
+        evaluation(six)
+
+
 # -- images and prompts ------------------------------------------------------------------------------------------------
 def test_the_clip_score_is_the_cosine_of_each_image_and_its_prompt(tmp_path: Path) -> None:
     tokenizer = clip_tokenizer(["a red fox", "a blue boat"])
