@@ -201,7 +201,7 @@ def test_sets_have_one_image_more_than_the_neighbours_that_are_asked_for(tmp_pat
     seven, six = (read_folder(write(tmp_path / str(count), count, seed=0)) for count in (7, 6))
     evaluation = Evaluation(reference=seven.folder, repetitions=5)
     assert evaluation(seven)["measures"]["recall"]["value"] == 1.0
-    with pytest.raises(EvaluationError, match="the 6 images of .* are too few .* needed: more than 6"):
+    with pytest.raises(EvaluationError, match=r"the 6 images of .* are too few .* needed: more than 6"):
         evaluation(six)
 
 
