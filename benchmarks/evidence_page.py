@@ -65,10 +65,10 @@ HEAD = """# Evidence
 
 What each built-in plug-in does to a model: measures before and after, and their difference, with 95% intervals by the
 bootstrap over images (fixed draws), those of Fréchet distances by the jackknife. Both sides have the same seeds and
-classes, so the difference is drawn in pairs, and its interval is the narrower one; *better* and *worse* are said where
-it leaves out 0. Settings were not tuned to this table. Time is core seconds with the guidance over core seconds without, on one thread, in turns side by side:
-median, least and most. `make evidence` measures what is missing of the tables of the models; what is taken over from
-other pages says so, and those name their commands.
+classes, so the difference is drawn in pairs, and its interval is the narrower one; *better* and *worse* are said
+where it leaves out 0. Settings were not tuned to this table. Time is core seconds with the guidance over core seconds
+without, on one thread, in turns side by side: median, least and most. `make evidence` measures what is missing of the
+tables of the models; what is taken over from other pages says so, and those name their commands.
 """
 
 
