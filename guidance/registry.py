@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
 from .base import Guidance
 from .blocking import blocked_by
 from .contract import check_contract, check_name
+from .declared import declared
 from .errors import PluginError, UnknownGuidanceError, did_you_mean
 from .guiders import NATIVE, known_as
 from .parameters import fields_of, unknown_parameter
@@ -221,8 +222,7 @@ def isolated() -> Iterator[None]:
 
 def _discover() -> dict[str, Plugin]:
     claims: dict[str, list[Plugin]] = {}
-    for point in entry_points(group=GROUP):
-        distribution, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
+    for point, distribution, version in declared(GROUP):
         claims.setdefault(point.name, []).append(Plugin(point.name, point.value, distribution, version))
     return {name: replace(first, rivals=tuple(rest)) for name, (first, *rest) in claims.items()}
 

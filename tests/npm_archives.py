@@ -58,7 +58,7 @@ def write_archives(folder: Path) -> Path:
             for row in listed[:-1]:
                 size, file_format = (96, "WEBP") if style == "fluent" else (64, "PNG")
                 colour = str(row["name"]).split()[0].lower()
-                codes = [row["unified"], *(v["unified"] for v in row["skin_variations"].values())]  # type: ignore[attr-defined]
+                codes = [row["unified"], *(v["unified"] for v in row["skin_variations"].values())]  # type: ignore[attr-defined]  # JSON
                 for code in codes:
                     add(PACKAGES[style][2].format(code=str(code).lower()), drawing(colour, size, file_format))
     return folder

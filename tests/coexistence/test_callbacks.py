@@ -127,7 +127,7 @@ def test_a_copy_made_within_a_run_has_nothing_of_the_run_in_it(name: str, copied
 class Halving(PipelineCallback):
     """A callback that is an object, and says itself which tensors it wants."""
 
-    tensor_inputs = ["latents"]  # noqa: RUF012
+    tensor_inputs = ["latents"]  # noqa: RUF012  Diffusers reads a list here, from the class
 
     def callback_fn(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         return halve(pipe, index, timestep, tensors)

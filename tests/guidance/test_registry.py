@@ -21,7 +21,7 @@ from trimtab.guidance.blocking import ALLOWED, BLOCKED, set_allowed, set_blocked
 from trimtab.guidance.errors import ParameterError, PluginError, UnknownGuidanceError
 from trimtab.guidance.listing import status
 from trimtab.guidance.parameters import parameter
-from trimtab.guidance.registry import Plugin, create, find, identify, isolated, plugins, register, unregister
+from trimtab.guidance.registry import GROUP, Plugin, create, find, identify, isolated, plugins, register, unregister
 
 Provide = Callable[..., Path]
 
@@ -393,3 +393,20 @@ def test_isolated_there_is_only_what_is_registered_inside(tilt: Path) -> None:
         assert find("acme.tilt") is not cls
     assert plugins() == outside
     assert find("acme.tilt") is cls
+
+
+def test_metadata_that_cannot_be_read_costs_its_own_plug_ins_only(
+    provide: Provide, tilt: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = provide("acme-torn", "2.0", {"acme.torn": "acme_torn:Torn"})
+    (site / "acme_torn-2.0.dist-info" / "entry_points.txt").write_text(f"[{GROUP}]\nno equals sign\n")
+    found = plugins(refresh=True)
+    assert "acme.tilt" in found and "pag" in found and "acme.torn" not in found
+    assert "entry points of acme-torn cannot be read" in caplog.text
+    assert "pip install --force-reinstall acme-torn" in caplog.text
+
+
+def test_a_distribution_without_a_name_is_listed_as_unknown(provide: Provide) -> None:
+    site = provide("acme-nameless", "1", {"acme.nameless": "acme_nameless:It"})
+    (site / "acme_nameless-1.dist-info" / "METADATA").unlink()
+    assert plugins(refresh=True)["acme.nameless"].distribution == "unknown"
