@@ -7,11 +7,12 @@ then hold the same predictions, the scheduler's steps agree without being sent.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from typing import Any, TypeVar
 
@@ -53,6 +54,13 @@ class Measured:
     row_seconds: tuple[float, ...] = ()
 
 
+def _end_of_program() -> None:
+    """Let go of the other processes while there is an interpreter: gloo's threads, left running, abort the program."""
+    if distributed.is_initialized():
+        with suppress(Exception):
+            distributed.destroy_process_group()
+
+
 class BranchParallel:
     """A group of processes that share the branches of each step.
 
@@ -71,6 +79,7 @@ class BranchParallel:
             raise ParameterError(f"enable_branch_parallel: timeout={timeout!r}; allowed: seconds > 0.")
         if not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             PartialState(cpu=not torch.accelerator.is_available())
+            atexit.register(_end_of_program)
         if not distributed.is_initialized():
             raise ParameterError(
                 "enable_branch_parallel: this is the only process. Start the program with torchrun or accelerate "

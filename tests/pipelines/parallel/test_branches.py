@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +190,26 @@ def test_a_process_has_its_own_device_before_a_pipeline_is_loaded_onto_it(tmp_pa
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------
+PROGRAM = """
+import atexit, os
+from torch import distributed
+atexit.register(lambda: open(os.environ["RANK"], "w").write(str(distributed.is_initialized())))  # runs last
+import trimtab
+from trimtab.conformance.tiny import assemble, sd15
+trimtab.guide(assemble(sd15)).enable_branch_parallel()
+assert distributed.is_initialized()
+"""
+
+
+def test_a_program_that_ends_lets_go_of_the_processes_that_were_joined_for_it(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "program.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["False", "False"]
+
+
 def test_one_process_cannot_share() -> None:
     with pytest.raises(ParameterError, match="this is the only process"):
         trimtab.guide(CASES["sd15"].build()).enable_branch_parallel()
