@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,7 @@ def side(row: Row, key: str) -> Interval:
     if len(kept) == 2:
         return Interval(value, *kept)
     if isinstance(kept[0], list):
-        return Estimate(value, tuple(kept[0])).interval
+        return Estimate(value, tuple(kept[0])).interval.within(0.0, math.inf)
     return Interval(value, value - 1.96 * kept[0], value + 1.96 * kept[0])
 
 

@@ -41,7 +41,7 @@ def frechet_distance(sample: Gaussian, reference: Gaussian) -> float:
     product = reference.root @ sample.covariance @ reference.root
     overlap = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum().item()
     shift: float = (sample.mean - reference.mean).square().sum().item()
-    return shift + sample.spread + reference.spread - 2 * overlap
+    return max(0.0, shift + sample.spread + reference.spread - 2 * overlap)  # rounding may take it below
 
 
 class KernelDistance:
@@ -143,6 +143,11 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def within(self, least: float, most: float) -> Interval:
+        """As far as the value can lie: the jackknife takes errors to be normal and knows no bounds."""
+        low, high = (min(max(end, least), most) for end in (self.low, self.high))
+        return Interval(self.value, low, high)
 
 
 def bootstrap(

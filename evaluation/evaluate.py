@@ -14,6 +14,7 @@ recall and coverage are the jackknife's, since these measure how varied a set is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -49,8 +50,8 @@ MEASURES = {
 }
 """All measures, in the order in which they are reported; the first is unbiased."""
 
-OF_VARIETY = ("frechet_distance", "recall", "coverage")
-"""Measures that an image drawn twice would falsify."""
+OF_VARIETY = {"frechet_distance": math.inf, "recall": 1.0, "coverage": 1.0}
+"""Measures that an image drawn twice would falsify, each with the most that it can be; the least is 0."""
 
 
 Statistic = tuple[Callable[[torch.Tensor], float], int]
@@ -126,14 +127,16 @@ class Evaluation:
         if len(images) != len(others):
             raise EvaluationError(f"{images.folder}: {len(images)} images, {others.folder} {len(others)}.")
         here, there = self._statistics(images), self._statistics(others)
-        return self._intervals({name: (_minus(one, there[name][0]), n) for name, (one, n) in here.items()})
+        return self._intervals({name: (_minus(one, there[name][0]), n) for name, (one, n) in here.items()}, signed=True)
 
-    def _intervals(self, statistics: Mapping[str, Statistic]) -> dict[str, dict[str, float]]:
+    def _intervals(self, statistics: Mapping[str, Statistic], signed: bool = False) -> dict[str, dict[str, float]]:
         found: dict[str, Interval] = {}
         for name in (name for name in MEASURES if name in statistics):
             statistic, count = statistics[name]
             if name in OF_VARIETY:
-                found[name] = jackknife(statistic, count, groups=min(10, count)).interval
+                most = OF_VARIETY[name]
+                spread = jackknife(statistic, count, groups=min(10, count)).interval
+                found[name] = spread.within(-most if signed else 0.0, most)
             else:
                 found[name] = bootstrap(statistic, count, self.repetitions, self.seed)
         return {name: asdict(interval) for name, interval in found.items()}

@@ -97,6 +97,17 @@ def test_the_interval_of_a_measure_of_variety_holds_its_value_and_is_as_wide_as_
     assert sum(one.high - one.low for one in found) / len(found) == pytest.approx(2 * 1.96 * deviation, rel=0.4)
 
 
+def test_no_interval_leaves_what_its_measure_can_be(tmp_path: Path) -> None:
+    images = read_folder(write(tmp_path / "images", 8, seed=0))
+    others = read_folder(write(tmp_path / "others", 8, seed=3, level=160))
+    evaluation = Evaluation(write(tmp_path / "reference", 8, seed=1), repetitions=20)
+    found = [evaluation(images)["measures"], evaluation(others)["measures"]]
+    for name in ("precision", "recall", "coverage", "accuracy", "confidence"):
+        assert all(0 <= one[name]["low"] <= one[name]["value"] <= one[name]["high"] <= 1 for one in found), name
+    assert all(one["frechet_distance"]["low"] >= 0 for one in found)
+    assert all(evaluation.difference(images, others)[name]["low"] >= -1 for name in ("recall", "coverage"))
+
+
 def test_a_folder_is_measured_and_nobody_can_take_it_for_fid(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
