@@ -7,11 +7,10 @@ each process sees its own part of the data, and the gradients are averaged.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,14 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .guidance.errors import ParameterError
-from .training_checkpoints import check_same, resume, save
-from .training_log import FILE, PLAIN
+from .training_checkpoints import alone, check_same, resume, save
+from .training_log import PLAIN, append, keep
+from .training_state import Average, Progress
 
 Batch = Any
 
@@ -117,8 +116,22 @@ def train(
         whether all steps were taken (`settings.minutes` may end a run before).
 
     Raises:
-        ParameterError: there are too few samples for a batch a process.
+        ParameterError: there are too few samples for a batch a process, or another command trains in the folder.
     """
+    output, what = Path(settings.output), f"train {name}"
+    with alone(output, what) if processes().is_main_process else nullcontext():
+        return _train(what, model, data, loss, settings, export, validate)
+
+
+def _train(
+    what: str,
+    model: nn.Module,
+    data: Dataset[Any],
+    loss: Loss,
+    settings: TrainingSettings,
+    export: Callable[[nn.Module], None],
+    validate: Callable[[nn.Module], dict[str, float]] | None,
+) -> bool:
     output = Path(settings.output)
     accelerator = Accelerator(
         cpu=processes().device.type == "cpu",
@@ -128,7 +141,7 @@ def train(
         project_config=ProjectConfiguration(str(output), automatic_checkpoint_naming=True, total_limit=2),
     )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    average = _Average(trained, settings.ema_decay)
+    average = Average(trained, settings.ema_decay)
     optimizer = torch.optim.AdamW(
         trained, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
     )
@@ -136,16 +149,18 @@ def train(
     loader = DataLoader(data, settings.batch_size, shuffle=True, drop_last=True)
     if len(loader) < accelerator.num_processes:
         raise ParameterError(
-            f"train {name}: batch_size={settings.batch_size}: the data make {len(loader)} whole batches for "
+            f"{what}: batch_size={settings.batch_size}: the data make {len(loader)} whole batches for "
             f"{accelerator.num_processes} processes; give a smaller one, or more data."
         )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     average.to(accelerator.device)
-    progress = _Progress()
+    progress = Progress()
     accelerator.register_for_checkpointing(average, schedule, progress)
     with processes().main_process_first():
-        check_same(output / "settings.json", settings.to_compare(), f"train {name}")
+        check_same(output / "settings.json", settings.to_compare(), what)
     resume(accelerator, output)
+    if accelerator.is_main_process:
+        keep(output, progress.step)
 
     @contextmanager
     def averaged() -> Iterator[nn.Module]:
@@ -158,9 +173,7 @@ def train(
                 export(finished)
         accelerator.wait_for_everyone()
 
-    bar = tqdm(
-        total=settings.steps, initial=progress.step, desc=f"train {name}", disable=not accelerator.is_main_process
-    )
+    bar = tqdm(total=settings.steps, initial=progress.step, desc=what, disable=not accelerator.is_main_process)
     batches = _endless(loader, progress.step * settings.accumulate)
     deadline = time.monotonic() + 60 * settings.minutes if settings.minutes else float("inf")
     model.train()
@@ -193,9 +206,7 @@ def train(
                 candidate.train()
             bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.5g}" for k, v in row.items() if k not in PLAIN))
         if accelerator.is_main_process:
-            output.mkdir(parents=True, exist_ok=True)
-            with (output / FILE).open("a") as log:
-                log.write(json.dumps(row) + "\n")
+            append(output, row)
         if _due(progress.step, settings.checkpoint_every, settings.steps):
             save(accelerator)
             finish()
@@ -220,50 +231,3 @@ def _endless(loader: Any, start: int) -> Iterator[Batch]:
             if index >= skip:
                 yield batch
         epoch, skip = epoch + 1, 0
-
-
-class _Average:
-    """The exponential moving average of the trained parameters, or the parameters themselves at decay 0."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        self._ema = EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75) if decay else None
-
-    def to(self, device: torch.device) -> None:
-        if self._ema is not None:
-            self._ema.to(device)
-
-    def step(self, parameters: Sequence[nn.Parameter]) -> None:
-        if self._ema is not None:
-            self._ema.step(parameters)
-
-    @contextmanager
-    def in_place_of(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-        if self._ema is None:
-            yield
-            return
-        self._ema.store(parameters)
-        self._ema.copy_to(parameters)
-        try:
-            yield
-        finally:
-            self._ema.restore(parameters)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._ema.state_dict() if self._ema is not None else {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self._ema is not None:
-            self._ema.load_state_dict(state)
-
-
-class _Progress:
-    """The number of optimizer steps taken, as a checkpointable object."""
-
-    def __init__(self) -> None:
-        self.step = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.step = state["step"]

@@ -1,20 +1,39 @@
-"""Checkpoints of a training: written to their end or not used, and gone on from with the same settings."""
+"""The folder of a training: one command at a time, the same settings, checkpoints written to their end or not used."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from .guidance.errors import ParameterError
-from .guidance.files import replacing
+from .guidance.files import locked, replacing
 
 WHOLE = "whole"
 """The file that a checkpoint is given last."""
+
+
+def alone(folder: Path, what: str) -> AbstractContextManager[None]:
+    """Let no other command train in the folder within the block.
+
+    Args:
+        folder: for all that a training writes.
+        what: trains, for the message.
+
+    Raises:
+        ParameterError: one does.
+    """
+    return locked(
+        folder / ".training.lock",
+        ParameterError(
+            f"{what}: output={str(folder)!r}: another command trains there; wait for it, or give another --output."
+        ),
+    )
 
 
 def check_same(file: Path, given: Mapping[str, Any], what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,27 @@ def test_an_interrupted_run_continues_as_if_it_had_not_stopped(
     assert_equal(whole, parts)
     losses = [[row["loss"] for row in read_log(tmp_path / folder)] for folder in ("whole", "parts")]
     assert len(losses[0]) == 7 and losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_the_log_of_a_run_that_was_killed_and_continued_has_each_step_once(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Interrupt(after=5))
+    log = tmp_path / "log.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 6, "lo')  # as a kill in the middle of a line would leave it
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 4, 5]
+    assert run(tmp_path)[1]
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_one_command_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+    def another(model: Any, batch: Any, generator: torch.Generator) -> torch.Tensor:
+        with pytest.raises(ParameterError, match=r"train toy: output='.*here': another command trains there; "):
+            run(tmp_path / "here", learning_rate=1.0)
+        return Interrupt()(model, batch, generator)
+
+    assert run(tmp_path / "here", another, steps=1)[1]
+    assert run(tmp_path / "here", steps=1)[1], "the lock ends with the run"
 
 
 def test_a_limit_of_time_ends_a_run_that_the_same_command_continues(tmp_path: Path) -> None:

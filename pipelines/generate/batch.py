@@ -12,16 +12,16 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ...guidance import recipe
+from ...guidance.files import locked
 from . import pictures
 from .jobs import Job, pinned, prepare
 from .manifest import Manifest
@@ -163,25 +163,16 @@ def run_batch(
         made.check()
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> AbstractContextManager[None]:
     """Let no other command make images in the folder within the block.
 
     Raises:
         RequestError: one does.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".batch.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RequestError(
-            f"{folder}: another command makes images there; wait for it, or give another folder: -o FOLDER."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    return locked(
+        folder / ".batch.lock",
+        RequestError(f"{folder}: another command makes images there; wait for it, or give another folder: -o FOLDER."),
+    )
 
 
 def make_batch(
