@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..pipelines.generate import jobs
-from ..pipelines.generate.batch import make_batch, read_prompts
+from ..pipelines.generate.batch import make_batch
 from ..pipelines.generate.jobs import Job
+from ..pipelines.generate.prompts import read_prompts
 from ..pipelines.generate.samples import load_pipeline
 from ..pipelines.interpolate import make
 from .evaluate import Evaluation
@@ -107,7 +108,7 @@ def evaluate_strips(
             "five strips."
         )
     job, pipe = jobs.pinned(job), load_pipeline(job.requests[0])
-    requests = job.requests if prompts is None else read_prompts(prompts, job.requests[0])
+    requests = job.requests if prompts is None else read_prompts(prompts, job.requests[0], pipe)
     pairs = zip(job.seeds[::2], job.seeds[1::2], strict=True)
     ways = [dataclasses.replace(job, requests=[one], seeds=pair) for pair in pairs for one in requests]
     files = shared(lambda index: make(ways[index], folder, frames, pipe=pipe, anew=False)[0], len(ways), "strips")

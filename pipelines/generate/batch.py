@@ -9,7 +9,6 @@ moment continues where it was.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,51 +24,11 @@ from ...guidance.files import locked
 from . import pictures
 from .jobs import Job, pinned, prepare
 from .manifest import Manifest
+from .prompts import read_prompts
 from .request import Request, RequestError
 from .samples import class_names, generate
 
 POLL_SECONDS = 0.5
-
-
-def read_prompts(file: Path, base: Request) -> list[Request]:
-    """The requests of a prompt file: a prompt a line, or, in a `.jsonl` file, an object a line.
-
-    Args:
-        file: text. An object's keys are `prompt`, `negative_prompt`, `class_label`, `seed`.
-        base: all other settings; request i has the seed `base.seed + i` unless its line says another.
-
-    Raises:
-        RequestError: naming the line.
-    """
-    known = ("prompt", "negative_prompt", "class_label", "seed")
-    found: list[Request] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        row: Any = {"prompt": line.strip()}
-        if file.suffix == ".jsonl":
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise RequestError(f"--prompts: {file}, line {number} is not JSON: {error}") from None
-            if not isinstance(row, dict) or not row or row.keys() - set(known):
-                raise RequestError(
-                    f"--prompts: {file}, line {number}: {line.strip()[:80]!r} is not allowed; allowed: an object with "
-                    f"some of {', '.join(known)}."
-                )
-        if isinstance(row.get("class_label"), int):
-            row["class_label"] = str(row["class_label"])
-        for name, value in row.items():
-            wanted = int if name == "seed" else str
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise RequestError(
-                    f"--prompts: {file}, line {number}: {name}={value!r} is not allowed; allowed: "
-                    f"{'a whole number' if wanted is int else 'a text'}."
-                )
-        found.append(dataclasses.replace(base, **{"seed": base.seed + len(found), **row}))
-    if not found:
-        raise RequestError(f"--prompts: {file} holds no prompt.")
-    return found
 
 
 def balanced(count: int, classes: Sequence[str], base: Request) -> list[Request]:
@@ -81,7 +40,7 @@ def expand(job: Job, prompts: Path | None, count: int | None, pipe: Any) -> list
     """The requests of a batch: of a prompt file, of `count` images over the model's classes, or one a class and seed.
 
     Raises:
-        RequestError: options that contradict each other, or a model without classes.
+        RequestError: options that contradict each other, a model without classes, or see `read_prompts`.
     """
     base = dataclasses.replace(job.requests[0], seed=job.seeds[0])
     if prompts is None and count is None:
@@ -91,7 +50,7 @@ def expand(job: Job, prompts: Path | None, count: int | None, pipe: Any) -> list
     if len(job.seeds) > 1:
         raise RequestError("--seeds: in a batch image i has the seed FIRST + i; give the first one only.")
     if prompts is not None:
-        return read_prompts(prompts, base)
+        return read_prompts(prompts, base, pipe)
     if base.class_label is not None:
         raise RequestError("--class and --class-balanced: give one of them; a balanced batch is of all classes.")
     classes = list(class_names(pipe))

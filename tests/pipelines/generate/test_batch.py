@@ -237,45 +237,6 @@ def test_two_commands_do_not_share_a_folder(model: str, tmp_path: Path) -> None:
         pass
 
 
-def test_a_class_of_a_prompt_file_may_be_an_index(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"class_label": 8}\n')
-    (request,) = batch.read_prompts(file, Request())
-    assert request.class_label == "8"
-
-
-def test_a_prompt_file_is_a_prompt_a_line(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("a fox\n\n  a red boat \n")
-    requests = batch.read_prompts(file, Request(seed=5))
-    assert [(one.prompt, one.seed) for one in requests] == [("a fox", 5), ("a red boat", 6)]
-
-
-def test_a_jsonl_file_may_say_more(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "a fox", "negative_prompt": "blurry"}\n{"class_label": "cat", "seed": 9}\n')
-    first, second = batch.read_prompts(file, Request())
-    assert (first.prompt, first.negative_prompt, first.seed) == ("a fox", "blurry", 0)
-    assert (second.prompt, second.class_label, second.seed) == (None, "cat", 9)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("p.txt", "\n", "holds no prompt"),
-        ("p.jsonl", "{", "line 1 is not JSON"),
-        ("p.jsonl", '{"prompt": "a"}\n{"promt": "b"}', "line 2: .*promt.*allowed: an object with some of prompt"),
-        ("p.jsonl", '"a fox"', "line 1: .*allowed: an object"),
-        ("p.jsonl", '{"prompt": "a", "seed": "3"}', "line 1: seed='3' is not allowed; allowed: a whole number"),
-        ("p.jsonl", '{"prompt": 3}', "line 1: prompt=3 is not allowed; allowed: a text"),
-    ],
-)
-def test_a_bad_prompt_file_is_named_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(RequestError, match=message):
-        batch.read_prompts(tmp_path / name, Request())
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
