@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pipelines.generate import jobs
-from ..pipelines.generate.batch import make_batch
+from ..pipelines.generate.batch import expand, make_batch
 from ..pipelines.generate.jobs import Job
 from ..pipelines.generate.prompts import read_prompts
 from ..pipelines.generate.samples import load_pipeline
@@ -75,6 +75,7 @@ def evaluate_made(
         EvaluationError: see `Evaluation`.
     """
     pipe = load_pipeline(job.requests[0])
+    evaluation.check(len(expand(job, prompts, count, pipe)), folder)
     made = make_batch(job, folder, prompts, count, pipe, sharing)
     made.check()
     result = evaluation(of_files(folder, made.files))
@@ -111,6 +112,7 @@ def evaluate_strips(
     requests = job.requests if prompts is None else read_prompts(prompts, job.requests[0], pipe)
     pairs = zip(job.seeds[::2], job.seeds[1::2], strict=True)
     ways = [dataclasses.replace(job, requests=[one], seeds=pair) for pair in pairs for one in requests]
+    evaluation.check(len(ways), folder)
     files = shared(lambda index: make(ways[index], folder, frames, pipe=pipe, anew=False)[0], len(ways), "strips")
     result = evaluation(of_files(folder, files))
     return {**result, "about": {**result["about"], "frames": frames}}

@@ -115,6 +115,22 @@ class Evaluation:
             about["reference_count"] = len(self.reference)
         return {"about": about, "measures": self._intervals(self._statistics(images))}
 
+    def check(self, count: int, folder: Path) -> None:
+        """Whether so many images of a folder can be measured, there or still to be made.
+
+        Raises:
+            EvaluationError: they, or the references, are too few to be compared as a set.
+        """
+        if self.reference is None:
+            return
+        # One more than has a neighbour, for the intervals leave images out in turn.
+        for given, where in ((count, folder), (len(self.reference), self.reference.folder)):
+            if given <= NEIGHBOUR + 1:
+                raise EvaluationError(
+                    f"--reference: the {given} images of {where} are too few to be compared as a set; needed: more "
+                    f"than {NEIGHBOUR + 1}."
+                )
+
     def difference(self, images: Pictures, others: Pictures) -> dict[str, dict[str, float]]:
         """All measures of images minus those of others, each a value, low and high.
 
@@ -142,13 +158,7 @@ class Evaluation:
         return {name: asdict(interval) for name, interval in found.items()}
 
     def _statistics(self, images: Pictures) -> dict[str, Statistic]:
-        # One more than has a neighbour, for the intervals leave images out in turn.
-        for given in (images, self.reference) if self.reference is not None else ():
-            if len(given) <= NEIGHBOUR + 1:
-                raise EvaluationError(
-                    f"--reference: the {len(given)} images of {given.folder} are too few to be compared as a set; "
-                    f"needed: more than {NEIGHBOUR + 1}."
-                )
+        self.check(len(images), images.folder)
         if self.likeness is not None:
             self.likeness.check(images)
         values, features = self._of(images)

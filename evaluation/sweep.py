@@ -130,6 +130,7 @@ def run(
         EvaluationError: see `Evaluation`, or a quality that was not measured.
     """
     pipe = load_pipeline(job.requests[0])
+    evaluation.check(len(batch.expand(job, prompts, count, pipe)), folder)
     found, rows = [], []
     for cell in tqdm(grid, desc="cells", disable=not first()):
         place = folder / cell.folder

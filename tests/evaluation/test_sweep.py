@@ -159,3 +159,15 @@ def test_what_cannot_be_swept_is_refused(
     assert cli.main(command(model, tmp_path, *more)) == 2
     assert message in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) <= 1  # before a second cell is made
+
+
+def test_too_few_images_for_the_references_are_refused_before_any_is_made(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    for index in range(8):
+        Image.effect_noise((16, 16), 20.0 + index).save(real / f"{index}.png")
+    assert cli.main(command(model, tmp_path / "out", "--reference", str(real))) == 2
+    assert f"--reference: the {COUNT} images of {tmp_path / 'out'} are too few" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/**/*.png"))
