@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from trimtab.guidance.images import of_processor
-from trimtab.guidance.networks import load_classifier, names_of
+from trimtab.guidance.image_processor import of_processor
+from trimtab.guidance.networks import load_network, names_of
 from trimtab.pipelines.emoji.data import SIZE, edges
 from trimtab.pipelines.emoji.pairs import DrawingPairs, picture
 
@@ -52,7 +52,7 @@ class Requested:
     @torch.no_grad()
     def reached(self, images: torch.Tensor) -> torch.Tensor:
         """1 where the judge finds in an image `[3, height, width]` in -1..1 what was requested, 0 elsewhere, `[n]`."""
-        network, processor = load_classifier(self.judge, None, "judge")
+        network, processor = load_network(self.judge, None, "judge")
         found = network(of_processor(processor, images.shape[1])(images.clamp(-1, 1))).logits.argmax(1).tolist()
         names = names_of(network)
         return torch.tensor([float(names[i] == one) for i, one in zip(found, self.categories, strict=True)])

@@ -1,4 +1,4 @@
-"""What gradient guidances have in common: how large a step their gradient may take."""
+"""What gradient guidances have in common: the levels that weigh a gradient, and how large a step it may take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from .base import Guidance
 from .levels import Level
 from .parameters import parameter
-from .run import Step
+from .run import CLEAN, Step
 
 GradNorm = Literal["none", "clip", "unit", "relative"]
 
@@ -18,6 +18,23 @@ GradNorm = Literal["none", "clip", "unit", "relative"]
 def signal_share(level: Level) -> float:
     """`alpha^2 / (alpha^2 + sigma^2)`, which is alpha-bar on the variance-preserving path."""
     return level.alpha**2 / (level.alpha**2 + level.sigma**2)
+
+
+def share_of_next(step: Step) -> float:
+    """The signal's share at the next lower level of noise, also where a scheduler evaluates a level twice."""
+    now, following = signal_share(step.level), signal_share(step.next_level)
+    if following > now * (1 + 1e-6):
+        return following
+    assert step.algebra is not None
+    shares = [signal_share(level) for level in (*step.algebra.levels(), CLEAN)]
+    return min(share for share in shares if share > now * (1 + 1e-6))
+
+
+def in_pairs(step: Step) -> bool:
+    """Whether the scheduler evaluates its levels twice."""
+    assert step.algebra is not None
+    steps = step.algebra.noise_steps()
+    return len(set(steps)) < len(steps)
 
 
 def rms(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,8 +24,9 @@ class Preprocessing:
     Args:
         size: height and width, to which images are resized; `None` leaves them.
         unit_range: whether the network's values, before mean and standard deviation, are in 0..1 and not in -1..1.
-        mean, std: by channel, of those values; `None` for none.
+        mean, std: by channel of the image, of those values; `None` for none.
         channels: a grey image is repeated to so many; `None` leaves it.
+        reverse: whether the last channel comes first, as where blue does.
     """
 
     size: tuple[int, int] | None = None
@@ -33,6 +34,7 @@ class Preprocessing:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     channels: int | None = None
+    reverse: bool = False
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Images `[batch, channels, height, width]` in -1..1 as the network wants them."""
@@ -46,26 +48,12 @@ class Preprocessing:
             images = images - images.new_tensor(self.mean).view(1, -1, 1, 1)
         if self.std is not None:
             images = images / images.new_tensor(self.std).view(1, -1, 1, 1)
-        return images
+        return images.flip(1) if self.reverse else images
 
 
-def of_processor(processor: Any, channels: int | None = None) -> Preprocessing:
-    """What a transformers image processor does to an image, cropping apart."""
-    size = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
-    size = size or (getattr(processor, "size", None) if getattr(processor, "do_resize", True) else None)
-    sides: tuple[int, int] | None = None
-    if size is not None:
-        given: dict[str, int] = {"shortest_edge": size} if isinstance(size, int) else dict(size)
-        side = given.get("shortest_edge", 0)
-        sides = (given.get("height") or side, given.get("width") or side)
-    normalised = getattr(processor, "do_normalize", False)
-    return Preprocessing(
-        sides,
-        bool(getattr(processor, "do_rescale", True)),
-        tuple(processor.image_mean) if normalised else None,
-        tuple(processor.image_std) if normalised else None,
-        channels,
-    )
+def for_rows(held: torch.Tensor, rows: int) -> torch.Tensor:
+    """What is held for each image, `[n, ...]`, for so many rows: each stands for `rows / n` that follow one another."""
+    return held if len(held) == rows else held.repeat_interleave(rows // len(held), dim=0)
 
 
 def as_images(value: Any, plugin: str, name: str, mode: str | None = None) -> torch.Tensor:

@@ -5,7 +5,7 @@ Give them to the plug-in `steered` as they are, or as a `Term` with a weight and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from .errors import ParameterError
-from .images import Preprocessing
-from .networks import device_of, tensor_of
+from .images import Preprocessing, for_rows
+from .networks import as_network, shown_to, tensor_of
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
@@ -43,7 +43,7 @@ class EmbeddingCosine:
 
     Args:
         network: embeds images, `[batch, d]`.
-        wanted: e, `[d]` or `[batch, d]`: the embedding of a reference image, or of a text in the same space.
+        wanted: e, `[d]`, or `[n, d]` for each image: the embedding of a reference, or of a text in the same space.
         preprocessing: what the network expects.
     """
 
@@ -54,11 +54,12 @@ class EmbeddingCosine:
     @property
     def targets(self) -> int:
         """For how many images there is a target."""
-        return len(self.wanted) if self.wanted.ndim > 1 else 1
+        return len(torch.atleast_2d(self.wanted))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        embedded = tensor_of(_shown(self.network, self.preprocessing(images))).float().to(images.device)
-        return 1 - F.cosine_similarity(embedded, self.wanted.to(embedded), dim=-1)
+        embedded = shown_to(self.network, self.preprocessing(images))
+        wanted = for_rows(torch.atleast_2d(self.wanted).to(embedded), len(images))
+        return 1 - F.cosine_similarity(embedded, wanted, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class SemanticMap:
 
     Args:
         network: returns logits `[batch, classes, h, w]`.
-        classes: `[batch or 1, h, w]` of class indices; -100 where anything goes.
+        classes: `[n, h, w]`, for all images or each, of class indices; -100 where anything goes.
         preprocessing: what the network expects.
     """
 
@@ -81,8 +82,8 @@ class SemanticMap:
         return len(self.classes)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        logits = tensor_of(_shown(self.network, self.preprocessing(images))).float().to(images.device)
-        wanted = self.classes.to(logits.device).expand(len(logits), -1, -1)
+        logits = shown_to(self.network, self.preprocessing(images))
+        wanted = for_rows(self.classes.to(logits.device), len(logits))
         size = tuple(wanted.shape[-2:])
         logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         each = F.cross_entropy(logits, wanted, ignore_index=-100, reduction="none").flatten(1)
@@ -96,7 +97,7 @@ class Content:
     Args:
         network: any network of images, not compiled.
         layers: names of its modules whose outputs are compared.
-        reference: images `[batch or 1, ...]` in -1..1.
+        reference: images `[n, ...]` in -1..1, for all images or each.
         preprocessing: what the network expects.
     """
 
@@ -119,15 +120,23 @@ class Content:
             wanted = self._features(self.reference.to(images))
         found = self._features(images)
         distances = [
-            (self.statistic(found[name]) - self.statistic(wanted[name])).square().flatten(1).mean(1)
-            for name in self.layers
+            (self.statistic(ours) - for_rows(self.statistic(theirs), len(images))).square().flatten(1).mean(1)
+            for ours, theirs in zip(found, wanted, strict=True)
         ]
-        return torch.stack(distances).mean(0).to(images.device)
+        return torch.stack(distances).mean(0)
 
-    def _features(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        with outputs_of(self.network, self.layers) as features:
-            _shown(self.network, self.preprocessing(images))
-        return features
+    def _features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        shapes: list[torch.Size] = []
+
+        def joined(given: torch.Tensor) -> torch.Tensor:
+            with outputs_of(self.network, self.layers) as features:
+                self.network(given)
+            shapes[:] = [features[name].shape for name in self.layers]
+            return torch.cat([features[name].flatten(1) for name in self.layers], 1)
+
+        flat = as_network(self.network, self.preprocessing(images), joined)
+        parts = flat.split([shape[1:].numel() for shape in shapes], 1)
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class Style(Content):
@@ -141,12 +150,6 @@ class Style(Content):
         return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
 
 
-def _shown(network: nn.Module, images: torch.Tensor) -> Any:
-    """What a network returns for images, in its own number type and where it is."""
-    device, dtype = device_of(network, images)
-    return network(images.to(device, dtype))
-
-
 def check_target(loss: Loss, images: torch.Tensor, parameter: str) -> None:
     """Try a loss of this module on blank images, so that a target that does not fit is an error before a run.
 
@@ -154,7 +157,7 @@ def check_target(loss: Loss, images: torch.Tensor, parameter: str) -> None:
 
     Args:
         loss: any.
-        images: blank, as large as the run's.
+        images: blank, as many and as large as the run's.
         parameter: for the message.
 
     Raises:
@@ -162,6 +165,11 @@ def check_target(loss: Loss, images: torch.Tensor, parameter: str) -> None:
     """
     if not isinstance(loss, (EmbeddingCosine, SemanticMap, Content)):
         return
+    if len(images) % loss.targets:
+        raise ParameterError(
+            f"{parameter}, {type(loss).__name__}, has targets for {loss.targets} images, but {len(images)} are made; "
+            "give one, or one for each."
+        )
     images = images[:1].expand(loss.targets, -1, -1, -1)
     try:
         with torch.no_grad():
@@ -180,7 +188,7 @@ def outputs_of(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
 
     def keeping(name: str) -> Any:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            found[name] = tensor_of(output).float()
+            found[name] = tensor_of(output)
 
         return keep
 

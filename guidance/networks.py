@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
+import textwrap
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +14,18 @@ import torch
 from torch import nn
 
 from .errors import SourceError
+from .half import carried
 from .shipped import located
+
+Computation = Callable[[torch.Tensor], torch.Tensor]
+LOADERS: Mapping[str, str] = {
+    "classification": "AutoModelForImageClassification",
+    "depth": "AutoModelForDepthEstimation",
+    "segmentation": "AutoModelForSemanticSegmentation",
+}
+"""What loads a network from transformers, by what it does."""
+SMOOTH = re.compile("gelu|silu|swish|softplus|mish|tanh|celu|selu", re.IGNORECASE)
+"""Names of activations with a smooth gradient."""
 
 
 def borrow(stack: ExitStack, network: nn.Module) -> None:
@@ -30,12 +45,23 @@ def soften(stack: ExitStack, network: nn.Module, beta: float) -> int:
 
     The weights stay. Activations that are called as functions are not found.
     """
-    found = [(parent, name) for parent in network.modules() for name, child in parent.named_children()
+    # Not `named_children`, which leaves out the second name of one activation.
+    found = [(parent, name) for parent in network.modules() for name, child in parent._modules.items()
              if type(child) is nn.ReLU]  # fmt: skip
     for parent, name in found:
         stack.callback(setattr, parent, name, getattr(parent, name))
         setattr(parent, name, nn.Softplus(beta))
     return len(found)
+
+
+def check_softened(network: nn.Module, beta: float, label: str) -> None:
+    """Warn where `soften` finds nothing to replace, and no activation that is smooth already."""
+    if not any(type(module) is nn.ReLU or SMOOTH.search(type(module).__name__) for module in network.modules()):
+        warnings.warn(
+            f"{label}: beta={beta:g} does nothing, since {type(network).__name__} holds no nn.ReLU; activations that "
+            "are called as functions are not found. beta=None says that this is meant.",
+            stacklevel=2,
+        )
 
 
 def device_of(network: nn.Module, like: torch.Tensor) -> tuple[torch.device, torch.dtype]:
@@ -47,6 +73,24 @@ def device_of(network: nn.Module, like: torch.Tensor) -> tuple[torch.device, tor
 def takes(network: nn.Module, argument: str) -> bool:
     """Whether its forward has an argument of this name."""
     return argument in inspect.signature(network.forward).parameters
+
+
+def shown_to(network: nn.Module, images: torch.Tensor, **more: Any) -> torch.Tensor:
+    """What a network makes of images, `[batch, ...]` in float32; see `as_network`."""
+    return as_network(network, images, lambda given: tensor_of(network(given, **more)))
+
+
+def as_network(network: nn.Module, images: torch.Tensor, compute: Computation) -> torch.Tensor:
+    """`compute(images)` `[batch, ...]` in float32, computed where a network is and in its own number type.
+
+    Gradients keep their digits, also through float16.
+    """
+    device, dtype = device_of(network, images)
+
+    def there(given: torch.Tensor) -> torch.Tensor:
+        return compute(given.to(device, dtype)).to(images.device)
+
+    return carried(images, there) if dtype == torch.float16 else there(images).float()
 
 
 def tensor_of(output: Any) -> torch.Tensor:
@@ -61,35 +105,41 @@ def tensor_of(output: Any) -> torch.Tensor:
     return first
 
 
-def load_classifier(source: str, revision: str | None, label: str) -> tuple[nn.Module, Any]:
-    """A transformers image classifier (safetensors only) and its processor, if it has one.
+def load_network(
+    source: str, revision: str | None, label: str, kind: str = "classification", parameter: str = "classifier"
+) -> tuple[nn.Module, Any]:
+    """A transformers network of images (safetensors only) and its image processor, if it has one.
 
     Args:
         source: folder or repository.
         revision: branch, tag or commit.
         label: of the guidance, for messages.
+        kind: what it does, one of `LOADERS`.
+        parameter: that names the source, for messages.
 
     Raises:
-        SourceError: there is none.
+        SourceError: there is none, or one that was not trained to do that.
     """
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    import transformers
 
     try:
-        network, found = AutoModelForImageClassification.from_pretrained(
+        network, found = getattr(transformers, LOADERS[kind]).from_pretrained(
             located(source), revision=revision, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError) as error:
+        why = textwrap.shorten(str(error), 400, placeholder=" ...")
         raise SourceError(
-            f"{label}: classifier={source!r} gives no transformers image classifier; needed: a folder or repository "
-            f"of one, with weights in safetensors format. {' '.join(str(error).split())}"
+            f"{label}: {parameter}={source!r} gives no transformers network for {kind} of images; needed: a folder or "
+            f"repository of one, with weights in safetensors format. {why}"
         ) from error
     if missing := sorted(found["missing_keys"]):
         raise SourceError(
-            f"{label}: classifier={source!r} was not trained to classify: it lacks {missing[0]}, for which there would "
+            f"{label}: {parameter}={source!r} was not trained for {kind}: it lacks {missing[0]}, for which there would "
             "be random numbers."
         )
     try:
-        processor = AutoImageProcessor.from_pretrained(located(source), revision=revision, trust_remote_code=False)
+        loader = transformers.AutoImageProcessor
+        processor = loader.from_pretrained(located(source), revision=revision, trust_remote_code=False)
     except (OSError, ValueError):
         processor = None
     return network, processor

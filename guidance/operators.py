@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from .errors import ParameterError
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luminance of ITU-R BT.601, which grey images of PIL hold."""
+
+UNSEEN = 1e-2
+"""A difference of values in -1..1 that a picture of 8 bits hardly shows."""
 
 Map = Callable[[torch.Tensor], torch.Tensor]
 
@@ -54,6 +58,12 @@ class LinearOperator:
                 break
             before, z = z, ahead + self.right_inverse(residual)
             ahead = z + round / (round + 3) * (z - before)
+        if (off_by := float(least.max())) > UNSEEN:
+            warnings.warn(
+                f"no image in -1..1 was found that measures as it should: the nearest is off by {off_by:.2g}. Was the "
+                "measurement made of such an image, and by this operator?",
+                stacklevel=2,
+            )
         return best
 
 

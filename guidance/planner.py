@@ -49,7 +49,7 @@ class PlannedStep:
         extra: branches computed for the guidances.
         calls: forward calls of the denoiser in one evaluation.
         repeats: how often the step is evaluated.
-        gradient: whether a loss is differentiated through the denoiser.
+        gradient: backward passes through the denoiser in one evaluation, for losses that are differentiated so.
         companions: images that ride along in each evaluation, but in solitary ones.
         apart: images that are predicted in a call of their own, under each condition of the pipeline's own.
     """
@@ -60,7 +60,7 @@ class PlannedStep:
     extra: tuple[Branch, ...]
     calls: int
     repeats: int = 1
-    gradient: bool = False
+    gradient: int = 0
     companions: int = 0
     apart: int = 0
 
@@ -136,7 +136,7 @@ class Plan:
     @property
     def backward_passes(self) -> int:
         """Gradients through the denoiser over the whole run, each about two evaluations."""
-        return sum(step.repeats for step in self.steps if step.gradient)
+        return sum(step.repeats * step.gradient for step in self.steps)
 
     def __repr__(self) -> str:
         return f"<Plan of {self.pipeline}: {len(self.steps)} scheduler steps, {self.evaluations} evaluations>"

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..guidance.errors import ParameterError
-from ..guidance.networks import names_of, soften
+from ..guidance.networks import soften
 from ..guidance.plugins.classifier import Classifier
 from ..guidance.run import Run, Step
 from ..guidance.targets import class_index
@@ -44,7 +44,7 @@ class Probe(Classifier):
     def setup(self, run: Run) -> None:
         super().setup(run)
         if not run.dry:
-            self.__dict__["names"] = self.labels or names_of(run.state.network)
+            self.__dict__["names"] = run.state.names
 
     def loss(self, step: Step, x0: torch.Tensor) -> None:
         if step.evaluation > 0:  # of a level that the scheduler evaluates twice

@@ -31,6 +31,30 @@ def needs_graph(guidance: Guidance, step: Step) -> bool:
     return guidance.overrides("loss") and guidance.with_respect_to(step) == "x_t"
 
 
+def backward_groups(losing: Mapping[str, Guidance], target: Mapping[str, str]) -> list[list[str]]:
+    """The names of guidances whose losses share a backward pass: those of one kind, unless a guidance wants its own.
+
+    Args:
+        losing: guidances with a loss.
+        target: what each is differentiated with respect to.
+    """
+    groups = [[name] for name, guidance in losing.items() if not guidance.shares_backward]
+    for kind in ("x0", "x_t", "sample"):
+        groups.append([name for name, g in losing.items() if g.shares_backward and target[name] == kind])
+    return [group for group in groups if group]
+
+
+def backward_passes(acting: Mapping[str, Guidance], steps: Mapping[str, Step]) -> int:
+    """How often one evaluation is differentiated through the denoiser.
+
+    Args:
+        acting: the guidances of a step.
+        steps: for each the step as it sees it.
+    """
+    losing = {name: guidance for name, guidance in acting.items() if needs_graph(guidance, steps[name])}
+    return len(backward_groups(losing, dict.fromkeys(losing, "x_t")))
+
+
 def edits_clean_estimate(guidance: Guidance) -> bool:
     """Whether a guidance acts in this phase."""
     return guidance.overrides("guide_x0") or guidance.overrides("loss")
@@ -67,7 +91,7 @@ class CleanPhase:
                 x0 = x0 - gradient
             for name, guidance in acting.items():
                 if guidance.overrides("guide_x0"):
-                    with annotated(name, "guide_x0", step), only_read(name, "guide_x0", (x0,)):
+                    with annotated(name, "guide_x0", step), only_read(name, "guide_x0", (x0,)), self.meter.watching():
                         edited = guidance.guide_x0(self._view(name), x0)
                     _check(name, step, edited, x0)
                     x0 = edited if edited is x0 else edited.to(x0.dtype)
@@ -96,10 +120,7 @@ class CleanPhase:
                 loss = self._loss(name, guidance, given, sample)
                 if loss is not None:
                     losses[name] = loss
-        groups = [[name] for name in losses if not losing[name].shares_backward]
-        for kind in ("x0", "x_t", "sample"):
-            groups.append([n for n in losses if losing[n].shares_backward and target[n] == kind])
-        groups = [group for group in groups if group]
+        groups = backward_groups({name: losing[name] for name in losses}, target)
         total: torch.Tensor | None = None
         for index, group in enumerate(groups):
             kind, keep = target[group[0]], index < len(groups) - 1

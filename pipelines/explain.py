@@ -16,7 +16,7 @@ from ..guidance.order import ordered
 from ..guidance.parameters import fields_of
 from ..guidance.planner import HOOKS, Plan, PlannedStep, Row, extra_of, repeats_of, wanted_branches
 from .budget import ROWS, Budget, pieces
-from .clean import needs_graph
+from .clean import backward_passes
 from .components import check_condition, denoisers_of, schedulers_of
 from .controls import check_controlled
 from .families import Family
@@ -85,14 +85,14 @@ def make_plan(
             for name, guidance in acting.items():
                 asked = stage.moved(extra_of(wanted_branches({name: guidance}, seen), own))
                 for branch in asked:
-                    check_condition(pipe, branch, name)
+                    check_condition(pipe, branch, own, name)
                     check_controlled(pipe, arguments, branch, own, name)
                 per_guidance[name].append(len(asked))
             # What the pipeline predicts in each of its calls; further branches ride along in the first.
             hosts = [own] if own_calls == 1 else [(branch,) for branch in own]
             joining = [branch for branch in extra if may_join(branch, hosts[0])]
             together = images * (len(hosts[0]) + len(joining))
-            gradient = any(needs_graph(guidance, seen[name]) for name, guidance in acting.items())
+            gradient = backward_passes(acting, seen)
             apart = joining if sequential or gradient or (lone and most is not None and together > most) else []
             joined = [branch for branch in joining if branch not in apart]
             separate = [branch for branch in extra if branch not in joined]
@@ -110,15 +110,15 @@ def make_plan(
             names = tuple(acting)
             planned.append(PlannedStep(step.index, names, own, extra, calls, repeats, gradient, companions, alone))
             if parallel is not None:
-                whole = gradient or any(branch.point is not None and branch.point.layers for branch in extra)
+                whole = gradient > 0 or any(branch.point is not None and branch.point.layers for branch in extra)
                 processes = 1 if lone else parallel.size
                 blocks = len(stage.families[-1].blocks)
                 costs.append(cost.step_cost(blocks, processes, each, separate, images, repeats, whole))
         rows = tuple(row_of(name, guidances[name], views[name], per_guidance[name]) for name in guidances)
-    measured = getattr(pipe.__dict__.get("last_guided_run"), "graph_bytes", 0) or None
+    measured = getattr(pipe.__dict__.get("last_guided_run"), "graph_bytes", None)
     notes: tuple[str, ...] = ()
     if parallel is not None:
-        notes = cost.notes(parallel.size, parallel.measured, costs, sum(step.gradient for step in planned))
+        notes = cost.notes(parallel.size, parallel.measured, costs, sum(step.gradient > 0 for step in planned))
     if len(largest) > 1:
         split = f"at most {most} rows a call: {sum(largest)} rows of a step in pieces of {', '.join(map(str, largest))}"
         notes = (*notes, split)

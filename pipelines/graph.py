@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..guidance.errors import GuidanceRuntimeError
+from ..guidance.half import size_of
 from .call import Call
-from .half import size_of
 from .observation import Observation
 from .prediction import locate, primary, sample_argument, with_primary
 from .taps import put, set_attribute
@@ -27,11 +27,11 @@ class GraphMeter:
     """Adds up what a gradient graph keeps alive: tensors that are no parameters, each storage once.
 
     Attributes:
-        bytes: the largest sum of one step so far.
+        bytes: the largest sum of one step so far; `None` where nothing was watched.
     """
 
     def __init__(self) -> None:
-        self.bytes = 0
+        self.bytes: int | None = None
         self._kept: dict[int, int] = {}
 
     def start(self) -> None:
@@ -43,12 +43,13 @@ class GraphMeter:
         if not isinstance(tensor, nn.Parameter):
             storage = tensor.untyped_storage()
             self._kept[storage.data_ptr()] = storage.nbytes()
-            self.bytes = max(self.bytes, sum(self._kept.values()))
+            self.bytes = max(self.bytes or 0, sum(self._kept.values()))
         return tensor
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Count what autograd saves within the block."""
+        self.bytes = self.bytes or 0
         # An output that its own node saved as it is would keep itself, and the graph with it, for ever.
         with torch.autograd.graph.saved_tensors_hooks(lambda saved: self.add(saved).detach(), lambda saved: saved):
             yield

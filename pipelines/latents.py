@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from ..guidance.errors import TrimtabError, UnsupportedPipelineError
+from ..guidance.half import carried
 from .budget import is_out_of_memory
 from .graph import GraphMeter
-from .half import carried
 from .interception import tap_method
 from .prediction import locate, primary, sample_argument
 

@@ -216,7 +216,8 @@ class GuidedRun:
             return result
         # A pipeline that steps its batch twice over (DiT) has one image in two rows.
         whole, step = primary(result), dataclasses.replace(step, sample=sample[:batch])
-        edited = self.hooks.after_step(acting, step, whole[:batch])
+        with self.meter.watching():
+            edited = self.hooks.after_step(acting, step, whole[:batch])
         return with_primary(result, torch.cat([edited] * (len(whole) // batch)) if len(whole) > batch else edited)
 
     def _guided(

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...guidance.errors import ParameterError
+from ...guidance.images import for_rows
 from ...guidance.networks import borrow
 from ...guidance.parameters import parameter
 from ...guidance.pins import commit, sha256
@@ -59,6 +60,10 @@ class PPAP(Classifier):
         found = self.sha256 or sha256(self.weights, self.weight_name)
         return replace(super().pinned(), weights_revision=commit(self.weights, self.weights_revision), sha256=found)
 
+    @property
+    def does(self) -> str:
+        return self.kind
+
     def resolve_targets(self, run: Run) -> None:
         if self.kind == "classification":
             super().resolve_targets(run)
@@ -90,16 +95,11 @@ class PPAP(Classifier):
                 f"each of {rows} rows; allowed: [1, {height}, {width}], or as many maps as images."
             )
         if self.kind == "depth":
-            return -(found - _for_each(wanted.float(), rows)).square().flatten(1).mean(1)
+            return -(found - for_rows(wanted.float(), rows)).square().flatten(1).mean(1)
         # As it was given, not on the network's device, which would have to be waited for in every step.
         lowest, highest = self.wanted.min().item(), self.wanted.max().item()
         if not 0 <= lowest <= highest < found.shape[1]:
             raise ParameterError(
                 f"ppap: wanted holds classes from {lowest:g} to {highest:g}; allowed: 0 to {found.shape[1] - 1}."
             )
-        return -F.cross_entropy(found, _for_each(wanted.long(), rows), reduction="none").flatten(1).mean(1)
-
-
-def _for_each(maps: torch.Tensor, rows: int) -> torch.Tensor:
-    """Maps `[batch or 1, h, w]` for so many rows."""
-    return maps.repeat_interleave(rows // len(maps), dim=0)
+        return -F.cross_entropy(found, for_rows(wanted.long(), rows), reduction="none").flatten(1).mean(1)

@@ -29,9 +29,9 @@ from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
 from ...guidance.errors import ParameterError, UnsupportedPipelineError
-from ...guidance.images import Preprocessing, of_processor
-from ...guidance.networks import tensor_of
-from ...guidance.shipped import located
+from ...guidance.image_processor import of_processor
+from ...guidance.images import Preprocessing
+from ...guidance.networks import LOADERS, load_network, tensor_of
 from ...training import TrainingSettings, option, processes, train
 from ...training_checkpoints import check_same
 from ..weights import load_weights, save_weights
@@ -47,11 +47,6 @@ SETTINGS = (
 TEMPERATURE = 0.25
 SEEN = 500
 """Images on which the report compares the experts with the teacher."""
-MODELS = {
-    "classification": "AutoModelForImageClassification",
-    "depth": "AutoModelForDepthEstimation",
-    "segmentation": "AutoModelForSemanticSegmentation",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,21 +73,19 @@ class PPAPSettings(TrainingSettings):
 
 def train_ppap(settings: PPAPSettings) -> Path:
     """Train, or continue where the last run in `settings.output` stopped; returns the experts' file."""
-    import transformers
-
     from ...pipelines.loading import GuidedPipeline
 
-    if settings.kind not in MODELS or not settings.teacher:
-        wrong = f"kind={settings.kind!r}" if settings.kind not in MODELS else "teacher is missing"
-        raise ParameterError(f"train ppap: {wrong}; allowed: a teacher, and a kind of {', '.join(MODELS)}.")
-    teacher = getattr(transformers, MODELS[settings.kind]).from_pretrained(
-        located(settings.teacher), use_safetensors=True, trust_remote_code=False
+    if settings.kind not in LOADERS or not settings.teacher:
+        wrong = f"kind={settings.kind!r}" if settings.kind not in LOADERS else "teacher is missing"
+        raise ParameterError(f"train ppap: {wrong}; allowed: a teacher, and a kind of {', '.join(LOADERS)}.")
+    for name in ("experts", "rank", "images", "inference_steps"):
+        if (value := getattr(settings, name)) < 1:
+            raise ParameterError(f"train ppap: {name}={value}; allowed: a whole number >= 1.")
+    teacher, processor = load_network(settings.teacher, None, "train ppap", settings.kind, "teacher")
+    channels = getattr(teacher.config, "num_channels", None)
+    preprocessing = (
+        Preprocessing(channels=channels) if processor is None else of_processor(processor, channels, "train ppap")
     )
-    try:
-        processor = transformers.AutoImageProcessor.from_pretrained(located(settings.teacher), trust_remote_code=False)
-        preprocessing = of_processor(processor, getattr(teacher.config, "num_channels", None))
-    except (OSError, ValueError):
-        preprocessing = Preprocessing(channels=getattr(teacher.config, "num_channels", None))
     return train_experts(GuidedPipeline.from_pretrained(settings.pipeline), teacher, preprocessing, settings)
 
 

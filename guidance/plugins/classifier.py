@@ -10,13 +10,14 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import nn
 
-from ..errors import GuidanceRuntimeError, ParameterError
-from ..gradient import GradientGuidance, rms, signal_share
-from ..images import Preprocessing, of_processor
-from ..networks import borrow, device_of, load_classifier, names_of, soften, takes, tensor_of
+from ..errors import GuidanceRuntimeError, ParameterError, TrimtabError
+from ..gradient import GradientGuidance, in_pairs, rms, share_of_next, signal_share
+from ..image_processor import of_processor
+from ..images import Preprocessing
+from ..networks import borrow, check_softened, device_of, load_network, names_of, shown_to, soften, takes
 from ..parameters import parameter
 from ..pins import check_listing, commit, listing_sha256
-from ..run import CLEAN, Run, Step
+from ..run import Run, Step
 from ..targets import Target, class_index, labels_of_call
 
 
@@ -87,6 +88,15 @@ class Classifier(GradientGuidance):
                 f"{self.label}: classifier is missing; give a torch.nn.Module that returns logits, or a folder or "
                 "repository of a transformers image classifier."
             )
+        if self.target == ():
+            raise ParameterError(f"{self.label}: target=() names no class; allowed: a class, or one for each image.")
+        if self.beta == 0:
+            raise ParameterError(f"{self.label}: beta=0 is no softplus; allowed: > 0, or None for ReLU.")
+        if self.estimate == "edm" and self.grad_norm != "none":
+            raise ParameterError(
+                f"{self.label}: grad_norm={self.grad_norm!r} with estimate='edm', which norms the gradient by itself; "
+                "allowed: 'none', and max_guidance for its size."
+            )
 
     def pinned(self) -> Self:
         named = self.classifier if isinstance(self.classifier, str) else None
@@ -96,49 +106,63 @@ class Classifier(GradientGuidance):
     def setup(self, run: Run) -> None:
         state = run.state
         state.largest = 0.0
-        if isinstance(self.classifier, str):
+        assert self.classifier is not None
+        network, processor = self.classifier, None
+        if isinstance(network, str):
             if run.dry:
                 return
-            check_listing(self.classifier, self.files_sha256, self.label)
-            network, processor = load_classifier(self.classifier, self.revision, self.label)
-        else:
-            assert self.classifier is not None
-            network, processor = self.classifier, None
+            check_listing(network, self.files_sha256, self.label)
+            network, processor = load_network(network, self.revision, self.label, self.does)
         self._use(run, network, processor)
         self.resolve_targets(run)
         if self.scale > 0:
             run.check_step(self.check)
 
+    @property
+    def does(self) -> str:
+        """What a network that is loaded does, one of `networks.LOADERS`."""
+        return "classification"
+
     def resolve_targets(self, run: Run) -> None:
         """Find the class of each image."""
-        targets = self.target if self.target is not None else labels_of_call(run)
+        labels = run.state.names
+        targets = self.target if self.target is not None else labels_of_call(run, labels)
         if targets is None:
             if run.dry:
                 return
-            raise ParameterError(
-                f"{self.label}: target is missing; give a class by name or index, or one for each image."
-            )
-        labels = self.labels or names_of(run.state.network)
+            raise ParameterError(f"{self.label}: target is missing; give a class by name or index, or one an image.")
         given = targets if isinstance(targets, (tuple, list)) else (targets,)
         run.state.classes = [class_index(target, labels, self.label) for target in given]
 
     def check(self, step: Step) -> None:
         """See a blank image, to refuse before the run what the classifier does not give: for one forward pass of it."""
         assert step.sample is not None
-        self.log_probability(step, step.decode(step.sample) if self.estimate == "x0" else step.sample)
+        image = step.decode(step.sample) if self.estimate == "x0" else step.sample
+        try:
+            self.log_probability(step, image)
+        except (TrimtabError, torch.OutOfMemoryError):
+            raise
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise ParameterError(
+                f"{self.label}: classifier, {type(step.state.network).__name__}, does not take what it is shown, "
+                f"{list(image.shape)}: {error} Give size, or a classifier of such images."
+            ) from error
+        if self.estimate != "x_t" and self.beta is not None:
+            check_softened(step.state.network, self.beta, self.label)
 
     def _use(self, run: Run, network: nn.Module, processor: Any) -> None:
         state = run.state
-        state.network = network
+        state.network, state.names = network, self.labels or names_of(network)
         config = getattr(network, "config", None)
-        found = Preprocessing() if processor is None else of_processor(processor, getattr(config, "num_channels", 3))
-        size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        state.preprocessing = Preprocessing(
-            size or found.size,
-            found.unit_range if self.unit_range is None else self.unit_range,
-            self.mean or found.mean,
-            self.std or found.std,
-            found.channels or getattr(config, "num_channels", None) or (len(self.mean) if self.mean else None),
+        channels = getattr(config, "num_channels", None)
+        found = Preprocessing() if processor is None else of_processor(processor, channels, self.label)
+        state.preprocessing = replace(
+            found,
+            size=((self.size, self.size) if isinstance(self.size, int) else self.size) or found.size,
+            unit_range=found.unit_range if self.unit_range is None else self.unit_range,
+            mean=self.mean or found.mean,
+            std=self.std or found.std,
+            channels=found.channels or channels or (len(self.mean) if self.mean else None),
         )
         if not run.dry:
             borrow(run.exit_stack, network)
@@ -163,7 +187,7 @@ class Classifier(GradientGuidance):
 
     def weight(self, step: Step) -> float:
         """What the gradient at the clean estimate is multiplied with."""
-        now, following = signal_share(step.level), _share_of_next(step)
+        now, following = signal_share(step.level), share_of_next(step)
         variance = 1 - now / following
         step.state.largest = max(step.state.largest, variance)
         sine = math.sin(math.pi * (step.count - 1 - step.index) / step.count)
@@ -174,6 +198,10 @@ class Classifier(GradientGuidance):
         logits = self.logits(step, image)
         classes = self._classes(step, len(logits))
         wanted = [0 if index is None else index for index in classes]
+        if logits.ndim != 2:
+            raise ParameterError(
+                f"{self.label}: classifier returns {list(logits.shape)}; needed: logits [batch, classes]."
+            )
         if max(wanted) >= logits.shape[1] or min(wanted) < 0:
             raise ParameterError(
                 f"{self.label}: target={self.target!r} is out of range; allowed: 0 to {logits.shape[1] - 1}."
@@ -186,16 +214,14 @@ class Classifier(GradientGuidance):
 
     def logits(self, step: Step, image: torch.Tensor) -> torch.Tensor:
         """The classifier's logits `[batch, classes]` in float32."""
-        network = step.state.network
-        device, dtype = device_of(network, image)
-        given = step.state.preprocessing(image).to(device, dtype)
+        network, given = step.state.network, step.state.preprocessing(image)
         if self.estimate == "x_t" and takes(network, "timestep"):
-            timestep = torch.full((len(given),), step.timestep, device=device)
-            return tensor_of(network(given, timestep=timestep)).float().to(image.device)
+            device, _ = device_of(network, given)
+            return shown_to(network, given, timestep=torch.full((len(given),), step.timestep, device=device))
         with ExitStack() as stack:  # for this call only, since the network may serve others in this run
             if self.estimate != "x_t" and self.beta is not None:
                 soften(stack, network, self.beta)
-            return tensor_of(network(given)).float().to(image.device)
+            return shown_to(network, given)
 
     def _classes(self, step: Step, batch: int) -> list[int | None]:
         classes = step.state.classes
@@ -208,7 +234,7 @@ class Classifier(GradientGuidance):
 
     # -- EDM -------------------------------------------------------------------------------------------------------
     def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
-        ends_level = step.evaluation > 0 or not _in_pairs(step)
+        ends_level = step.evaluation > 0 or not in_pairs(step)
         if self.estimate != "edm" or self.scale == 0 or step.next_level.sigma == 0 or not ends_level:
             return sample
         index = step.index + 1
@@ -225,20 +251,3 @@ class Classifier(GradientGuidance):
             )
         shift = weight * gradient / rms(gradient).clamp_min(1e-30) * rms(sample.float())
         return sample + self.scale * shift.to(sample.dtype)
-
-
-def _share_of_next(step: Step) -> float:
-    """The signal's share at the next lower level of noise, also where a scheduler evaluates a level twice."""
-    now, following = signal_share(step.level), signal_share(step.next_level)
-    if following > now * (1 + 1e-6):
-        return following
-    assert step.algebra is not None
-    shares = [signal_share(level) for level in (*step.algebra.levels(), CLEAN)]
-    return min(share for share in shares if share > now * (1 + 1e-6))
-
-
-def _in_pairs(step: Step) -> bool:
-    """Whether the scheduler evaluates its levels twice."""
-    assert step.algebra is not None
-    steps = step.algebra.noise_steps()
-    return len(set(steps)) < len(steps)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import GuidanceRuntimeError, ParameterError
 from ..gradient import GradientGuidance
-from ..images import Given, as_images
+from ..images import Given, as_images, for_rows
 from ..losses import Term, check_target
 from ..networks import borrow
 from ..operators import LinearOperator, check_operator, inpainting, luminance, resampling
@@ -173,11 +173,11 @@ class Steered(GradientGuidance):
     def _operator(self, state: SimpleNamespace, image: torch.Tensor) -> LinearOperator:
         """The measurement of images of this size; made at the first."""
         if state.operator is None:
-            state.measured = state.measured.to(image.device, torch.float32)
+            state.measured = for_rows(state.measured.to(image.device, torch.float32), len(image))
             if self.operator is not None:
                 state.operator = self.operator
             elif self.task == "inpainting":
-                state.operator = inpainting(state.known.to(image.device))
+                state.operator = inpainting(for_rows(state.known.to(image.device), len(image)))
             elif self.task == "super_resolution":
                 (height, width), (low, narrow) = image.shape[-2:], state.measured.shape[-2:]
                 state.operator = resampling((height, width), (low, narrow))

@@ -9,11 +9,14 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import nn
 
 from ..errors import GuidanceRuntimeError, ParameterError
 from ..gradient import GradientGuidance, signal_share
+from ..networks import borrow
 from ..parameters import parameter
 from ..run import CLEAN, Run, Step
+from ..wording import shown
 
 Schedule = Literal["constant", "root", "increase", "decrease", "variance"]
 
@@ -96,6 +99,8 @@ class TFG(GradientGuidance):
             )
 
     def setup(self, run: Run) -> None:
+        if isinstance(self.energy, nn.Module) and not run.dry:
+            borrow(run.exit_stack, self.energy)
         run.state.generator = torch.Generator().manual_seed(self.seed)
         run.state.means = {}
         run.state.shift = None
@@ -152,14 +157,26 @@ class TFG(GradientGuidance):
         per_x0 = self.weight("rho", step) * (level.alpha**2 + level.sigma**2) / level.alpha
         return per_x0 * self.smoothed_energy(step, x0)
 
+    def _energy(self, image: torch.Tensor) -> torch.Tensor:
+        assert callable(self.energy)
+        energy = self.energy(image)
+        if not isinstance(energy, torch.Tensor) or energy.shape != (len(image),):
+            raise GuidanceRuntimeError(
+                f"{self.label}: energy returned {shown(energy)}; needed: one number an image, a tensor [{len(image)}]."
+            )
+        if not energy.requires_grad:
+            raise GuidanceRuntimeError(
+                f"{self.label}: energy does not depend on the images that it is given; compute it from them, without "
+                "detach() or no_grad()."
+            )
+        return energy
+
     def smoothed_energy(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
         """`-log f~(x0)` `[batch]`."""
-        assert callable(self.energy)
         width = self.value("smoothing") * math.sqrt(1 - signal_share(step.level))
         if width == 0:
-            energy: torch.Tensor = self.energy(step.decode(x0))
-            return energy
-        energies = torch.stack([self.energy(step.decode(x0 + width * delta)) for delta in step.state.delta])
+            return self._energy(step.decode(x0))
+        energies = torch.stack([self._energy(step.decode(x0 + width * delta)) for delta in step.state.delta])
         return math.log(len(energies)) - torch.logsumexp(-energies, dim=0)
 
     def reshape_gradient(self, step: Step, gradient: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 import trimtab
 from trimtab import cli
 from trimtab.benchmarks.likeness import edge_f1
-from trimtab.guidance.networks import load_classifier, names_of
+from trimtab.guidance.networks import load_network, names_of
 from trimtab.pipelines.emoji import data as emoji
 from trimtab.pipelines.generate.samples import length_of_text
 from trimtab.pipelines.interpolate import slerp, spread_of_steps
@@ -26,7 +26,7 @@ def test_what_ships_loads_by_its_name_and_is_within_its_size(capsys: pytest.Capt
     assert shipped
     for row in shipped:
         if "judge" in row["name"]:
-            load_classifier(row["name"], None, "test")
+            load_network(row["name"], None, "test")
         elif row["name"] not in CONTROLS:
             trimtab.GuidedPipeline.from_pretrained(row["name"])
         assert 0 < row["megabytes"] <= 25 and row["licence"]
@@ -74,7 +74,7 @@ def test_the_lora_that_ships_makes_steps_more_even() -> None:
 
 
 def test_the_classifier_that_guides_is_believed_by_the_one_that_judges() -> None:
-    judge, _ = load_classifier("trimtab/emoji-judge-category-1", None, "test")
+    judge, _ = load_network("trimtab/emoji-judge-category-1", None, "test")
     pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/emoji-sd")
     pipe.set_progress_bar_config(disable=True)
     target = "Animals & Nature"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trimtab.pipelines.half import carried, size_of
+from trimtab.guidance.half import carried, size_of
 
 
 def test_the_size_of_each_image_is_a_power_of_two_above_its_largest_number() -> None:
