@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from trimtab.adapters.ppap.train import PPAPSettings, distance, train_experts
 from trimtab.adapters.weights import load_weights
 from trimtab.guidance.errors import WeightsError
 from trimtab.guidance.images import Preprocessing
+from trimtab.guidance.networks import tensor_of
 
 
 class Teacher(nn.Module):
@@ -280,6 +282,21 @@ def test_what_does_not_fit_is_an_error_that_says_so(trained: Path, tmp_path: Pat
         pipe().add_guidance("ppap", classifier=Teacher(), weights=str(trained), kind="depth")
 
 
+@pytest.mark.parametrize("labels", [("Zero", "One", "Two"), ()])
+def test_a_target_goes_by_name(trained: Path, labels: tuple[str, ...]) -> None:
+    network = Teacher()
+    network.config = SimpleNamespace(id2label={0: "Zero", 1: "One", 2: "Two"})
+
+    def image(target: int | str) -> torch.Tensor:
+        guided = pipe()
+        guided.add_guidance("ppap", classifier=network, weights=str(trained), target=target, labels=labels)
+        return guided(0, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+    assert torch.equal(image("one"), image(1)) and not torch.equal(image("two"), image(1))
+    with pytest.raises(trimtab.ParameterError, match="ppap: target='four' is no class of the classifier"):
+        image("four")
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -328,3 +345,63 @@ def test_two_processes_share_the_work_and_resume_to_the_same_losses_and_weights(
     assert report["trainable_share"] == pytest.approx(experts.trainable_share)
     moved = [p.abs().max() for i in range(2) for n, p in experts.parameters_of(i).items() if "lora_B" in n]
     assert min(moved) > 0
+
+
+DENSE: dict[str, Any] = {
+    "depth": lambda: transformers.DPTForDepthEstimation(
+        transformers.DPTConfig(hidden_size=8, num_hidden_layers=4, num_attention_heads=2, intermediate_size=8,
+                               image_size=16, patch_size=8, neck_hidden_sizes=[4, 4, 4, 4], fusion_hidden_size=4,
+                               backbone_out_indices=[0, 1, 2, 3], reassemble_factors=[4, 2, 1, 0.5], is_hybrid=False)
+    ),
+    "segmentation": lambda: transformers.SegformerForSemanticSegmentation(
+        transformers.SegformerConfig(num_channels=1, num_encoder_blocks=2, depths=[1, 1], sr_ratios=[1, 1],
+                                     hidden_sizes=[4, 8], patch_sizes=[3, 3], strides=[2, 2],
+                                     num_attention_heads=[1, 1], mlp_ratios=[1, 1], decoder_hidden_size=8, num_labels=3)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_a_checkpoint_of_depth_or_segmentation_is_taught_by_the_command_and_guides(
+    kind: str, saved: Path, tmp_path: Path
+) -> None:
+    side = 16 if kind == "depth" else 8
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = DENSE[kind]().eval()
+    network.save_pretrained(tmp_path / "net")
+    colours = 3 if kind == "depth" else 1
+    transformers.ViTImageProcessor(
+        size={"height": side, "width": side}, image_mean=[0.5] * colours, image_std=[0.5] * colours
+    ).save_pretrained(tmp_path / "net")
+    assert cli.main([*command(saved, tmp_path / "out", steps=2, batch=8), "--kind", kind, "--teacher",
+                     str(tmp_path / "net")]) == 0  # fmt: skip
+    seen = tensor_of(network(torch.zeros(1, colours, side, side)))
+    guided = trimtab.GuidedPipeline.from_pretrained(saved / "pipe")
+
+    def image(scale: float) -> torch.Tensor:
+        guided.clear_guidance()
+        guided.add_guidance(
+            "ppap", classifier=str(tmp_path / "net"), weights=str(tmp_path / "out" / "ppap.safetensors"), kind=kind,
+            wanted=torch.zeros(1, *seen.shape[-2:]), scale=scale,
+        )  # fmt: skip
+        return guided(0, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+    assert not torch.equal(image(50.0), image(0.0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--experts", "0"], "train ppap: experts=0; allowed: a whole number >= 1."),
+        (["--rank", "0"], "train ppap: rank=0; allowed: a whole number >= 1."),
+        (["--teacher", "nowhere/at-all"], "train ppap: teacher='nowhere/at-all' gives no transformers network for"),
+        (["--kind", "depths"], "train ppap: kind='depths'; allowed: a teacher, and a kind of classification, depth, "),
+    ],
+)
+def test_a_wrong_setting_is_one_line_before_anything_is_made(
+    wrong: list[str], message: str, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*command(saved, tmp_path, steps=1, batch=8), *wrong]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from trimtab.guidance.losses import Content, EmbeddingCosine, SemanticMap, Style
+from trimtab.guidance.errors import ParameterError
+from trimtab.guidance.losses import Content, EmbeddingCosine, SemanticMap, Style, check_target
 
 
 def network() -> nn.Sequential:
@@ -67,3 +68,45 @@ def test_a_semantic_map_is_a_mean_over_the_places_that_matter() -> None:
     x = picture(3)
     expected = -network()(x).log_softmax(1)[0, 2, 0, 0]
     torch.testing.assert_close(SemanticMap(network(), classes)(x)[0], expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_of_several_targets_is_that_of_the_images_made_for_it(name: str) -> None:
+    """Two targets for four images: the first two are of the first."""
+    first, second = picture(1), picture(2)
+    images = torch.cat([first, first, second, second])
+    loss = LOSSES[name](torch.cat([first, second]))
+    assert loss(images).abs().max() < 1e-6
+    assert loss(images.roll(1, 0))[[0, 2]].min() > 1e-6
+
+
+def test_each_of_several_maps_is_that_of_the_images_made_for_it() -> None:
+    logits = nn.Conv2d(3, 2, 1, bias=False)
+    logits.weight.data = torch.tensor([[9.0, 0, 0], [-9.0, 0, 0]]).view(2, 3, 1, 1)
+    light, dark = torch.ones(1, 3, 8, 8), -torch.ones(1, 3, 8, 8)
+    loss = SemanticMap(logits, torch.stack([torch.zeros(8, 8), torch.ones(8, 8)]).long())
+    assert loss(torch.cat([light, light, dark, dark])).max() < 1e-6
+    assert loss(torch.cat([dark, light, light, dark]))[[0, 2]].min() > 1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_targets_for_another_number_of_images_are_refused_before(name: str) -> None:
+    loss = LOSSES[name](torch.cat([picture(1), picture(2)]))
+    check_target(loss, torch.zeros(4, 3, 8, 8), "losses[0]")
+    with pytest.raises(ParameterError, match=r"losses\[0\], \w+, has targets for 2 images, but 3 are made"):
+        check_target(loss, torch.zeros(3, 3, 8, 8), "losses[0]")
+
+
+@pytest.mark.parametrize("kind", ["embedding", "content"])
+def test_a_faint_gradient_goes_through_a_network_of_float16(kind: str) -> None:
+    full = EMBED if kind == "embedding" else network()
+    half = copy.deepcopy(full).half()
+
+    def gradient(of: nn.Module) -> torch.Tensor:
+        x = picture(2).requires_grad_(True)
+        wanted = EMBED(picture(1)).detach()
+        loss = EmbeddingCosine(of, wanted) if kind == "embedding" else Content(of, ("1", "2"), picture(1))
+        return torch.autograd.grad(1e-8 * loss(x).sum(), x)[0]
+
+    exact = gradient(full)
+    assert (gradient(half) - exact).abs().max() < 0.02 * exact.abs().max()

@@ -79,3 +79,11 @@ def test_luminance_is_that_of_pil_and_keeps_the_differences_of_colour() -> None:
     assert (luminance().forward(x)[0, 0] - grey).abs().max() <= 1.0
     projected = luminance().project(x, grey[None, None])
     torch.testing.assert_close(projected[:, 0] - projected[:, 1], x[:, 0] - x[:, 1], atol=1e-3, rtol=0)
+
+
+def test_a_measurement_of_no_image_is_said() -> None:
+    operator = resampling((24, 18), (8, 6))
+    beyond = torch.full((1, 3, 8, 6), 1.5)
+    with pytest.warns(UserWarning, match=r"no image in -1..1 was found that measures .* off by 0\.5"):
+        within = operator.project_within(images()[:1], beyond, rounds=50)
+    assert within.abs().max() <= 1

@@ -17,6 +17,7 @@ from zoo.class_conditional import class_conditional
 import trimtab
 from trimtab import Guidance, GuidanceRuntimeError, Step, parameter
 from trimtab.guidance.operators import resampling
+from trimtab.pipelines import clean
 from trimtab.pipelines.graph import GraphMeter
 from trimtab.pipelines.latents import ImageSpace
 
@@ -337,3 +338,18 @@ def test_an_autoencoder_that_overflows_in_half_precision_is_run_in_float32_and_l
     close(space.decode(sample), expected, 5e-3)
     assert space.encode(space.decode(sample)).dtype == torch.float32
     assert all(p.data_ptr() == weights[name] and p.dtype == torch.half for name, p in pipe.vae.named_parameters())
+
+
+def test_the_plan_counts_each_backward_pass_through_the_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    counted = clean.through_denoiser
+    monkeypatch.setattr(clean, "through_denoiser", lambda *given: passes.append(1) or counted(*given))
+    pipe, case = trimtab.guide(CASES["sd15"].build()), CASES["sd15"]
+    for guidances, each in (((Through(), Through()), 1), ((Through(), Clipped()), 2), ((Clipped(), Clipped()), 2)):
+        pipe.clear_guidance()
+        for index, guidance in enumerate(guidances):
+            pipe.add_guidance(guidance, name=f"g{index}")
+        plan = pipe.explain_guidance(**case.call)
+        passes.clear()
+        run(pipe, case)
+        assert plan.backward_passes == len(passes) == each * len(plan.steps)

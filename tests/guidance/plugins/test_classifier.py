@@ -454,3 +454,66 @@ def test_switched_off_it_is_the_stock_run() -> None:
     stock = run(pipe)
     pipe.add_guidance("classifier", classifier=Linear(), target=1, scale=0.0)
     assert torch.equal(run(pipe), stock)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": ()}, r"target=\(\) names no class"),
+        ({"beta": 0.0}, "beta=0 is no softplus; allowed: > 0, or None"),
+        ({"estimate": "edm", "grad_norm": "clip"}, "grad_norm='clip' with estimate='edm', which norms the gradient"),
+    ],
+)
+def test_what_makes_no_sense_together_is_refused_when_it_is_attached(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(trimtab.ParameterError, match=f"classifier: {message}"):
+        tiny().add_guidance("classifier", **{"classifier": Linear(), "target": 0, **changed})
+
+
+@pytest.mark.parametrize("estimate", ["x0", "x_t"])
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(48, 3)), r"classifier, Sequential, does not take what it is"),
+        (nn.Conv2d(3, 2, 1), r"classifier, Conv2d, does not take what it is shown, \[1, 1, 8, 8\]"),
+        (nn.Conv2d(1, 3, 1), r"classifier returns \[1, 3, 8, 8\]; needed: logits \[batch, classes\]"),
+    ],
+)
+def test_a_network_of_other_images_is_an_error_before_the_first_denoiser_call(
+    network: nn.Module, message: str, estimate: str
+) -> None:
+    pipe, calls = tiny(), []
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    pipe.add_guidance("classifier", classifier=network, target=0, estimate=estimate)
+    with pytest.raises(trimtab.ParameterError, match=message):
+        run(pipe)
+    assert not calls
+
+
+def test_the_memory_of_the_edm_variant_is_weighed() -> None:
+    pipe = tiny()
+    pipe.scheduler = EulerDiscreteScheduler()
+    pipe.add_guidance("classifier", classifier=Linear(), target=0, estimate="edm")
+    run(pipe)
+    assert pipe.last_guided_run.graph_bytes >= 64 * 4
+
+
+def test_a_checkpoint_is_shown_what_its_processor_makes(tmp_path: Path) -> None:
+    """Blue first, from 0 to 1, at another size."""
+    config = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", num_labels=3, num_channels=3
+    )
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    size = {"height": 16, "width": 16}
+    transformers.MobileViTImageProcessor(size=size, crop_size=size).save_pretrained(tmp_path)
+    seen: list[torch.Tensor] = []
+
+    class Watching(Classifier):
+        def loss(self, step: Any, x0: torch.Tensor) -> None:
+            red = torch.cat([torch.ones(1, 1, 8, 8), -torch.ones(1, 2, 8, 8)], 1)
+            seen.append(step.state.preprocessing(red))
+
+    pipe = tiny()
+    pipe.add_guidance(Watching(classifier=str(tmp_path), target=0))
+    run(pipe, steps=1)
+    assert seen[0].shape == (1, 3, 16, 16)
+    assert seen[0].mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 1], abs=1e-6)

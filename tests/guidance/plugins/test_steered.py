@@ -373,6 +373,18 @@ def test_a_loss_and_a_measurement_decode_what_each_of_them_sees() -> None:
     assert len(decoded) == 2 * CASES["sd15"].call["num_inference_steps"] + 1
 
 
+@pytest.mark.parametrize("mask", [HOLE, torch.cat([HOLE, HOLE.flip(-1)])])
+def test_each_of_several_measurements_is_that_of_the_images_made_for_it(mask: torch.Tensor) -> None:
+    """Two measurements for four images: the first two are of the first."""
+    pipe, wanted = trimtab.guide(class_conditional(["one", "two"])), torch.cat([GREY, GREY.flip(-1)])
+    pipe.add_guidance("steered", task="inpainting", image=wanted, mask=mask)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    call = {"num_images_per_prompt": 2, "num_inference_steps": 2, "generator": generators, "output_type": "pt"}
+    images = pipe([0, 1], **call).images
+    known = mask.expand(2, -1, -1, -1).repeat_interleave(2, 0) == 0
+    torch.testing.assert_close(images[known], wanted.repeat_interleave(2, 0)[known])
+
+
 def test_a_mask_of_another_size_than_the_image_is_refused_when_it_is_attached() -> None:
     with pytest.raises(trimtab.ParameterError, match=r"mask is 4 x 8 pixels, but image is 8 x 8 pixels; needed: one"):
         trimtab.guide(class_conditional(["one"])).add_guidance(

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from zoo import CASES, run
+from zoo.class_conditional import class_conditional
 
 import trimtab
 from trimtab.guidance.noise import Level, noise_algebra
@@ -253,3 +255,48 @@ def test_an_energy_that_is_not_finite_names_step_and_plug_in() -> None:
     with pytest.raises(trimtab.GuidanceRuntimeError, match="tfg: the gradient is not finite at step 0 of 5"):
         pipe(noise(), STEPS)
     assert math.isfinite(pipe.unet.scale.item())
+
+
+class Learned(nn.Module):
+    """An energy with a batch norm, as it comes from a training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(images).square().flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("preset", ["dps", "mpgd"])
+def test_a_network_as_energy_is_borrowed(preset: str) -> None:
+    pipe, energy = trimtab.guide(class_conditional(["one"])), Learned().train()
+    before = {name: value.clone() for name, value in energy.state_dict().items()}
+    with pipe.guidance("tfg", preset=preset, energy=energy):
+        pipe(0, num_inference_steps=2)
+    assert energy.training and energy.norm.weight.requires_grad and energy.norm.weight.grad is None
+    assert all(torch.equal(value, before[name]) for name, value in energy.state_dict().items())
+
+
+@pytest.mark.parametrize("preset", ["dps", "mpgd"])
+@pytest.mark.parametrize(
+    ("energy", "message"),
+    [
+        (lambda x: x.square().mean(), r"energy returned <float32 tensor \[\]>; needed: one number an image, a tensor"),
+        (lambda x: 1.0, "energy returned 1.0; needed: one number an image"),
+        (lambda x: x.detach().flatten(1).mean(1), "energy does not depend on the images that it is given"),
+    ],
+)
+def test_an_energy_that_is_none_is_an_error_by_name(preset: str, energy: Any, message: str) -> None:
+    pipe = trimtab.guide(class_conditional(["one"]))
+    with pipe.guidance("tfg", preset=preset, energy=energy), pytest.raises(trimtab.GuidanceRuntimeError, match=message):
+        pipe(0, num_inference_steps=2)
+
+
+def test_the_memory_of_gradients_at_the_clean_estimate_is_weighed() -> None:
+    pipe = trimtab.guide(class_conditional(["one"]))
+    pipe.add_guidance("tfg", preset="mpgd", energy=lambda x: x.square().flatten(1).mean(1))
+    assert "to be seen after a run" in str(pipe.explain_guidance(2))
+    pipe(0, num_inference_steps=2)
+    assert pipe.last_guided_run.graph_bytes >= 8 * 8 * 4
+    assert "in the last run: 0.0 MiB" in str(pipe.explain_guidance(2))
