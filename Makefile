@@ -67,9 +67,9 @@ models: $(EMOJI)
 		--cond-size 64 --smallest 64 --largest 64 --aspect 1 --max-sequence-length 32 --batch-size 64 --steps 6000 \
 		--learning-rate 1e-3 $(GPU)
 	$(TRAIN) unicon --base runs/emoji-sd/model --data $(PAIRS)/train --output runs/emoji-unicon --rank 16 --size 64 \
-		--aspect 1 --trigger "edge_map, " --batch-size 64 --steps 6000 --learning-rate 1e-3 $(GPU)
-	$(TRAIN) smooth --base runs/emoji-sd/model --data $(PAIRS)/train --output runs/emoji-smooth --size 64 --batch-size 32 \
-		--accumulate 1 --steps 3000
+		--aspect 1 --crop 0 --trigger "edge_map, " --batch-size 64 --steps 6000 --learning-rate 1e-3 $(GPU)
+	$(TRAIN) smooth --base runs/emoji-sd/model --data $(PAIRS)/train --output runs/emoji-smooth --size 64 --crop 0 \
+		--batch-size 32 --accumulate 1 --steps 3000
 
 # Rows of another model: python -m benchmarks.evidence --model FOLDER --output docs/evidence ...
 WEAK := runs/evidence/weak/model

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ...guidance.shipped import located
 from ...training import TrainingSettings, option, train
+from ..allowed import check_choice, check_range
 from ..low_rank import LowRank
 from ..pairs import Pairs, unsquashed
 from ..trained import Trained
@@ -60,6 +61,12 @@ class EasyControlSettings(TrainingSettings):
     ema_decay: float = option(0.0, "of the averaged weights; 0 for none")
     max_sequence_length: int = option(512, "tokens of a caption")
     validation_steps: int = option(20, "denoising steps of a validation image")
+
+    def __post_init__(self) -> None:
+        check_choice("easycontrol", "kind", self.kind, ("spatial", "subject"))
+        check_range("easycontrol", "caption_dropout", self.caption_dropout, 0, 1)
+        check_range("easycontrol", "aspect", self.aspect, 1)
+        check_range("easycontrol", "smallest", self.smallest, 1, self.largest)
 
 
 class TrainProcessor(FluxAttnProcessor):
@@ -150,8 +157,9 @@ def train_easycontrol(settings: EasyControlSettings) -> Path:
         return flow_matching_loss(model, pipe, batch, settings, generator)
 
     def export(model: Any) -> None:
+        made_with = {"base": settings.base, "kind": settings.kind, "settings": json.dumps(settings.to_store())}
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in written(model.layers).items()}
-        save_weights(file, tensors, {"base": settings.base, "kind": settings.kind, "settings": _text(settings)})
+        save_weights(file, tensors, made_with)
 
     def validate(model: Any) -> dict[str, float]:
         generator = torch.Generator(pipe.device).manual_seed(0)
@@ -239,7 +247,3 @@ def sample(model: Any, pipe: Any, batch: Any, settings: EasyControlSettings, gen
     latents = pipe._unpack_latents(x, side, side, pipe.vae_scale_factor)
     latents = latents / pipe.vae.config.scaling_factor + (pipe.vae.config.shift_factor or 0.0)
     return pipe.image_processor.postprocess(pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0])[0]
-
-
-def _text(settings: EasyControlSettings) -> str:
-    return json.dumps(settings.to_store())

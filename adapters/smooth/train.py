@@ -5,7 +5,7 @@ Beside the usual loss, step-wise variation regularisation: with `v ~ N(0, I) / s
     r = || d/d epsilon <x0_hat(x_t(epsilon)), sqrt(1 - abar_t) v> ||
 
 the loss is `mse + lambda mean (r - a)^2`, where a is the running mean `a <- a + 0.01 (mean r - a)`. It is
-differentiated twice, so attention is computed by its definition.
+differentiated twice, so attention is computed by its definition. Of an oblong image a square at a random place is seen.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...guidance.shipped import located
 from ...training import TrainingSettings, option, train
+from ..allowed import check_range
+from ..cuts import random_parts, side_to_cut_from
 from ..low_rank import LowRank
 from ..pairs import Pairs
 from ..trained import Trained
@@ -41,6 +43,9 @@ class SmoothSettings(TrainingSettings):
     base: str = option("stable-diffusion-v1-5/stable-diffusion-v1-5", "the base model, a folder or Hub repository")
     data: str = option("data", "JSONL file, or folder with the folder target")
     size: int = option(512, "side of the images, in pixels")
+    crop: float = option(
+        1.0, "least area of the square that is cut out at random, of the largest; 0 for the middle of all"
+    )
     rank: int = option(8, "of the LoRA")
     regularisation: float = option(1.0, "lambda, the weight of the regularisation")
     batch_size: int = option(3, "images a step and process")
@@ -48,6 +53,9 @@ class SmoothSettings(TrainingSettings):
     learning_rate: float = option(1e-4, "its highest value")
     weight_decay: float = option(1e-2, "of AdamW")
     ema_decay: float = option(0.0, "of the averaged weights; 0 for none")
+
+    def __post_init__(self) -> None:
+        check_range("smooth", "crop", self.crop, 0, 1)
 
 
 class SmoothTraining(Trained):
@@ -86,13 +94,27 @@ def train_smooth(settings: SmoothSettings) -> Path:
     file = Path(settings.output) / FILE
 
     def loss(model: Any, batch: Any, generator: torch.Generator) -> torch.Tensor:
-        return smooth_loss(model, pipe, scheduler, batch, settings.regularisation, generator)
+        return smooth_loss(model, pipe, scheduler, cut(batch, settings, generator), settings.regularisation, generator)
 
     def export(model: Any) -> None:
         save_weights(file, written(model.loras))
 
-    train("smooth", model, Pairs(settings.data, settings.size, source=""), loss, settings, export)
+    train("smooth", model, pictures_of(settings), loss, settings, export)
     return file
+
+
+def pictures_of(settings: SmoothSettings) -> Pairs:
+    """The training data, as what is cut from them asks for them."""
+    side = side_to_cut_from(settings.size, 1.0, settings.crop or 1.0)
+    return Pairs(settings.data, side, source="", whole=settings.crop > 0)
+
+
+def cut(batch: Any, settings: SmoothSettings, generator: torch.Generator) -> Any:
+    """The batch with what is seen of its images."""
+    if settings.crop == 0:
+        return batch
+    parts = random_parts(batch["aspect"], (settings.size, settings.size), settings.crop, 0.0, generator)
+    return {**batch, "target": parts(batch["target"])}
 
 
 def written(loras: dict[str, LowRank]) -> dict[str, torch.Tensor]:

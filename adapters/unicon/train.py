@@ -5,7 +5,8 @@ Noise prediction on both sides at independent timesteps,
     w(t_x) || eps_theta(x_{t_x}; y_{t_y}) - n_x ||^2 + w(t_y) || eps_theta(y_{t_y}; x_{t_x}) - n_y ||^2
 
 with the min-SNR weight w (arXiv:2303.09556). The text of x alone, of y alone, or of both is left out, by an embedding
-of zeros, with probability `text_dropout` each. The pair is cut alike, to a size drawn for each batch.
+of zeros, with probability `text_dropout` each. Both images of a pair are cut and mirrored alike: a part at a random
+place, of a shape that is drawn for each batch.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from diffusers.training_utils import compute_snr
 
 from ...guidance.shipped import located
 from ...training import TrainingSettings, option, train
+from ..allowed import check_range
+from ..cuts import Cut, middle_parts, random_parts, side_to_cut_from
 from ..low_rank import LowRank
-from ..pairs import Pairs, crop_and_resize
+from ..pairs import Pairs
 from ..trained import Trained
 from .checkpoint import PROJECTIONS, Block, blocks_of, save
 from .partner import in_full_precision
@@ -43,6 +46,10 @@ class UniConSettings(TrainingSettings):
     trigger: str = option("", "put before the captions of y, such as 'depth_map, '")
     size: int = option(512, "root of the area of an image, in pixels")
     aspect: float = option(1.5, "largest aspect ratio")
+    crop: float = option(
+        0.75, "least area of what is cut out at random, of the largest part of that shape; 0 for the middle of all"
+    )
+    flip: float = option(0.5, "share of pairs that are mirrored")
     rank: int = option(64, "of the LoRAs")
     mixing: int = option(1, "1 if the two sides lie on each other and the post projection mixes them")
     partner_lora: int = option(1, "1 if the block's own attentions get a LoRA on y")
@@ -54,6 +61,12 @@ class UniConSettings(TrainingSettings):
     warmup: int = option(500, "steps until it is reached")
     weight_decay: float = option(1e-2, "of AdamW")
     ema_decay: float = option(0.0, "of the averaged weights; 0 for none")
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "flip"):
+            check_range("unicon", name, getattr(self, name), 0, 1)
+        check_range("unicon", "text_dropout", self.text_dropout, 0, 1 / 3)  # of x, of y and of both
+        check_range("unicon", "aspect", self.aspect, 1)
 
 
 class UniConTraining(Trained):
@@ -109,7 +122,7 @@ def train_unicon(settings: UniConSettings) -> Path:
         pipe.unet.train()
     model = UniConTraining(pipe.unet, settings)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    data = Pairs(settings.data, round(settings.size * settings.aspect**0.5), settings.source, settings.target)
+    data = pairs_of(settings)
     held = {name: [value] if name == "caption" else value[None] for name, value in data[0].items()}
     folder = Path(settings.output) / "model"
 
@@ -127,23 +140,28 @@ def train_unicon(settings: UniConSettings) -> Path:
     return folder
 
 
+def pairs_of(settings: UniConSettings) -> Pairs:
+    """The training data, as what is cut from them asks for them."""
+    side = side_to_cut_from(settings.size, settings.aspect, settings.crop or 1.0)
+    return Pairs(settings.data, side, settings.source, settings.target, whole=settings.crop > 0)
+
+
 def pair_loss(
     model: Any, pipe: Any, scheduler: Any, batch: Any, settings: UniConSettings, generator: torch.Generator
 ) -> torch.Tensor:
     """The weighted error on both sides of one batch of `source` (y), `target` (x) and `caption`."""
     pipe.to(generator.device)
-    height, width = drawn_size(settings, pipe.vae_scale_factor * 2 ** (len(pipe.unet.down_blocks) - 1), generator)
-    flip = bool(_uniform(generator, 1) < 0.5)
+    size = drawn_size(settings, pipe.vae_scale_factor * 2 ** (len(pipe.unet.down_blocks) - 1), generator)
+    cut = drawn_cut(batch, size, settings, generator)
     with torch.no_grad():
         sides = []
         for name in ("target", "source"):
-            pixels = crop_and_resize(batch[name].to(generator.device), height, width)
-            pixels = pixels.flip(-1) if flip else pixels
+            pixels = cut(batch[name].to(generator.device))
             with in_full_precision(pipe.vae):
                 latents = pipe.vae.encode(pixels.to(pipe.vae.dtype)).latent_dist.sample(generator)
             sides.append((latents * pipe.vae.config.scaling_factor).to(pipe.unet.dtype))
         clean = torch.stack(sides, dim=1).flatten(0, 1)
-        text, more = prompts(pipe, batch["caption"], settings.trigger, (height, width))
+        text, more = prompts(pipe, batch["caption"], settings.trigger, size)
         kept = text_mask(len(batch["caption"]), settings.text_dropout, generator).flatten()
         text = text * kept[:, None, None].to(text)
         if more:  # of SDXL, which also sees the pooled text
@@ -179,6 +197,13 @@ def drawn_size(settings: UniConSettings, multiple: int, generator: torch.Generat
     aspect = settings.aspect**exponent
     height, width = settings.size * aspect**0.5, settings.size / aspect**0.5
     return tuple(max(multiple, round(side / multiple) * multiple) for side in (height, width))
+
+
+def drawn_cut(batch: Any, size: tuple[int, int], settings: UniConSettings, generator: torch.Generator) -> Cut:
+    """What is cut out of both images of each pair of a batch."""
+    if settings.crop == 0:
+        return middle_parts(size, settings.flip, generator)
+    return random_parts(batch["aspect"], size, settings.crop, settings.flip, generator)
 
 
 def prompts(pipe: Any, captions: list[str], trigger: str, size: tuple[int, int]) -> tuple[torch.Tensor, dict[str, Any]]:

@@ -18,7 +18,16 @@ from torch import nn
 from zoo import CASES, run
 
 import trimtab
-from trimtab.adapters.smooth.train import SmoothSettings, SmoothTraining, smooth_loss, train_smooth, variation, written
+from trimtab.adapters.smooth.train import (
+    SmoothSettings,
+    SmoothTraining,
+    cut,
+    pictures_of,
+    smooth_loss,
+    train_smooth,
+    variation,
+    written,
+)
 from trimtab.adapters.weights import save_weights
 from trimtab.guidance.errors import ParameterError, WeightsError
 
@@ -141,6 +150,30 @@ def test_the_regularisation_reaches_the_lora_and_its_mean_is_kept() -> None:
     assert all(parameter.grad is None for parameter in pipe.unet.parameters())
 
 
+def logged(output: Path) -> list[tuple[int, float]]:
+    """Number and loss of each step."""
+    rows = map(json.loads, (output / "log.jsonl").read_text().splitlines())
+    return [(row["step"], row["loss"]) for row in rows]
+
+
+@pytest.mark.parametrize(("crop", "moves"), [(1.0, True), (0.0, False)])
+def test_of_an_oblong_image_a_square_at_a_random_place_is_seen_or_its_middle(
+    crop: float, moves: bool, tmp_path: Path
+) -> None:
+    """Of an image twice as wide as it is high, which is brighter to the right."""
+    (tmp_path / "target").mkdir()
+    ramp = torch.arange(64, dtype=torch.uint8).expand(3, 32, 64).permute(1, 2, 0)
+    Image.fromarray(ramp.numpy()).save(tmp_path / "target" / "0.png")
+    settings = SmoothSettings(data=str(tmp_path), size=32, crop=crop)
+    batch = torch.utils.data.default_collate(list(pictures_of(settings)))
+    seen = [cut(batch, settings, torch.Generator().manual_seed(seed))["target"] for seed in range(5)]
+    assert all(images.shape == (1, 3, 32, 32) for images in seen)
+    means = [round((images.mean().item() + 1) * 127.5) for images in seen]
+    assert (len(set(means)) > 1) == moves and all(15 <= mean <= 48 for mean in means)
+    spread = (seen[0][0, 0, 0, -1] - seen[0][0, 0, 0, 0]).item() * 127.5
+    assert spread == pytest.approx(31, abs=2)  # half of the width, undistorted
+
+
 def test_it_is_trained_and_its_lora_attaches(tmp_path: Path) -> None:
     (tmp_path / "data" / "target").mkdir(parents=True)
     for index in range(2):
@@ -152,15 +185,13 @@ def test_it_is_trained_and_its_lora_attaches(tmp_path: Path) -> None:
         "steps": 2, "batch_size": 2, "accumulate": 1, "warmup": 1, "checkpoint_every": 1, "learning_rate": 1e-2,
     }  # fmt: skip
     file = train_smooth(SmoothSettings(**values))
-    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 2
-    assert json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
-    whole, log = load_file(file), (tmp_path / "out" / "log.jsonl").read_text()
+    assert len(logged(tmp_path / "out")) == 2
+    whole, losses = load_file(file), logged(tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint_1")
     file.unlink()
     train_smooth(SmoothSettings(**values))  # continues after the first step, running mean included
     assert all(torch.equal(tensor, whole[name]) for name, tensor in load_file(file).items())
-    losses = [json.loads(row)["loss"] for row in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    assert len(losses) == 3 and losses[2] == losses[1] == json.loads(log.splitlines()[1])["loss"]
+    assert logged(tmp_path / "out") == losses
     pipe = trimtab.guide(SD.build())
     plain = run(pipe, SD)
     pipe.add_guidance("smooth", weights=str(file))

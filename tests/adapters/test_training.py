@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import os
 import shutil
@@ -33,12 +32,14 @@ from trimtab.adapters.easycontrol.train import (
     train_easycontrol,
 )
 from trimtab.adapters.pairs import Pairs, crop_and_resize, unsquashed
+from trimtab.adapters.smooth.train import SmoothSettings
 from trimtab.adapters.unicon.checkpoint import save
 from trimtab.adapters.unicon.train import (
     UniConSettings,
     UniConTraining,
     min_snr_weight,
     pair_loss,
+    pairs_of,
     text_mask,
     train_unicon,
 )
@@ -311,7 +312,7 @@ def test_the_loss_of_an_sdxl_pair_reaches_all_of_the_joint_attention(data: Path,
     with torch.no_grad():  # at first the post projections are 0, and nothing before them has a gradient
         for index, weight in enumerate(model.weights):
             weight.copy_(noise(f"weight.{index}", *weight.shape) / 8)
-    batch = first_of(Pairs(str(data), 20))
+    batch = first_of(pairs_of(settings))
     scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(0)).backward()
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in model.weights)
@@ -324,8 +325,8 @@ def test_a_text_that_is_left_out_is_left_out_of_sdxls_pooled_text_too(data: Path
         seen.append((text.abs().sum((1, 2)) > 0, added_cond_kwargs["text_embeds"].abs().sum(1) > 0))
         return sample
 
-    batch = first_of(Pairs(str(data), 20))
-    settings = dataclasses.replace(partner_settings(tmp_path, data, tmp_path), text_dropout=0.3)
+    settings = partner_settings(tmp_path, data, tmp_path, text_dropout=0.3)
+    batch = first_of(pairs_of(settings))
     scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     for seed in range(8):
         pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(seed))
@@ -334,7 +335,8 @@ def test_a_text_that_is_left_out_is_left_out_of_sdxls_pooled_text_too(data: Path
 
 
 def test_an_autoencoder_that_overflows_in_float16_encodes_in_float32(data: Path, tmp_path: Path) -> None:
-    batch = first_of(Pairs(str(data), 20))
+    settings = partner_settings(tmp_path, data, tmp_path)
+    batch = first_of(pairs_of(settings))
     given: dict[torch.dtype, torch.Tensor] = {}
 
     def model(sample: torch.Tensor, t: torch.Tensor, text: torch.Tensor, **more: Any) -> torch.Tensor:
@@ -350,7 +352,6 @@ def test_an_autoencoder_that_overflows_in_float16_encodes_in_float32(data: Path,
         pipe.vae.register_to_config(force_upcast=True)
         pipe.to(dtype)
         scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
-        settings = partner_settings(tmp_path, data, tmp_path)
         assert pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(0)).isfinite()
         assert pipe.vae.dtype == dtype
     assert given[torch.float16].isfinite().all()
@@ -380,15 +381,43 @@ def test_the_two_sides_are_noised_independently(sd: Path, data: Path, tmp_path: 
         times.append(t)
         return noised
 
-    batch = first_of(Pairs(str(data), 20))
-    scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     settings = partner_settings(sd, data, tmp_path)
+    batch = first_of(pairs_of(settings))
+    scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     for seed in range(60):
         pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(seed))
     both = torch.stack(times).float()
     assert both.shape == (60, 2) and (both[:, 0] != both[:, 1]).float().mean() > 0.9
     assert torch.corrcoef(both.T)[0, 1].abs() < 0.4
     assert (both.amin(0) < 150).all() and (both.amax(0) > 850).all()
+
+
+@pytest.mark.parametrize(("crop", "different"), [(0.75, 4), (0.0, 2)], ids=["a random part", "the middle"])
+def test_both_images_of_a_pair_are_cut_and_mirrored_alike_and_otherwise_at_each_step(
+    crop: float, different: int, data: Path, tmp_path: Path
+) -> None:
+    pipe = CASES["sd15"].build()
+    settings = partner_settings(tmp_path, data, tmp_path, crop=crop, aspect=1.0)
+    batch = torch.utils.data.default_collate(list(pairs_of(settings)))
+    batch["source"] = batch["target"]
+    scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    given: list[torch.Tensor] = []
+
+    def encoded(pixels: torch.Tensor) -> Any:
+        given.append(pixels)
+        return encode(pixels)
+
+    def loss(seed: int) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        return pair_loss(lambda noised, t, text: noised, pipe, scheduler, batch, settings, generator).item()
+
+    encode, pipe.vae.encode = pipe.vae.encode, encoded
+    losses = [loss(seed) for seed in range(4)]
+    assert loss(3) == losses[3]  # of the step's generator alone, so that a resumed run sees the same
+    x, y = given[0::2], given[1::2]
+    assert all(torch.equal(*sides) for sides in zip(x, y, strict=True))
+    assert torch.equal(x[3], x[4])
+    assert len({tuple(images.flatten().tolist()) for images in x}) == different  # the middle is mirrored at most
 
 
 def test_any_pair_of_folders(sd: Path, data: Path, tmp_path: Path) -> None:
@@ -401,6 +430,24 @@ def test_any_pair_of_folders(sd: Path, data: Path, tmp_path: Path) -> None:
     next((tmp_path / "data" / "lines").iterdir()).unlink()
     with pytest.raises(ParameterError, match="is missing, the other of the pair with"):
         train_unicon(partner_settings(sd, tmp_path / "data", tmp_path / "none", **names))
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong", "message"),
+    [
+        (UniConSettings, {"crop": 1.5}, r"train unicon: crop=1\.5; allowed: 0 to 1"),
+        (UniConSettings, {"flip": -0.1}, r"train unicon: flip=-0\.1; allowed: 0 to 1"),
+        (UniConSettings, {"text_dropout": 0.5}, r"train unicon: text_dropout=0\.5; allowed: 0 to 0\.333"),
+        (UniConSettings, {"aspect": 0.5}, r"train unicon: aspect=0\.5; allowed: 1 or more"),
+        (EasyControlSettings, {"kind": "edges"}, r"train easycontrol: kind='edges'; allowed: spatial, subject"),
+        (EasyControlSettings, {"caption_dropout": 2.0}, r"train easycontrol: caption_dropout=2\.0; allowed: 0 to 1"),
+        (EasyControlSettings, {"smallest": 2048}, r"train easycontrol: smallest=2048; allowed: 1 to 1024"),
+        (SmoothSettings, {"crop": -1.0}, r"train smooth: crop=-1\.0; allowed: 0 to 1"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused(settings: Any, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        settings(**wrong)
 
 
 def test_texts_are_left_out_of_either_side_and_of_both() -> None:
