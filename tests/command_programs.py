@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from trimtab import cli
 from trimtab.evaluation import command
 from trimtab.parser import REQUEST_OPTIONS, build_parser
-from trimtab.pipelines.generate import manifest, pictures
+from trimtab.pipelines.generate import batch, manifest, pictures
 
 
 def run(*arguments: str) -> int:
@@ -30,6 +31,20 @@ def killed(moment: str, number: int, *arguments: str) -> None:
     if os.environ["RANK"] == "0":
         MOMENTS[moment](number)
     cli.main(arguments)
+
+
+def uneven(*arguments: str) -> int:
+    """`trimtab` with these arguments, where an image takes process 1 a second longer; how many this process made."""
+    made, generate = [], batch.generate
+
+    def counted(pipe: Any, request: Any) -> Any:
+        made.append(request.seed)
+        time.sleep(float(os.environ["RANK"] == "1"))
+        return generate(pipe, request)
+
+    batch.generate = counted
+    assert cli.main(arguments) == 0
+    return len(made)
 
 
 def die() -> None:

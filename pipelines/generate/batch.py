@@ -1,9 +1,9 @@
 """Many images, split over processes: `trimtab generate --prompts FILE` and `--class-balanced N`.
 
-Image i has the seed `first + i` and is made by process i mod P, alone in its batch. So it does not depend on the
-number of processes, and neither does its file's name. Processes that share the branches of an image count as one. What
-is done stands in the manifest; only at the end do the others wait for each other, and a batch that was stopped at any
-moment continues where it was.
+Image i has the seed `first + i` and is made alone in its batch. So it does not depend on the number of processes nor on
+which of them makes it, and neither does its file's name. Each takes the next image when it is done with one; processes
+that share the branches of an image count as one. What is done stands in the manifest; only at the end do they wait for
+each other, and a batch that was stopped at any moment continues where it was.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .manifest import Manifest
 from .prompts import read_prompts
 from .request import Request, RequestError
 from .samples import class_names, generate
+from .turns import Turns
 
 POLL_SECONDS = 0.5
 
@@ -151,27 +152,31 @@ def make_batch(
     pipe, _, requests, files = prepare(job, lambda pipe: expand(job, prompts, count, pipe), pipe)
     pipe.set_progress_bar_config(disable=True)
     mesh = pipe.enable_branch_parallel(sharing) if sharing > 1 else None
-    groups, group = (state.num_processes, state.process_index) if mesh is None else (mesh.groups, mesh.index)
+    group = state.process_index if mesh is None else mesh.index
     paths = [folder / f"{request.file_stem()}.png" for request in requests]
     with alone(folder) if state.is_main_process else nullcontext():
-        manifest = Manifest(folder)
+        manifest, turns = Manifest(folder), Turns(folder)
         if state.is_main_process:
             recipe.write_files(folder, files)
             manifest.keep({index: path.name for index, path in enumerate(paths) if path.is_file()})
+            turns.clear()
         state.wait_for_everyone()
         done = manifest.rows()
+        missing = [index for index in range(len(requests)) if index not in done]
+        state.wait_for_everyone()  # until all have read what is missing
         with tqdm(total=len(requests), desc="images", unit="image", disable=not state.is_main_process) as bar:
-            for index in range(group, len(requests), groups):
-                if index not in done:
-                    row = {"index": index, **_make(pipe, requests[index], paths[index])}
-                    if mesh is None or mesh.rank == 0:
-                        manifest.append(row)
+            for piece in turns.take(group, len(missing)):
+                index = missing[piece]
+                row = {"index": index, **_make(pipe, requests[index], paths[index])}
+                if mesh is None or mesh.rank == 0:
+                    manifest.append(row)
                 if state.is_main_process:
                     _show(bar, len(manifest.rows()))
             while len(rows := manifest.rows()) < len(requests):
                 _show(bar, len(rows))
                 time.sleep(POLL_SECONDS)
             _show(bar, len(rows))
+        state.wait_for_everyone()  # until nobody takes another turn
         if state.is_main_process:
             manifest.keep({index: path.name for index, path in enumerate(paths)})
     made = [folder / row["file"] for row in rows.values() if row["status"] == "done"]

@@ -15,7 +15,7 @@ from typing import Any
 import command_programs as programs
 import psutil
 import pytest
-from processes import finish, start
+from processes import finish, start, together
 from safetensors.torch import load_file, save_file
 from zoo.class_conditional import class_conditional
 
@@ -59,14 +59,14 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # -- processes ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, tmp_path: Path, processes: int) -> None:
-    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone, many = tmp_path / "alone", tmp_path / "many"
     assert cli.main(options(model, alone)) == 0
     result = subprocess.run(
-        command(model, together, "--processes", str(processes)),
+        command(model, many, "--processes", str(processes)),
         check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=300,
     )  # fmt: skip
-    rows = listed(together)
-    assert contents(together) == contents(alone) and rows == listed(alone)
+    rows = listed(many)
+    assert contents(many) == contents(alone) and rows == listed(alone)
     assert [row["index"] for row in rows] == [row["seed"] for row in rows] == list(range(COUNT))
     assert [row["subject"] for row in rows[:3]] == ["class Cat", "class Sea lion", "class Cat"]
     assert [Path(line).name for line in result.stdout.splitlines()] == [row["file"] for row in rows]
@@ -74,17 +74,25 @@ def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, 
 
 
 def test_the_launcher_of_accelerate_starts_processes_that_share_a_batch(model: str, tmp_path: Path) -> None:
-    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone, many = tmp_path / "alone", tmp_path / "many"
     launcher = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     launch = [sys.executable, "-m", "accelerate.commands.launch", *launcher.split(), "--main_process_port", "0"]
     assert cli.main(options(model, alone)) == 0
     result = subprocess.run(
-        [*launch, "-m", "trimtab", *options(model, together)],
+        [*launch, "-m", "trimtab", *options(model, many)],
         check=True, capture_output=True, text=True, env=ENVIRONMENT,
     )  # fmt: skip
-    assert contents(together) == contents(alone) and listed(together) == listed(alone)
+    assert contents(many) == contents(alone) and listed(many) == listed(alone)
     # Two that knew nothing of each other would both name all of them.
-    assert [Path(line).name for line in result.stdout.splitlines()] == [row["file"] for row in listed(together)]
+    assert [Path(line).name for line in result.stdout.splitlines()] == [row["file"] for row in listed(many)]
+
+
+def test_a_fast_process_makes_what_a_slow_one_does_not_come_to(model: str, tmp_path: Path) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "together"
+    assert cli.main(options(model, alone)) == 0
+    fast, slow = together(2, programs.uneven, tmp_path / "two", *options(model, shared))
+    assert fast + slow == COUNT and slow <= 2
+    assert contents(shared) == contents(alone) and listed(shared) == listed(alone)
 
 
 def test_a_killed_batch_continues_and_nothing_is_lost_or_doubled(model: str, tmp_path: Path) -> None:
