@@ -8,7 +8,7 @@ from typing import Any
 from trimtab.evaluation.distances import Estimate
 
 from .controls_edges import ALONE, PLAIN, WRONG
-from .rows import Row, interval
+from .rows import Row, interval, paired
 
 PAGE = """# Learned controls measured
 
@@ -99,8 +99,8 @@ def steps(part: Row) -> str:
     for name, row in part.items():
         distance = Estimate(*row["frechet"])
         further = distance - Estimate(*first["frechet"])
-        evener = [a - b for a, b in zip(row["each"], first["each"], strict=True)]
-        cells = [ranged(row["istd"]), _difference(evener), interval(distance.value, distance.error, 1)]
+        evener = paired(row["each"], first["each"])
+        cells = [ranged(row["istd"]), interval(*evener, 3), interval(distance.value, distance.error, 1)]
         cells.append(interval(further.value, further.error, 1))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -115,10 +115,3 @@ def ranged(value: Sequence[float], sign: str = "") -> str:
 def _cells(differences: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[str]:
     """Differences with their intervals, in the order of these names; nothing where there is none."""
     return [ranged(differences[name], "+") if name in differences else "" for name in names]
-
-
-def _difference(values: Sequence[float]) -> str:
-    count = len(values)
-    middle = sum(values) / count
-    error = (sum((value - middle) ** 2 for value in values) / (count - 1) / count) ** 0.5
-    return interval(middle, error, 3)

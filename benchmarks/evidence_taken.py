@@ -7,14 +7,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any
 
 from trimtab.evaluation.distances import Estimate, Interval
 from trimtab.evaluation.evaluate import HIGHER, LOWER
 
 from .evidence_words import cell, verdict
-from .rows import Row
+from .rows import Row, paired
 
 DOCS = Path(__file__).parents[1] / "docs"
 PLAIN = "no control"
@@ -70,6 +70,8 @@ class Taken:
 
 PSNR = ("psnr", "PSNR of the hidden half, dB", HIGHER)
 FRECHET = ("frechet", "Fréchet distance, judge", LOWER)
+EACH = ("psnr", "istd")
+"""Measures of which their benchmarks keep every image's value."""
 EDGES = ("own", "F1 of the given edges", HIGHER)
 TAKEN = (
     Taken("steered", "steering", "inpainting: no guidance", "inpainting: steered, recurrence=3", PSNR, (1, 3)),
@@ -147,10 +149,9 @@ def difference(before: Row, after: Row, key: str, name: str) -> tuple[Interval, 
     Args:
         name: of the first row, under which the second may have its paired difference.
     """
-    if key == "istd" and "each" in after:
-        pairs = [a - b for a, b in zip(after["each"], before["each"], strict=True)]
-        half = 1.96 * stdev(pairs) / len(pairs) ** 0.5
-        return Interval(mean(pairs), mean(pairs) - half, mean(pairs) + half), False
+    if key in EACH and "each" in after and "each" in before:
+        middle, error = paired(after["each"], before["each"])
+        return Interval(middle, middle - 1.96 * error, middle + 1.96 * error), False
     if key == "own" and name in after.get("more", {}):
         return Interval(*after["more"][name]), False
     if isinstance(after[key][1], list):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from trimtab.guidance.files import replacing
 
 Row = Mapping[str, Any]
+
+NUMBERS = re.compile(r"\[([-+.\d\se,]*)\]")
+"""A list of numbers, which stands on one line, for there may be one an image."""
 
 
 class Rows(dict[str, Row]):
@@ -27,10 +32,23 @@ class Rows(dict[str, Row]):
 
     def __setitem__(self, name: str, row: Row) -> None:
         super().__setitem__(name, row)
+        text = json.dumps({"settings": self.settings, "rows": self}, indent=2)
+        text = NUMBERS.sub(lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
         with replacing(self.file) as file:
-            file.write(json.dumps({"settings": self.settings, "rows": self}, indent=2).encode() + b"\n")
+            file.write(text.encode() + b"\n")
 
 
 def interval(value: float, error: float, digits: int) -> str:
     """A value with half its 95% interval, from its standard error."""
     return f"{value:.{digits}f} ± {1.96 * error:.{digits}f}"
+
+
+def signed(value: float, error: float, digits: int) -> str:
+    """A difference with half its 95% interval, from its standard error; one above 0 says so."""
+    return f"{value:+.{digits}f} ± {1.96 * error:.{digits}f}"
+
+
+def paired(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
+    """The mean difference of two rows, image by image, and its standard error."""
+    pairs = [a - b for a, b in zip(after, before, strict=True)]
+    return mean(pairs), stdev(pairs) / len(pairs) ** 0.5

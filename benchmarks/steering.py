@@ -30,7 +30,8 @@ from trimtab.guidance.operators import LinearOperator, inpainting, resampling
 from trimtab.pipelines.fashion.data import load
 
 from .likeness import psnr, ssim
-from .rows import Row, Rows, interval
+from .rows import Rows
+from .steering_page import page
 
 KNOWN = torch.arange(32)[None, None, None, :].expand(1, 1, 32, 32) < 16
 WEIGHTS = (2.0, 4.0, 8.0, 16.0)
@@ -151,7 +152,7 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
     for name, task in TASKS.items():
         measured = task.operator.forward(images)
         for method in METHODS:
-            if (key := f"{name}: {method}") in rows:
+            if "each" in rows.get(key := f"{name}: {method}", {}):
                 continue
             weight = restore.best_weight(task, method, tuning, args.count) if method in WEIGHED else 0.0
             started = time.process_time()
@@ -159,12 +160,13 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
             seconds = (time.process_time() - started) / args.count
             clipped = made.clamp(-1, 1)
             pairs = clipped[..., task.judged], images[..., task.judged]
+            ratios = psnr(*pairs)
             with torch.inference_mode():
                 right = judge(clipped).argmax(1) == labels
             rows[key] = {
-                **_mean("psnr", psnr(*pairs)), **_mean("ssim", ssim(*pairs)), **_mean("accuracy", right),
+                **_mean("psnr", ratios), **_mean("ssim", ssim(*pairs)), **_mean("accuracy", right),
                 "residual": (task.operator.forward(clipped) - measured).abs().max().item(),
-                "seconds": seconds, "weight": weight,
+                "seconds": seconds, "weight": weight, "each": [round(one, 4) for one in ratios.tolist()],
             }  # fmt: skip
 
 
@@ -172,54 +174,6 @@ def _mean(name: str, values: torch.Tensor) -> dict[str, list[float]]:
     """The mean of a measure and its standard error."""
     values = values.double()
     return {name: [values.mean().item(), (values.std() / len(values) ** 0.5).item()]}
-
-
-def table(rows: Mapping[str, Row], task: str) -> str:
-    """The lines of one task."""
-    lines = ["| | PSNR, dB | SSIM | accuracy of the class | largest error of the measurement | core seconds an image |",
-             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-    for key, row in rows.items():
-        if not key.startswith(f"{task}: "):
-            continue
-        weight = f" (weight {row['weight']:g})" if row["weight"] else ""
-        cells = [interval(*row[name], digits) for name, digits in (("psnr", 2), ("ssim", 3), ("accuracy", 3))]
-        cells += [f"{row['residual']:.1g}", f"{row['seconds']:.2f}"]
-        lines.append(f"| {key.removeprefix(f'{task}: ')}{weight} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-PAGE = """# Steering measured
-
-Made by
-
-    {command}
-
-{count} real test images, which the model has not seen; {steps} denoising steps{autocast}; values with their 95%
-intervals. The judge has {real} of the real images right. Weights of gradients: those of {weights} with the best
-PSNR on {tuning} training images.
-
-## The right half from the left half
-
-PSNR and SSIM of the right half.
-
-{inpainting}
-
-## 32x32 from 8x8
-
-{super_resolution}
-
-"""
-
-
-def page(rows: Rows, command: str, args: argparse.Namespace) -> str:
-    """The page's measured part."""
-    return PAGE.format(
-        command=command, count=args.count, steps=args.steps, tuning=args.tuning,
-        autocast=", in bfloat16" if args.autocast else "",
-        real=f"{rows['real images']['accuracy'][0]:.1%}",
-        weights=", ".join(f"{weight:g}" for weight in WEIGHTS),
-        inpainting=table(rows, "inpainting"), super_resolution=table(rows, "super-resolution"),
-    )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -238,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {name: getattr(args, name) for name in ("count", "tuning", "steps", "batch", "autocast")}
     rows = Rows(args.output.with_suffix(".json"), settings)
     measure(rows, args)
-    text = page(rows, shlex.join(["python", "-m", "benchmarks.steering", *given]), args)
+    text = page(rows, shlex.join(["python", "-m", "benchmarks.steering", *given]), args, WEIGHTS)
     args.output.with_suffix(".md").write_text(text)
     print(text)
 

@@ -102,6 +102,11 @@ def test_differences_of_other_benchmarks_are_paired_where_pairs_were_kept_and_el
     *_, tfg, classifier, ppap = gradients(rows, tmp_path).splitlines()
     values = "10 (9.8 to 10.2) | 15 (14.6 to 15.4) | 5 (within 4.41 to 5.59), **better**"
     assert tfg == f"| `tfg` | DPS, weight 8 | PSNR of the hidden half, dB | {values} | 1 → 1 | 2.50 |"
+    kept(tmp_path, "steering", {
+        "none": {"psnr": [10.0, 0.1], "seconds": 2.0, "each": [9.0, 11.0]},
+        "in: DPS": {"psnr": [15.0, 0.2], "seconds": 5.0, "weight": 8.0, "each": [14.0, 16.0]},
+    })  # fmt: skip
+    assert "| 5 (5 to 5), **better** |" in gradients(rows[:1], tmp_path)
     # Both sides shift alike, so the error of each says nothing of that of the difference.
     assert "| -5 (-5 to -5), **better** | 1 → 1 | not taken |" in classifier
     assert "not measured now" in ppap
