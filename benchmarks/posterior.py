@@ -140,26 +140,36 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 EXACT = "exact log p(y | x_t)"
 
 
-def errors(
-    data: Mixture, count: int, steps: int, methods: Sequence[str] = (EXACT, *METHODS)
-) -> dict[str, tuple[float, float, float]]:
-    """By method: distance of the mean, of the covariance (Frobenius), and the share of the true variance."""
+def start_of(count: int) -> torch.Tensor:
+    """The noise `[count, 1, 1, 2]` that sampling starts from."""
+    return torch.randn(count, 1, 1, 2, generator=torch.Generator().manual_seed(0))
+
+
+def sampled(data: Mixture, start: torch.Tensor, steps: int, method: str, **changed: Any) -> torch.Tensor:
+    """Points `[n, 2]` by one method, with some of its parameters changed."""
     pipe = trimtab.guide(PlanePipeline(ExactDenoiser(), DDIMScheduler(clip_sample=False, timestep_spacing="trailing")))
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.data = data
-    mean, covariance = data.observed(H, Y, S).moments()
-    start = torch.randn(count, 1, 1, 2, generator=torch.Generator().manual_seed(0))
     exact = {
         "classifier": ExactLikelihood(data, pipe.scheduler.alphas_cumprod),
         "target": 0,
         "estimate": "x_t",
         "tau2": 0.0,
     }
+    plugin, parameters = ("classifier", exact) if method == EXACT else METHODS[method]
+    with pipe.guidance(plugin, **{**parameters, **changed}):
+        points: torch.Tensor = pipe(start, steps, generator=torch.Generator().manual_seed(1))
+    return points.flatten(1)
+
+
+def errors(
+    data: Mixture, count: int, steps: int, methods: Sequence[str] = (EXACT, *METHODS)
+) -> dict[str, tuple[float, float, float]]:
+    """By method: distance of the mean, of the covariance (Frobenius), and the share of the true variance."""
+    mean, covariance = data.observed(H, Y, S).moments()
     rows = {}
     for name in methods:
-        plugin, parameters = ("classifier", exact) if name == EXACT else METHODS[name]
-        with pipe.guidance(plugin, **parameters):
-            points = pipe(start, steps, generator=torch.Generator().manual_seed(1)).flatten(1)
+        points = sampled(data, start_of(count), steps, name)
         found = torch.cov(points.T)
         share = float(found.trace() / covariance.trace())
         rows[name] = (float((points.mean(0) - mean).norm()), float((found - covariance).norm()), share)
