@@ -55,7 +55,7 @@ class Run(Protocol):
     """What a guidance sees of one call of the pipeline. `state` belongs to this guidance and to this run alone.
 
     Attributes:
-        exit_stack: undoes what is pushed on it, on every path.
+        exit_stack: undoes what is pushed on it, on every path; what asks is told the run's exception.
         dry: true while a plan is only explained; then download nothing, and keep nothing.
         own: the branches that the pipeline computes by itself.
         pictures: whether x_t is laid out as `[batch, channels, height, width]`, and not packed into tokens.

@@ -134,7 +134,7 @@ class GuidedRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.stack.close()
+        self.stack.__exit__(kind, error, traceback)  # what is pushed on it may ask whether the run failed
         self._calls.clear()
         self._served.clear()
         self.space.forget()

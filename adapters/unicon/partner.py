@@ -144,6 +144,16 @@ class Partner:
             self.settings.keep(self._decoded())
         return sample
 
+    @torch.no_grad()
+    def leave_unfinished(self) -> None:
+        """Keep the partner as of the last step, as the pipeline returns its own side, where the run ended early."""
+        if not 0 < self.iteration < self.count:
+            return
+        if self.first == self.last:
+            self.latents = self.image
+        self.settings.keep(self._decoded())
+        self.run.pipeline.maybe_free_model_hooks()  # the pipeline has done so, before the autoencoder was needed again
+
     def _decoded(self) -> Any:
         """The partner in the pipeline's `output_type`."""
         pipe, kind = self.run.pipeline, self.run.arguments.get("output_type", "pil")

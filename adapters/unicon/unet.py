@@ -112,9 +112,13 @@ class UNetJoint:
                 self._processors[f"{name}.{part}"] = processor
                 self._run.replace(attention, "processor", processor)
         self._run.around_denoiser(self._around)
-        self._run.exit_stack.callback(self._release)
+        self._run.exit_stack.push(self._end)
 
-    def _release(self) -> None:
+    def _end(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave what there is of the partners, also of a run that was interrupted, but not of one that failed."""
+        if kind is None:
+            for partner in self._partners:
+                partner.leave_unfinished()
         self._partners.clear()
         for processor in self._processors.values():
             processor.own = processor.pairs = ()

@@ -110,7 +110,10 @@ class Joint(Guidance):
 
     @property
     def partner(self) -> Any:
-        """The partner that the last run left: images, or what else the pipeline's `output_type` asks for."""
+        """The partner that the last run left: images, or what else the pipeline's `output_type` asks for.
+
+        Of a run that was interrupted it is the partner as of the last step; of one that failed, `None`.
+        """
         return self.__dict__.get("_partner")
 
     def keep(self, partner: Any) -> None:

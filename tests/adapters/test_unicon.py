@@ -660,6 +660,75 @@ def test_what_a_run_leaves_is_its_own_partner(models: Path) -> None:
     assert joint.partner is None
 
 
+def stopped_after(steps: int) -> dict[str, Any]:
+    """An argument of a call that a user stops after so many steps, as a button does."""
+
+    def stop(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = index + 1 == steps
+        return tensors
+
+    return {"callback_on_step_end": stop}
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("mode", ["joint", "coarse"])
+def test_of_an_interrupted_run_there_is_the_partner_as_of_the_last_step(
+    mode: str, scheduler: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = build(scheduler)
+    joint = attach(pipe, models, mode=mode)
+    states: list[torch.Tensor] = []
+    step = Partner.after_step
+
+    def watched(self: Partner, *args: Any) -> torch.Tensor:
+        own = step(self, *args)
+        states.append(self.latents)
+        return own
+
+    monkeypatch.setattr(Partner, "after_step", watched)
+    whole = run(pipe)
+    finished, steps = joint.partner, len(states)
+    for done in (2, steps - 1):
+        own = run(pipe, **stopped_after(done))
+        assert torch.equal(joint.partner, states[done - 1])
+        assert not torch.allclose(joint.partner, finished, atol=1e-3) and not torch.allclose(own, whole, atol=1e-3)
+    assert torch.equal(run(pipe, **stopped_after(steps)), whole)
+    assert torch.equal(joint.partner, finished)
+
+
+def test_of_an_interrupted_run_a_given_partner_is_what_was_given(models: Path) -> None:
+    pipe = build()
+    for mode, given in (("condition", "depth"), ("estimate", "x")):
+        joint = attach(pipe, models, mode=mode, mask=case.mask())
+        run(pipe, **stopped_after(1))
+        assert torch.equal(joint.partner, case.latents(given))
+        pipe.clear_guidance()
+
+
+def test_of_an_interrupted_run_the_partner_comes_as_the_pipelines_picture_does(models_xl: Path) -> None:
+    pipe = build(xl=True)
+    joint = attach(pipe, models_xl, mode="joint")
+    for kind, size in (("pil", "size"), ("pt", "shape"), ("np", "shape")):
+        made = run(pipe, output_type=kind, **stopped_after(1))
+        assert type(joint.partner) is type(made)
+        assert getattr(joint.partner[0], size) == getattr(made[0], size)
+        assert not getattr(joint.partner, "requires_grad", False)
+
+
+def test_a_run_that_failed_leaves_no_partner(models: Path) -> None:
+    pipe = build()
+    joint = attach(pipe, models, mode="joint")
+    run(pipe)
+
+    def fail(pipe: Any, *args: Any) -> Any:
+        pipe._interrupt = True
+        raise RuntimeError("broken on purpose")
+
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        run(pipe, callback_on_step_end=fail)
+    assert joint.partner is None
+
+
 @pytest.mark.parametrize(("weights", "model", "word"), [
     ("./unicon", "depth", "depth_map, "), ("./unicon/depth", None, "depth_map, "),
     ("./unicon/pose/", None, "pose_map, "), ("./mine", None, ""),
