@@ -138,8 +138,8 @@ def unicon(sampler: Sampler, weights: Path, pairs: DrawingPairs) -> Measured:
     }
     followed = compared({name: (edges(one), wanted) for name, one in images.items()})
     shown = {
-        "edges": pairs.sources, "no control": plain, "condition": condition, f"and pag {PAG:g}": perturbed,
-        "coarse": coarse[0],
+        "edges": pairs.sources, "no control": plain, "condition": condition, "and signal 1": stronger,
+        f"and pag {PAG:g}": perturbed, "coarse": coarse[0],
         "coarse: its edges": coarse[1], "joint": both[0], "joint: its edges": both[1],
         "the drawing": pairs.targets, "estimate": estimate,
     }  # fmt: skip
