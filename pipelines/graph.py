@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from ..guidance.errors import GuidanceRuntimeError
@@ -41,7 +42,7 @@ class GraphMeter:
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Count one tensor, and return it."""
         if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
+            storage = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage()
             self._kept[storage.data_ptr()] = storage.nbytes()
             self.bytes = max(self.bytes or 0, sum(self._kept.values()))
         return tensor

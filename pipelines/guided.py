@@ -57,6 +57,8 @@ class GuidedMixin(Guidable):
             self.__dict__.pop("_trimtab_loaded", None)  # denoisers that only a guidance used
         if not attached and parallel is None:
             return stock_call(self, *args, **kwargs)
+        if parallel is not None:
+            parallel.check(self)
         with nullcontext() if parallel is None else parallel.run():
             return self._guided_run(stock_call, attached, args, kwargs)
 

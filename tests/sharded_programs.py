@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from branch_programs import difference
+from branch_programs import Bright, difference
 from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from torch import nn
@@ -16,8 +16,16 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from zoo import CASES, run
 
 import trimtab
+from trimtab import Guidance
+from trimtab.guidance.errors import ParameterError
 
-GUIDANCES: tuple[dict[str, dict[str, Any]], ...] = ({"pag": {"scale": 2.0}}, {"seg": {}, "cfg": {"scale": 4.0}})
+GUIDANCES: tuple[dict[str, Any], ...] = (
+    {"pag": {"scale": 2.0}},
+    {"pag": {"scale": 2.0}, "cfg": {"scale": 4.0}},
+    {"seg": {}, "cfg": {"scale": 4.0}},
+    {"bright": Bright()},
+)
+"""Attached together; the last one's gradient goes through the denoiser."""
 
 
 def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
@@ -53,6 +61,11 @@ def tensor_parallel(denoiser: nn.Module) -> None:
 WAYS: dict[str, Callable[[nn.Module], None]] = {"FSDP": fsdp, "tensor parallel": tensor_parallel}
 
 
+def attach(pipe: Any, guidances: dict[str, Any]) -> None:
+    for plugin, given in guidances.items():
+        _ = pipe.add_guidance(given) if isinstance(given, Guidance) else pipe.add_guidance(plugin, **given)
+
+
 def compare(way: str, *names: str) -> dict[str, Any]:
     """Guided runs of a sharded denoiser against those of the whole one."""
     seen: dict[str, Any] = {}
@@ -64,12 +77,27 @@ def compare(way: str, *names: str) -> dict[str, Any]:
         split = [p for p in sizes if isinstance(p, DTensor) and p.to_local().numel() < p.numel()]
         seen[name] = {"split": len(split), "stock": difference(run(sharded, case), run(whole, case))}
         for guidances in GUIDANCES:
-            for plugin, parameters in guidances.items():
-                for pipe in (whole, sharded):
-                    pipe.add_guidance(plugin, **parameters)
+            for pipe in (whole, sharded):
+                attach(pipe, guidances)
             guided = run(whole, case)
             seen[name]["+".join(guidances)] = difference(run(sharded, case), guided)
             for pipe in (whole, sharded):
                 pipe.clear_guidance()
         seen[name]["stock after"] = difference(run(sharded, case), run(whole, case))
+    return seen
+
+
+def share_branches(name: str) -> dict[str, str]:
+    """What is said of a sharded denoiser whose branches the same processes are to share."""
+    seen = {}
+    for way, shard in WAYS.items():
+        pipe = trimtab.guide(CASES[name].build())
+        shard(getattr(pipe, CASES[name].denoiser))
+        pipe.enable_branch_parallel()
+        try:
+            run(pipe, CASES[name])
+        except ParameterError as error:
+            seen[way] = str(error)
+        pipe.disable_branch_parallel()
+        run(pipe, CASES[name])
     return seen

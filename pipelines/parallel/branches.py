@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from torch import distributed
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor
 
 from ...guidance.branch import Branch
 from ...guidance.errors import ParameterError
@@ -113,6 +114,21 @@ class BranchParallel:
     def lost(self) -> bool:
         """Whether a process of the group has ended, so that no further run is possible."""
         return self._lockstep.left
+
+    def check(self, pipe: Any) -> None:
+        """Refuse a network whose weights are gathered from this group, whose processes compute different rows of it.
+
+        Raises:
+            ParameterError: naming it.
+        """
+        others = set(self._lockstep.ranks) - {distributed.get_rank()}
+        for name, module in pipe.components.items():
+            for weight in module.parameters() if isinstance(module, nn.Module) else ():
+                if isinstance(weight, DTensor) and others.intersection(weight.device_mesh.mesh.flatten().tolist()):
+                    raise ParameterError(
+                        f"enable_branch_parallel: {name} is sharded over the processes that share an image's branches; "
+                        "allowed: one that each of them has for itself, or disable_branch_parallel()."
+                    )
 
     def leave(self) -> None:
         """Let go of the group."""

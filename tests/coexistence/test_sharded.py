@@ -39,6 +39,12 @@ def test_tensor_parallel_layers_change_no_more_than_rounding(tensor_parallel: li
         assert max(seen[name].values()) < 1e-5
 
 
+def test_processes_do_not_share_the_branches_of_a_denoiser_that_is_sharded_over_them(tmp_path: Path) -> None:
+    for seen in together(2, programs.share_branches, tmp_path / "branches", "sd15"):
+        assert set(seen) == {"FSDP", "tensor parallel"}
+        assert all("unet is sharded over the processes that share an image's" in said for said in seen.values())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_device_map_onto_a_disk_changes_nothing(name: str, tmp_path: Path) -> None:
     def dispatched(pipe: Any) -> None:
