@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
@@ -10,6 +11,8 @@ from torch import nn
 
 from ..guidance.branch import Branch, Prompt
 from ..guidance.errors import UnsupportedPipelineError
+from .encoding import encoders_of
+from .inline_encoding import encodes_inline
 
 _BESIDE = ("ControlNet", "Adapter", "Encoder", "Connectors", "Upsampler", "SafetyChecker", "Vocoder")
 
@@ -65,34 +68,50 @@ def check_guidable(pipe: Any) -> None:
         )
 
 
-def check_condition(pipe: Any, branch: Branch, asked_by: str) -> None:
+def check_condition(pipe: Any, branch: Branch, own: Sequence[Branch], asked_by: str) -> None:
     """Refuse a branch whose condition this pipeline can never have.
 
+    Args:
+        own: the branches that the pipeline computes by itself; those of their conditions can be had from these.
+
     Raises:
-        UnsupportedPipelineError: an unconditional or other prompt is asked of a pipeline that takes no prompt, and no
-            class that could be left out.
+        UnsupportedPipelineError: an unconditional or other prompt is asked of a pipeline that takes no prompt, or of
+            one that encodes it where it cannot be encoded again, and no class that could be left out.
     """
-    if branch.condition == "cond" or hasattr(pipe, "encode_prompt"):
+    kind: Any = type(pipe)
+    if branch.condition in {known.condition for known in own} | {"cond"} or encoders_of(kind) or encodes_inline(pipe):
         return
-    kind = type(pipe).__name__
-    if "prompt" in inspect.signature(type(pipe).__call__).parameters:
-        encodes = f"{kind} encodes its prompts without a method encode_prompt, so another cannot be made"
-        if isinstance(branch.condition, Prompt):
-            raise UnsupportedPipelineError(f"{asked_by}: prompt {branch.condition.text!r}: {encodes}.")
-        if not hasattr(pipe, "do_classifier_free_guidance") and not hasattr(pipe, "guidance_scale"):
-            raise UnsupportedPipelineError(
-                f"{asked_by} needs an unconditional prediction beside the conditional one, but {encodes}. Use the "
-                "pipeline's own guidance_scale and negative_prompt, or a guidance that needs none, such as 'pag'."
-            )
-        return
-    if isinstance(branch.condition, Prompt):
-        raise UnsupportedPipelineError(
-            f"{asked_by}: prompt {branch.condition.text!r} cannot be given to {kind}, which takes no prompts."
-        )
+    prompted = "prompt" in inspect.signature(kind.__call__).parameters
     labelled = hasattr(pipe, "null_class") or hasattr(pipe, "get_label_ids")
-    if not labelled and not hasattr(pipe, "do_classifier_free_guidance") and not hasattr(pipe, "guidance_scale"):
+    guided = hasattr(pipe, "do_classifier_free_guidance") or hasattr(pipe, "guidance_scale")
+    if isinstance(branch.condition, Prompt):
+        why = f"because {_encodes(pipe)}" if prompted else "which takes no prompts"
         raise UnsupportedPipelineError(
-            f"{asked_by} needs an unconditional prediction beside the conditional one, but {kind} has only one: it "
-            "takes neither a prompt nor a class that could be left out. Use a guidance that needs no condition, such "
-            "as 'pag'."
+            f"{asked_by}: prompt {branch.condition.text!r} cannot be given to {kind.__name__}, {why}."
         )
+    if prompted and not guided:
+        raise UnsupportedPipelineError(
+            f"{asked_by} needs an unconditional prediction beside the conditional one, which {kind.__name__} does not "
+            f"compute in this call, and which cannot be made, because {_encodes(pipe)}. Use the pipeline's own "
+            "guidance_scale and negative_prompt, or a guidance that needs none, such as 'pag'."
+        )
+    if not labelled and not guided and not prompted:
+        raise UnsupportedPipelineError(
+            f"{asked_by} needs an unconditional prediction beside the conditional one, but {kind.__name__} has only "
+            "one: it takes neither a prompt nor a class that could be left out. Use a guidance that needs no "
+            "condition, such as 'pag'."
+        )
+
+
+def _encodes(pipe: Any) -> str:
+    """Why a pipeline that takes a prompt cannot be asked to encode another."""
+    inner = [name for name, part in vars(pipe).items() if isinstance(part, DiffusionPipeline)]
+    if inner:
+        return (
+            f"it hands its prompt to pipelines of its own ({', '.join(inner)}), of which the later are given what the "
+            "earlier made of it; guide these by themselves"
+        )
+    return (
+        "it makes of its prompt what its denoiser is given in the midst of its call, by no method or text encoder that "
+        "could be called again for another"
+    )

@@ -1,16 +1,15 @@
 """Conditions: which rows carry the prompt, which the negative one, and how to ask the denoiser for another.
 
-The pipeline's own `encode_prompt` is watched, not re-implemented. What it returned is recognised in the denoiser's
-arguments, which tells the roles of the rows; and for a branch with another prompt the same method is called again and
-its results take the place of the first ones. Class-conditional denoisers are handled by their `class_labels`.
+What the pipeline's own method encoded (`encoding.py`) is recognised in the denoiser's arguments, which tells the roles
+of the rows; and for a branch with another prompt what that method makes of it takes the place of the first results. So
+does what the call was given as negative beside its prompts (`negative_image_embeds`). Class-conditional denoisers are
+handled by their `class_labels`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,32 +17,10 @@ import torch
 from ..guidance.branch import Condition, Prompt
 from ..guidance.errors import UnsupportedPipelineError
 from .controls import Controls
-from .interception import tap_method
+from .encoding import Encoder, beside_prompts, encoders_of
+from .inline_encoding import InlineEncoder, encodes_inline
 from .own_cfg import has_cfg
 from .rows import map_tensors
-from .source import returned_names
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """One call of `encode_prompt`: what it was given, and its tensors by the names in its return statement."""
-
-    arguments: Mapping[str, Any]
-    tensors: dict[str, torch.Tensor]
-
-    def positive(self) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in self.tensors.items() if not name.startswith("negative")}
-
-    def negative(self) -> dict[str, torch.Tensor]:
-        """The negative tensors under the names of their positive twins."""
-        return {name.removeprefix("negative_"): v for name, v in self.tensors.items() if name.startswith("negative")}
-
-    def keep_in(self, joined: torch.Tensor) -> None:
-        """Keep tensors as rows of `joined`, where they are, so that no copy stays that the pipeline has let go of."""
-        for name, tensor in self.tensors.items():
-            if tensor.ndim and tensor.shape[1:] == joined.shape[1:] and tensor.dtype == joined.dtype:
-                parts = (part for part in joined.split(len(tensor)) if torch.equal(part, tensor))
-                self.tensors[name] = next(parts, tensor)
 
 
 class Conditions:
@@ -52,36 +29,18 @@ class Conditions:
     def __init__(self, pipe: Any, call_arguments: Mapping[str, Any], stack: ExitStack) -> None:
         self._pipe = pipe
         self._call_arguments = call_arguments
-        self._encodings: list[Encoding] = []
-        self._made: dict[Condition, dict[str, torch.Tensor]] = {}
         self._controls = Controls(pipe, stack)
-        self._encode = getattr(pipe, "encode_prompt", None)
-        if self._encode is not None:
-            self._signature = inspect.signature(self._encode)
-            self._names = returned_names(type(pipe).encode_prompt)
-            tap_method(stack, pipe, "encode_prompt", self._watch)
+        self._encoders: list[Encoder | InlineEncoder] = [
+            Encoder(pipe, name, call_arguments, stack) for name in encoders_of(type(pipe))
+        ]
+        if not self._encoders and encodes_inline(pipe):
+            self._encoders.append(InlineEncoder(pipe, call_arguments, stack))
+        self._beside = beside_prompts(call_arguments)
 
     @property
     def perturbs_attention(self) -> bool:
         """Whether the pipeline has perturbed attention of its own."""
         return hasattr(self._pipe, "pag_scale")
-
-    def _watch(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        self._encodings.append(self._encoding(self._signature.bind(*args, **kwargs), result))
-        return result
-
-    def _encoding(self, bound: inspect.BoundArguments, result: Any) -> Encoding:
-        bound.apply_defaults()
-        values = result if isinstance(result, (tuple, list)) else (result,)
-        names = self._names if len(self._names) == len(values) else [f"output_{i}" for i in range(len(values))]
-        tensors: dict[str, torch.Tensor] = {}
-        for name, value in zip(names, values, strict=True):
-            if isinstance(value, torch.Tensor):
-                tensors[name] = value
-            elif isinstance(value, list):  # one tensor a prompt, each as long as its text
-                tensors.update({f"{name}.{i}": item for i, item in enumerate(value) if isinstance(item, torch.Tensor)})
-        return Encoding(dict(bound.arguments), tensors)
 
     # -- roles -----------------------------------------------------------------------------------------------------
     def roles(self, module: Any, kwargs: Mapping[str, Any], rows: int) -> list[str] | None:
@@ -91,7 +50,7 @@ class Conditions:
         if isinstance(labels, torch.Tensor) and labels.shape == (rows,) and null is not None:
             missing = (labels == null).tolist()
             return ["cond"] * rows if all(missing) else ["uncond" if none else "cond" for none in missing]
-        if self._encode is None:
+        if not self._encoders and not self._beside.tensors:
             return None if getattr(self._pipe, "do_classifier_free_guidance", False) else ["cond"] * rows
         known = [(role, tensor) for role, tensors in self._known() for tensor in tensors.values()]
         found: list[list[str]] = []
@@ -103,7 +62,7 @@ class Conditions:
                     roles = [{"uncond"}] * (rows // 2) + [{"cond"}] * (rows // 2)
                 if all(len(one) == 1 for one in roles):
                     found.append([role for one in roles for role in one])
-                    for encoding in self._encodings:
+                    for encoding in (one for encoder in self._encoders for one in encoder.encodings):
                         encoding.keep_in(tensor)
             return tensor
 
@@ -120,10 +79,11 @@ class Conditions:
         )
 
     def _known(self) -> list[tuple[str, dict[str, torch.Tensor]]]:
-        known: list[tuple[str, dict[str, torch.Tensor]]] = []
-        for position, encoding in enumerate(self._encodings):
-            known.append(("cond" if position == 0 else "uncond", encoding.positive()))
-            known.append(("uncond", encoding.negative()))
+        known = [("cond", self._beside.positive()), ("uncond", self._beside.negative())]
+        for encoder in self._encoders:
+            for position, encoding in enumerate(one for one in encoder.encodings if one.tells_roles):
+                known.append(("cond" if position == 0 else "uncond", encoding.positive()))
+                known.append(("uncond", encoding.negative()))
         return known
 
     # -- other conditions ------------------------------------------------------------------------------------------
@@ -149,77 +109,29 @@ class Conditions:
 
     def _prompted(self, condition: Condition, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments with another condition in place of the prompt."""
-        kind = type(self._pipe).__name__
-        if isinstance(kwargs.get("class_labels"), torch.Tensor) and not isinstance(condition, Prompt):
-            null = self._null_class(module)
-            if null is None:
-                raise UnsupportedPipelineError(f"{kind}: its denoiser has class labels but no null class.")
-            return args, {**kwargs, "class_labels": torch.full_like(kwargs["class_labels"], null)}
-        if self._encode is None or not self._encodings:
+        kind, labels, null = type(self._pipe).__name__, kwargs.get("class_labels"), self._null_class(module)
+        if isinstance(labels, torch.Tensor) and not isinstance(condition, Prompt) and null is not None:
+            return args, {**kwargs, "class_labels": torch.full_like(labels, null)}
+        replaced, encoded = False, [encoder for encoder in self._encoders if encoder.encodings]
+        if encoded or not isinstance(condition, Prompt):  # where nothing is a prompt, no text can take its place
+            args, kwargs, found = _exchanged(args, kwargs, self._beside.positive(), self._beside.negative())
+            replaced = found and not isinstance(condition, Prompt)
+        for encoder in encoded:
+            old = encoder.encodings[0].positive()
+            if _exchanged(args, kwargs, old, old)[2]:
+                args, kwargs, replaced = *_exchanged(args, kwargs, old, encoder.other(condition))[:2], True
+        if replaced:
+            return args, kwargs
+        if not encoded:
+            why = "it has neither prompts nor a null class"
             raise UnsupportedPipelineError(
-                f"{kind}: there is no {condition!s} branch, because this pipeline has neither prompts nor a null class."
+                f"{kind}: there is no {condition!s} branch, because "
+                f"{'nothing that it encodes was seen to be its prompt' if self._encoders else why}."
             )
-        if condition not in self._made:
-            self._made[condition] = self._encode_other(condition)
-        pairs = [
-            (v, self._made[condition][n])
-            for n, v in self._encodings[0].positive().items()
-            if n in self._made[condition]
-        ]
-        replaced = []
-
-        def swap(tensor: torch.Tensor, name: str) -> torch.Tensor:
-            for old, new in pairs:
-                each = tensor.shape[0] // old.shape[0] if tensor.ndim == old.ndim and old.ndim else 1
-                if each > 1:  # a video pipeline repeats the prompt for each frame
-                    old, new = old.repeat_interleave(each, 0), new.repeat_interleave(each, 0)
-                if tensor.shape == old.shape and torch.equal(tensor, old.to(tensor)):
-                    replaced.append(name)
-                    return new.to(tensor)
-            return tensor
-
-        args, kwargs = map_tensors((args, dict(kwargs)), swap)
-        if not replaced:
-            raise UnsupportedPipelineError(
-                f"{kind}: what encode_prompt returned is not found among the denoiser's arguments, so a branch with "
-                "another prompt cannot be made. Use the pipeline's own guidance_scale and negative_prompt."
-            )
-        return args, kwargs
-
-    def _encode_other(self, condition: Condition) -> dict[str, torch.Tensor]:
-        first = self._encodings[0]
-        arguments = dict(first.arguments)
-        # Of what the call was given, the negatives are meant, unless the branch has a prompt of its own.
-        if isinstance(condition, Prompt):
-            negatives: dict[str, Any] = {"prompt": condition.text}
-        else:
-            given = self._call_arguments.items()
-            negatives = {name.removeprefix("negative_"): v for name, v in given if name.startswith("negative_")}
-            if arguments.get("do_classifier_free_guidance", True) and first.negative():
-                return first.negative()
-        text, count = negatives.get("prompt"), _batch_of(first)
-        with torch.no_grad():
-            if "do_classifier_free_guidance" in arguments:
-                if not isinstance(arguments.get("prompt"), str):
-                    text = _each(text, count)
-                arguments.update({name: None for name in arguments if name.startswith("negative_")})
-                arguments.update({f"negative_{n}": v for n, v in negatives.items() if f"negative_{n}" in arguments})
-                arguments.update(do_classifier_free_guidance=True, negative_prompt=text)
-                return self._encode_again(arguments).negative()
-            for name in arguments:
-                if negatives.get(name) is not None and name != "prompt":
-                    arguments[name] = _each(negatives[name], count)
-                elif name.startswith("pooled") or (name.startswith("prompt") and ("embeds" in name or "mask" in name)):
-                    arguments[name] = None
-                elif name == "prompt" or (name.startswith("prompt_") and isinstance(arguments[name], (str, list))):
-                    arguments[name] = _each(text or "", count)
-            return self._encode_again(arguments).positive()
-
-    def _encode_again(self, arguments: dict[str, Any]) -> Encoding:
-        assert self._encode is not None
-        kwargs = arguments.pop("kwargs", {})
-        bound = self._signature.bind(**arguments, **kwargs)
-        return self._encoding(bound, self._encode(*bound.args, **bound.kwargs))
+        raise UnsupportedPipelineError(
+            f"{kind}: what {encoded[0].name} returned is not found among the denoiser's arguments, so a branch with "
+            "another prompt cannot be made. Use the pipeline's own guidance_scale and negative_prompt."
+        )
 
     def _null_class(self, module: Any) -> int | None:
         if hasattr(self._pipe, "null_class"):
@@ -237,15 +149,21 @@ def _roles_of(row: torch.Tensor, known: Sequence[tuple[str, torch.Tensor]]) -> s
     }
 
 
-def _each(value: Any, count: int) -> Any:
-    """A text once for each prompt; anything else as it is."""
-    return [value] * count if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
+def _exchanged(
+    args: Any, kwargs: Any, old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]
+) -> tuple[Any, Any, bool]:
+    """Arguments with the tensors that equal one of `old` replaced, and whether one was; masks alone do not count."""
+    replaced = []
 
+    def swap(tensor: torch.Tensor, name: str) -> torch.Tensor:
+        for before, after in ((old[key], new[key]) for key in old if key in new):
+            each = tensor.shape[0] // before.shape[0] if tensor.ndim == before.ndim and before.ndim else 1
+            if each > 1:  # a video pipeline repeats the prompt for each frame
+                before, after = before.repeat_interleave(each, 0), after.repeat_interleave(each, 0)
+            if tensor.shape == before.shape and torch.equal(tensor, before.to(tensor)):
+                replaced.append(before.is_floating_point())
+                return after.to(tensor)
+        return tensor
 
-def _batch_of(encoding: Encoding) -> int:
-    """How many prompts were encoded, before each becomes as many rows as there are images of it."""
-    prompt, embeds = encoding.arguments.get("prompt"), encoding.arguments.get("prompt_embeds")
-    if isinstance(prompt, str):
-        return 1
-    given = next((one for one in (prompt, embeds) if isinstance(one, (list, tuple, torch.Tensor))), None)
-    return len(given) if given is not None else next(iter(encoding.tensors.values())).shape[0]
+    args, kwargs = map_tensors((args, dict(kwargs)), swap)
+    return args, kwargs, any(replaced)

@@ -1,4 +1,4 @@
-"""What a function's source says about what it returns."""
+"""What a function's source says about what it returns, and what it joins."""
 
 from __future__ import annotations
 
@@ -10,16 +10,41 @@ from typing import Any
 
 def returned_names(function: Any) -> list[str]:
     """The names in the last return statement of a function; empty where the source is not at hand."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
-    except (OSError, TypeError, SyntaxError):
-        return []
-    returns = [node for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
+    returns = [node for node in _nodes(function) if isinstance(node, ast.Return) and node.value is not None]
     if not returns:
         return []
     value = max(returns, key=lambda node: node.lineno).value
     elements = value.elts if isinstance(value, ast.Tuple) else [value]
     return [_name(element) for element in elements]
+
+
+def joined_names(function: Any) -> dict[str, list[list[str]]]:
+    """The names that a function joins along the batch with negative ones, as in `x = torch.cat([negative_x, x])`.
+
+    By the name that the result has: the names of its parts in their order, once for each way in which it is joined.
+    """
+    found: dict[str, list[list[str]]] = {}
+    for node in _nodes(function):
+        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _called(node.value) == "cat"):
+            continue
+        name, given = _name(node.targets[0]), node.value.args[:1]
+        parts = [_name(part) for part in given[0].elts] if given and isinstance(given[0], ast.List) else []
+        along_batch = len(node.value.args) == 1 and not node.value.keywords
+        if along_batch and name in parts and any(part.startswith(("negative", "uncond")) for part in parts):
+            found.setdefault(name, []).append(parts)
+    return found
+
+
+def _nodes(function: Any) -> list[ast.AST]:
+    """Everything in a function's source; nothing where that is not at hand."""
+    try:
+        return list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))))
+    except (OSError, TypeError, SyntaxError):
+        return []
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else _name(node.func)
 
 
 def _name(node: ast.AST | None) -> str:
