@@ -145,11 +145,11 @@ def test_what_the_call_was_given_as_negative_beside_its_prompts_is_its_unconditi
     own = sampled(3.0)
     with pipe.guidance("cfg", scale=3.0):
         torch.testing.assert_close(sampled(1.0), own, rtol=0, atol=1e-5 * float(own.abs().max()))
-    with pytest.raises(UnsupportedPipelineError, match=r"prompt 'blurry' cannot be given to .*, which takes no prompts"):
+    with pytest.raises(UnsupportedPipelineError, match="which takes no prompts"):
         pipe.add_guidance("cfg", negative_prompt="blurry")
 
 
 def test_a_combined_pipeline_is_guided_by_another_prompt_stage_by_stage() -> None:
     pipe = trimtab.guide(CASES["kandinsky_combined"].build())
-    with pytest.raises(UnsupportedPipelineError, match=r"pipelines of its own.*decoder_pipe.*guide these by themselves"):
+    with pytest.raises(UnsupportedPipelineError, match="guide these by themselves"):
         pipe.add_guidance("cfg", negative_prompt="blurry")
