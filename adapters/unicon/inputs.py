@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,10 +16,9 @@ from ...guidance.run import Run, Step
 from ..batch import images_for_each, prompts_of
 from ..pictures import pictures
 from .partner import Kept, Partner, in_full_precision
+from .texts import Prompts, Texts
 
 Rows = Sequence[Branch | None]
-Texts = Mapping[Branch, Mapping[str, torch.Tensor]]
-"""By branch, the prompt's tensors `[images, ...]` by the argument that they are given as."""
 
 
 class Inputs:
@@ -41,18 +39,19 @@ class Inputs:
         self._run, self._pipe = run, run.pipeline
         self._each = images_for_each(run.arguments)
         self._images = prompts_of(run.arguments) * self._each
-        self._plain: Texts = {
+        plain: Texts = {
             branch: {name: states[chosen] for name, states in _text_of(given).items()}
             for branch in (COND, UNCOND)
             if (chosen := [row for row, one in enumerate(rows) if one == branch])
         }
-        word = partners[0].settings.word if estimates else ""
-        self._own: Texts = self._texts(word, None, None)
+        prompts = Prompts(run, self._each, self._images, plain)
+        self._own: Texts = prompts.of_side(partners[0].settings.word if estimates else "", None, None)
         self._size = given["sample"].shape[2:]
         self._like = given["sample"][: self._images]
         for partner in partners:
             settings = partner.settings
-            partner.texts = self._texts("" if estimates else settings.word, settings.prompt, settings.negative_prompt)
+            word = "" if estimates else settings.word
+            partner.texts = prompts.of_side(word, settings.prompt, settings.negative_prompt)
             with torch.no_grad():
                 self._enter(partner, step)
 
@@ -120,39 +119,6 @@ class Inputs:
         found = pictures(value, "joint", name)
         pixels = processor.preprocess(found, height=height, width=width, resize_mode="crop")
         return self._for_each(F.interpolate(pixels, tuple(self._size)).to(self._like), name)
-
-    # -- prompts ---------------------------------------------------------------------------------------------------
-    def _texts(self, word: str, prompt: str | None, negative: str | None) -> Texts:
-        """The embeddings of one side's prompts; the pipeline's own where there is nothing to say otherwise."""
-        arguments = self._run.arguments
-        own = arguments.get("prompt")
-        if not word and prompt is None and negative is None:
-            return self._plain
-        if prompt is None and own is None:
-            raise ParameterError(
-                f"joint: the pipeline was given prompt_embeds, before which the trigger word {word!r} cannot be put; "
-                "give prompt=, the partner's, or trigger=''."
-            )
-        texts = [own if prompt is None else prompt] if not isinstance(own, list) or prompt is not None else own
-        count = self._images // self._each
-        texts = [word + str(text) for text in (texts * count if len(texts) == 1 else texts)]
-        encode = type(self._pipe).encode_prompt  # not the run's own, which takes every later call for a negative prompt
-        options = {
-            "prompt": texts,
-            "device": self._pipe._execution_device,
-            "num_images_per_prompt": self._each,
-            "do_classifier_free_guidance": UNCOND in self._plain,
-            "negative_prompt": _repeated(negative if negative is not None else arguments.get("negative_prompt"), count),
-            "clip_skip": arguments.get("clip_skip"),
-        }
-        known = inspect.signature(encode).parameters
-        with torch.no_grad():
-            result = encode(self._pipe, **{name: value for name, value in options.items() if name in known})
-        names = ("encoder_hidden_states", "text_embeds")
-        found = {COND: dict(zip(names, result[0::2], strict=False))}
-        if UNCOND in self._plain:
-            found[UNCOND] = dict(zip(names, result[1::2], strict=False))
-        return found
 
     # -- arguments -------------------------------------------------------------------------------------------------
     def for_entries(self, given: Mapping[str, Any], rows: Rows, entries: Sequence[Partner | None]) -> dict[str, Any]:
@@ -235,7 +201,3 @@ def _on_own(residual: Any, entries: Sequence[Partner | None]) -> Any:
         return None
     parts = [residual if partner is None else torch.zeros_like(residual) for partner in entries]
     return torch.stack(parts, dim=1).flatten(0, 1)
-
-
-def _repeated(text: Any, count: int) -> Any:
-    return [text] * count if isinstance(text, str) else text

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from ...guidance.branch import COND, UNCOND, Branch
 from ...guidance.plugins.joint import Separate
@@ -102,7 +103,7 @@ class Partner:
         self.scheduler, self.count, self.image = scheduler, len(scheduler.timesteps), image
         self.last = len(scheduler.timesteps) - 1
         self.first = int(self.settings.enters_at * self.last)
-        if self.first == 0:
+        if self.first == 0 and self.settings.enters_at < 1:  # of a run of one step the first level is the last one
             self.latents = noise * scheduler.init_noise_sigma
             return
         self.latents = copy.deepcopy(scheduler).add_noise(image, noise, scheduler.timesteps[self.first].reshape(1))
@@ -171,7 +172,10 @@ class Partner:
         if uncond is not None:
             total = uncond + float(self.run.arguments["guidance_scale"]) * (cond - uncond)
         separate = [states for branch, states in self.predictions.items() if is_separate(branch)]
-        return total if not separate else total + self.settings.signal_scale * (cond - separate[0])
+        if separate:
+            total = total + self.settings.signal_scale * (cond - separate[0])
+        rescale = float(self.run.arguments.get("guidance_rescale") or 0.0)
+        return total if uncond is None or rescale == 0 else rescale_noise_cfg(total, cond, rescale)
 
 
 @contextmanager

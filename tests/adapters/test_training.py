@@ -305,6 +305,28 @@ def test_unicon_trains_with_gradient_checkpointing_and_without_mixing(sd: Path, 
     assert all(tensor.abs().max() > 0 for tensor in load_file(model / "model.safetensors").values())
 
 
+def test_unicons_gradient_checkpointing_gives_the_same_gradient(data: Path, tmp_path: Path) -> None:
+    settings, gradients = partner_settings(tmp_path, data, tmp_path), []
+    for checkpointing in (False, True):
+        pipe = CASES["sd15"].build()
+        if checkpointing:
+            pipe.unet.enable_gradient_checkpointing()
+            pipe.unet.train()
+        model = UniConTraining(pipe.unet, settings)
+        with torch.no_grad():
+            for index, weight in enumerate(model.weights):
+                weight.copy_(noise(f"weight.{index}", *weight.shape) / 8)
+        scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+        batch = first_of(pairs_of(settings))
+        pair_loss(model, pipe, scheduler, batch, settings, torch.Generator().manual_seed(0)).backward()
+        gradients.append([weight.grad for weight in model.weights])
+        assert all(parameter.grad is None for parameter in pipe.unet.parameters())
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert plain is not None and checkpointed is not None
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-7)
+        assert plain.abs().max() > 0
+
+
 def test_the_loss_of_an_sdxl_pair_reaches_all_of_the_joint_attention(data: Path, tmp_path: Path) -> None:
     pipe = CASES["sdxl"].build()
     settings = partner_settings(tmp_path, data, tmp_path)

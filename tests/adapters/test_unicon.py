@@ -228,6 +228,43 @@ def test_a_batch_has_a_partner_for_each_image(models: Path) -> None:
         close(together[index : index + 1], alone)
 
 
+@pytest.mark.parametrize("mode", ["condition", "joint"])
+@pytest.mark.parametrize("pictures", [2, 4], ids=["one for each prompt", "one for each image"])
+def test_each_image_of_a_prompt_has_its_own_partner(mode: str, pictures: int, models: Path) -> None:
+    pipe = build()
+    given, own = (torch.cat([noise(f"{side}.{i}", 1, 4, 8, 8) for i in range(4)]) for side in ("given", "own"))
+    joint = attach(pipe, models, image=given[:pictures], mode=mode, signal_scale=0.5)
+    prompts, negatives = ["a fox", "a whale"], ["blurry", "dark"]
+
+    def made(prompt: Any, negative: Any, latents: torch.Tensor, *seeds: int, **call: Any) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        image = run(pipe, prompt=prompt, negative_prompt=negative, latents=latents, generator=generators, **call)
+        return torch.cat([image, joint.partner], dim=1)
+
+    together = made(prompts, negatives, own, 0, 1, 2, 3, num_images_per_prompt=2)
+    for number in range(4):
+        joint.image = given[number * pictures // 4][None]
+        alone = made(prompts[number // 2], negatives[number // 2], own[number : number + 1], number)
+        close(together[number : number + 1], alone)
+
+
+@pytest.mark.parametrize("mode", ["condition", "estimate", "joint", "coarse"])
+@pytest.mark.parametrize("sides", ["own", "partner", "both"])
+def test_a_mask_keeps_a_part_of_either_side_in_every_mode(mode: str, sides: str, models: Path) -> None:
+    pipe = build()
+    given, kept = case.latents("x" if mode == "estimate" else "depth"), case.latents("kept")
+    options: dict[str, Any] = {"image": given}
+    if sides != "partner":
+        options.update(own_mask=case.mask(), own_image=kept)
+    if sides != "own":
+        options.update(mask=case.mask())
+    joint = attach(pipe, models, mode=mode, **options)
+    own, (made, right) = run(pipe), (slice(0, 4), slice(4, 8))  # white, to be made, on the left
+    for side, image, masked in ((own, kept, sides != "partner"), (joint.partner, given, sides != "own")):
+        assert torch.equal(side[..., right], image[..., right]) == masked
+        assert not torch.allclose(side[..., made], image[..., made], atol=1e-3)
+
+
 def test_each_side_has_its_own_prompt(models: Path) -> None:
     pipe = build()
     joint = attach(pipe, models, mode="joint")
@@ -240,6 +277,45 @@ def test_each_side_has_its_own_prompt(models: Path) -> None:
     assert not torch.allclose(run(pipe), same, atol=1e-3)
     joint.trigger, joint.negative_prompt = None, "sharp"
     assert not torch.allclose(run(pipe), same, atol=1e-3)
+
+
+def test_embeddings_in_place_of_a_prompt_are_those_of_both_sides(models: Path) -> None:
+    pipe = build()
+    joint = attach(pipe, models, mode="joint")
+    expected = torch.cat([run(pipe), joint.partner])
+    negative = {"negative_prompt": None, "negative_prompt_embeds": case.embedding(case.NEGATIVE)}
+    close(torch.cat([run(pipe, **negative), joint.partner]), expected)
+    embeddings = {**negative, "prompt": None, "prompt_embeds": case.embedding(case.PROMPT)}
+    with pytest.raises(ParameterError, match=r"the trigger word 'depth_map, ' cannot be put; give prompt="):
+        run(pipe, **embeddings)
+    joint.prompt = case.PROMPT
+    close(torch.cat([run(pipe, **embeddings), joint.partner]), expected)
+    longer = {name: value if value is None else value.repeat(1, 2, 1) for name, value in embeddings.items()}
+    tokens = f"have {case.TOKENS} and {2 * case.TOKENS} tokens"
+    with pytest.raises(ParameterError, match=rf"joint: the embeddings of both sides' prompts {tokens}"):
+        run(pipe, **longer)
+    joint.prompt, joint.trigger = None, ""
+    assert run(pipe, **longer).isfinite().all()
+    joint.negative_prompt = case.NEGATIVE  # without a word of the prompt
+    assert run(pipe, **embeddings).isfinite().all()
+
+
+def test_a_partner_that_is_made_is_rescaled_as_the_pipelines_own_side_is(models: Path) -> None:
+    pipe = build(velocity=True)
+    joint = attach(pipe, models, "id", mode="joint", joint_scale=0.0)
+    plain = run(pipe, guidance_rescale=0.7)
+    noised = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0))
+    pipe.clear_guidance()
+    close(joint.partner, run(pipe, latents=noised, guidance_rescale=0.7))
+    assert not torch.allclose(joint.partner, run(pipe, latents=noised), atol=1e-2)
+
+
+def test_of_a_given_partner_something_is_seen_in_a_single_step(models: Path) -> None:
+    pipe = build()
+    joint = attach(pipe, models)
+    one = run(pipe, num_inference_steps=1)
+    joint.image = case.latents("pose")
+    assert not torch.allclose(run(pipe, num_inference_steps=1), one, atol=1e-3)
 
 
 def test_the_partner_comes_as_a_picture(models: Path) -> None:
