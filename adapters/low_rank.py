@@ -62,8 +62,10 @@ def low_ranks(path: Path, tensors: Mapping[str, torch.Tensor], scale: float = 1.
                 part = match["part"] or {"A": "down", "B": "up"}[match["letter"]]
                 projection = "to_out.0" if match["projection"] == "to_out" else match["projection"]
                 parts.setdefault((match["attention"], projection), {})[part] = tensor
+                shape = tuple(tensor.shape)
+                if len(shape) != 2:
+                    raise WeightsError(f"{path}: {name} has shape {shape}, but a matrix is needed.")
                 if not torch.isfinite(tensor).all():
-                    shape = tuple(tensor.shape)
                     raise WeightsError(f"{path}: {name} of shape {shape} holds numbers that are not finite.")
     if not parts:
         raise WeightsError(f"{path} holds no LoRA of attentions; it holds: {', '.join(list(tensors)[:3])}, ...")

@@ -303,6 +303,25 @@ def test_it_acts_in_the_siblings_as_well(pipe: Any, loras: Path, name: str) -> N
     assert torch.equal(run(other, **call), plain)
 
 
+@pytest.mark.parametrize("name", ["FluxImg2ImgPipeline", "FluxInpaintPipeline"])
+def test_in_the_siblings_each_image_of_a_batch_has_its_own_condition(tmp_path: Path, name: str) -> None:
+    """An image each, since the stock pipelines give the images of a batch that share one other noises than alone."""
+    pipe, prompts = sibling(with_lora(tmp_path), name), ["a red fox", "a grey whale"]
+    conditions = [case.picture(case.SPATIAL), case.picture(case.OTHER_SPATIAL)]
+    images = [picture.resize((32, 32)) for picture in reversed(conditions)]
+    masked = {"mask_image": mask(32)} if "Inpaint" in name else {}
+
+    def made(condition: Any, *seeds: int, **call: Any) -> torch.Tensor:
+        pipe.clear_guidance()
+        attach(pipe, tmp_path, weight_name="lora.safetensors", image=condition)
+        return zoo_run(pipe, CASES["flux"], generator=generators(*seeds), strength=0.7, **masked, **call)
+
+    together = made(conditions, 0, 1, prompt=prompts, image=images)
+    for row in range(2):
+        alone = made(conditions[row], row, prompt=prompts[row], image=images[row])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
+
+
 # -- beside other things -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
@@ -315,6 +334,18 @@ def test_compiled_and_with_fused_projections_it_is_the_same(
     if compiled:
         pipe.transformer.compile(backend="eager", fullgraph=True)
     attach(pipe, loras)
+    torch.testing.assert_close(run(pipe), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("compile", ["compile", "compile_repeated_blocks"])
+def test_compiled_in_one_graph_with_strengths_and_windows_it_is_the_same(
+    pipe: Any, loras: Path, compile: str, offload: bool
+) -> None:
+    attach(pipe, loras, strength=0.5, stop=0.7, offload_cache=offload)
+    attach(pipe, loras, case.SUBJECT, start=0.3, offload_cache=offload)
+    expected = run(pipe)
+    getattr(pipe.transformer, compile)(backend="eager", fullgraph=True)
     torch.testing.assert_close(run(pipe), expected, rtol=0, atol=1e-5)
 
 

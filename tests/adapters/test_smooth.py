@@ -104,7 +104,14 @@ def test_weights_that_do_not_fit_are_one_clear_error(weights: Path, tmp_path: Pa
     other["few.safetensors"] = {n: t for n, t in tensors.items() if not n.startswith(attention)}
     other["half.safetensors"].pop(first)
     other["rank.safetensors"] = {**tensors, name: tensors[name][:, :2]}
-    messages = ["not finite", "only one of its two matrices", f"lacks .*{attention}", r"shape \(8, 2\), .* \(8, 4\)"]
+    other["flat.safetensors"] = {**tensors, first: torch.tensor(1.0)}
+    messages = [
+        "not finite",
+        "only one of its two matrices",
+        f"lacks .*{attention}",
+        r"shape \(8, 2\), .* \(8, 4\)",
+        r"\(\), but a matrix",
+    ]
     for (file, changed), message in zip(other.items(), messages, strict=True):
         save_weights(tmp_path / file, changed)
         with pytest.raises(WeightsError, match=rf"{file}.*{message}"):
