@@ -40,8 +40,8 @@ classifier says, trained by another seed:
 JOINT = """
 ## UniCon: edges in every mode
 
-The second column is the chance level: the same edges against those of another drawing. Of edges that are made, "more
-than with another's edges" is more than this.
+The second column is the chance level: the same edges against those of another drawing, which in the row "condition:
+another drawing's edges" are the given ones. Of edges that are made, "more than with another's edges" is more than this.
 
 | | F1 | against another's | more than no control | more than with another's edges |
 | --- | --- | --- | --- | --- |
