@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from ..guidance.branch import AttentionTokens, Perturbation, Point
+from ..guidance.errors import UnsupportedPipelineError
 from .grids import Grid, grid_of
 from .processors import Replaced
 from .tokens import Places
@@ -32,6 +34,12 @@ def no_stand_in(name: str, attention: nn.Module, kind: str) -> str:
         f"dispatch_attention_fn, so {kind} cannot act. Name other layers, use 'slg', which leaves whole blocks out, "
         "or, if you have set this processor, put back the one that the model was built with."
     )
+
+
+def _split(attention: nn.Module, query: torch.Tensor) -> bool:
+    """Whether only some of an attention's heads are in its queries, and the others in other processes."""
+    weight = getattr(getattr(attention, "to_q", None), "weight", None)
+    return isinstance(weight, DTensor) and weight.shape[0] > query.shape[-3] * query.shape[-1]
 
 
 class AttentionReplaced(Replaced):
@@ -80,6 +88,12 @@ class AttentionReplaced(Replaced):
             repeats = query.shape[-3] // key.shape[-3]
             keys, values = (tensor.repeat_interleave(repeats, dim=-3) for tensor in (key, value))
         tokens = replace(tokens, grid=grid_of(tokens.stop - tokens.start, self.grids))
+        if self.kept and _split(self._attention, query):
+            raise UnsupportedPipelineError(
+                "sag, or another guidance that watches attention: the heads of the denoiser's attentions are split "
+                "over processes (tensor parallel), so none of them sees a whole map; allowed: attentions that each "
+                "process computes whole, such as those of fully_shard."
+            )
         for point, kept in self.kept:
             kept.append(point.watch(square, keys, tokens, mask, scale))
         if self.perturbation is None:

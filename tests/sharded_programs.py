@@ -17,7 +17,7 @@ from zoo import CASES, run
 
 import trimtab
 from trimtab import Guidance
-from trimtab.guidance.errors import ParameterError
+from trimtab.guidance.errors import ParameterError, UnsupportedPipelineError
 
 GUIDANCES: tuple[dict[str, Any], ...] = (
     {"pag": {"scale": 2.0}},
@@ -84,6 +84,22 @@ def compare(way: str, *names: str) -> dict[str, Any]:
             for pipe in (whole, sharded):
                 pipe.clear_guidance()
         seen[name]["stock after"] = difference(run(sharded, case), run(whole, case))
+    return seen
+
+
+def watch(name: str) -> dict[str, Any]:
+    """How far `sag`, which watches attention, is off on a sharded denoiser, or why it is refused."""
+    case, seen = CASES[name], {}
+    whole = trimtab.guide(case.build())
+    whole.add_guidance("sag")
+    for way, shard in WAYS.items():
+        pipe = trimtab.guide(case.build())
+        shard(getattr(pipe, case.denoiser))
+        pipe.add_guidance("sag")
+        try:
+            seen[way] = difference(run(pipe, case), run(whole, case))
+        except UnsupportedPipelineError as error:
+            seen[way] = str(error)
     return seen
 
 

@@ -39,6 +39,12 @@ def test_tensor_parallel_layers_change_no_more_than_rounding(tensor_parallel: li
         assert max(seen[name].values()) < 1e-5
 
 
+def test_attention_is_watched_where_a_process_sees_whole_maps_and_refused_elsewhere(tmp_path: Path) -> None:
+    for seen in together(2, programs.watch, tmp_path / "watch", "sd15"):
+        assert seen["FSDP"] == 0.0
+        assert "the heads of the denoiser's attentions are split over processes" in seen["tensor parallel"]
+
+
 def test_processes_do_not_share_the_branches_of_a_denoiser_that_is_sharded_over_them(tmp_path: Path) -> None:
     for seen in together(2, programs.share_branches, tmp_path / "branches", "sd15"):
         assert set(seen) == {"FSDP", "tensor parallel"}
