@@ -102,6 +102,7 @@ class Configurations:
 
     def _experts(self, count: int) -> Path:
         args = self.args
+        self.pipe.clear_guidance()  # that of the row before is no part of the images that they learn from
         shared = PPAPSettings(output=str(args.cache), images=args.generated, inference_steps=args.steps, batch_size=100)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.autocast):
             images = generated(self.pipe, shared)

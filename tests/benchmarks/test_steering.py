@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from garments import garments
 
 from trimtab.benchmarks import steering
 from trimtab.benchmarks.rows import Rows, paired, signed
 from trimtab.benchmarks.steering_page import BASELINES, differences
-
-
-def garments(folder: Path, count: int) -> str:
-    """Fashion-MNIST's files with noise in them."""
-    rng = np.random.default_rng(0)
-    arrays = {"images-idx3": rng.integers(0, 256, (count, 28, 28)), "labels-idx1": np.arange(count)}
-    for split in ("train", "t10k"):
-        for name, array in arrays.items():
-            head = b"\x00\x00\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-            (folder / f"{split}-{name}-ubyte.gz").write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
-    return str(folder)
 
 
 def test_methods_are_compared_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
