@@ -146,12 +146,20 @@ def posts_from_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise WeightsError(f"{path} holds more than tensors, or is damaged, and is not read: {error}") from None
+        raise WeightsError(
+            f"{path} holds more than tensors, or is damaged, and is not read: {_reason(error)}"
+        ) from None
     named = content.items() if isinstance(content, dict) else ()
     posts = {n: value for n, value in named if str(n).endswith(".conv1n.weight") and isinstance(value, torch.Tensor)}
     if not posts:
         raise WeightsError(f"{path} holds no *.conv1n.weight; it is no UniCon model.")
     return posts
+
+
+def _reason(error: Exception) -> str:
+    """What PyTorch found, without its advice to unpickle the file whatever it holds."""
+    found = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    return found.strip().partition(". ")[0].partition(" Check the documentation")[0]
 
 
 def convert(path: Path) -> Path:

@@ -525,8 +525,13 @@ def test_the_models_of_a_folder_are_named_where_none_is_chosen(models: Path, pub
 def test_a_pickle_with_more_than_tensors_is_not_read(published: Path) -> None:
     (published / "depth" / "model.pth").unlink()
     torch.save({"a.conv1n.weight": Path("anything")}, published / "depth" / "model.pth")
-    with pytest.raises(WeightsError, match="holds more than tensors"):
+    with pytest.raises(WeightsError, match="holds more than tensors") as refused:
         attach(build(), published, allow_pth=True)
+    assert "Path" in str(refused.value) and "safe_globals" not in str(refused.value)  # what, and no unsafe advice
+    (published / "depth" / "model.pth").write_bytes(b"no pickle at all")
+    with pytest.raises(WeightsError, match=r"model\.pth holds more than tensors, or is damaged") as refused:
+        attach(build(), published, allow_pth=True)
+    assert "weights_only" not in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 
 def test_convert_writes_the_safetensors_beside_it(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
