@@ -159,7 +159,7 @@ def posts_from_pickle(path: Path) -> dict[str, torch.Tensor]:
 def _reason(error: Exception) -> str:
     """What PyTorch found, without its advice to unpickle the file whatever it holds."""
     found = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-    return found.strip().partition(". ")[0].partition(" Check the documentation")[0]
+    return " ".join(found.split()).partition(" Check the documentation")[0].partition(". ")[0]
 
 
 def convert(path: Path) -> Path:
