@@ -1,7 +1,8 @@
 # make demo      install into .venv, make a comparison sheet with the model that ships, print where it is
 # make test      install into .venv, check style and types, run the tests
 # make models    fetch the emoji and train the models and the controls on them into runs/; meant for a GPU
-# make evidence  measure every plug-in on the models that ship into docs/evidence.md; rows that are there are kept
+# make evidence  measure every plug-in on the models that ship into docs/evidence.md and the pages that it links, by
+#                make plugins, steering, latents, classifiers and controls; rows that are there are kept
 # make docs      build the documentation into build/site/
 # make wheel     build the wheel into dist/
 #
@@ -18,7 +19,7 @@ INSTALLED := $(VENV)/.stamp-installed
 TESTABLE := $(VENV)/.stamp-testable
 QUANTISED := $(VENV)/quantised
 
-.PHONY: demo docs evidence models test lint types pytest wheel clean
+.PHONY: demo docs evidence plugins steering latents classifiers controls models test lint types pytest wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -71,16 +72,49 @@ models: $(EMOJI)
 	$(TRAIN) smooth --base runs/emoji-sd/model --data $(PAIRS)/train --output runs/emoji-smooth --size 64 --crop 0 \
 		--batch-size 32 --accumulate 1 --steps 3000
 
-# Rows of another model: python -m benchmarks.evidence --model FOLDER --output docs/evidence ...
+# Rows that are there are kept. MEASURED=folder measures all of them into another folder; without runs/evidence and
+# runs/classifiers their images and networks are made anew too. How long each takes: benchmarks/README.md.
+MEASURED ?= docs
 WEAK := runs/evidence/weak/model
+FASHION := --autocast
+WORDS := --count 270 --batch 45 --autocast
+STEERING := --count 500 --steps 10 --autocast
+LATENTS := --count 24 --tuning 4 --batch 24 --steps 10
+CLASSIFIERS := --count 500 --autocast
+CONTROLS := --count 100
+COSTS := --turns 3
+KNOWN := --categories 'Smileys & Emotion,Animals & Nature,Food & Drink'
+BENCHMARK := OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
-evidence: $(TESTABLE) $(EMOJI)
+evidence: plugins steering latents classifiers controls
+	$(BENCHMARK).evidence --page --taken $(MEASURED) --output $(MEASURED)/evidence
+
+# Rows of another model: python -m benchmarks.evidence --model FOLDER --output docs/evidence ...
+plugins: $(TESTABLE) $(EMOJI)
 	$(TRAIN) base --steps 300 --batch-size 32 --warmup 30 --ema-decay 0.98 --output runs/evidence/weak $(GPU)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence --autocast --weak $(WEAK) --output docs/evidence
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence --model trimtab/emoji-sd --emoji $(EMOJI) --guidance-scale 1 \
-		--features trimtab/emoji-judge-category-1 --count 270 --batch 45 --autocast --output docs/evidence
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence_controls --turns 3
-	$(BIN)/python -m benchmarks.evidence --page --output docs/evidence
+	$(BENCHMARK).evidence --weak $(WEAK) $(FASHION) --output $(MEASURED)/evidence
+	$(BENCHMARK).evidence --model trimtab/emoji-sd --emoji $(EMOJI) --guidance-scale 1 \
+		--features trimtab/emoji-judge-category-1 $(WORDS) --output $(MEASURED)/evidence
+	$(BENCHMARK).evidence --model trimtab/emoji-flux --emoji $(EMOJI) --guidance-scale 1 --size 64 \
+		--features trimtab/emoji-judge-category-1 $(WORDS) --output $(MEASURED)/evidence
+
+steering: $(TESTABLE)
+	$(BENCHMARK).steering $(STEERING) --output $(MEASURED)/steering
+
+latents: $(TESTABLE) $(EMOJI)
+	$(BENCHMARK).latents trimtab/emoji-sd $(LATENTS) --output $(MEASURED)/latents
+
+classifiers: $(TESTABLE)
+	$(BENCHMARK).classifiers $(CLASSIFIERS) --output $(MEASURED)/classifiers
+
+controls: $(TESTABLE) $(EMOJI)
+	$(BENCHMARK).controls --flux trimtab/emoji-flux --easycontrol models/emoji-easycontrol/easycontrol.safetensors \
+		$(KNOWN) $(CONTROLS) --output $(MEASURED)/controls-easycontrol
+	$(BENCHMARK).controls --sd trimtab/emoji-sd --unicon trimtab/emoji-unicon \
+		$(KNOWN) $(CONTROLS) --output $(MEASURED)/controls-unicon
+	$(BENCHMARK).controls --sd trimtab/emoji-sd --smooth models/emoji-smooth/smooth_lora.safetensors \
+		$(KNOWN) $(CONTROLS) --output $(MEASURED)/controls-smooth
+	$(BENCHMARK).evidence_controls $(COSTS) --output $(MEASURED)/evidence-controls.json
 
 docs: $(TESTABLE)
 	$(BIN)/python -m mkdocs build --strict

@@ -99,8 +99,9 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
     for name, (weights, part) in parts.items():
         if weights is not None and name not in rows:
             found, drawn = part()
-            args.images.mkdir(parents=True, exist_ok=True)
-            light(drawn).save(args.images / f"{name}.png", optimize=True)
+            images: Path = args.images or args.output.parent / "images"
+            images.mkdir(parents=True, exist_ok=True)
+            light(drawn).save(images / f"{name}.png", optimize=True)
             rows[name] = found
 
 
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--guidance", type=float, default=2.0, help="scale of classifier-free guidance")
     parser.add_argument("--batch", type=int, default=25, help="images at once")
-    parser.add_argument("--images", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
+    parser.add_argument("--images", type=Path, help="folder of the sheets; by default images/ beside OUTPUT.md")
     parser.add_argument("--output", type=Path, default=Path("runs/controls"), help="writes OUTPUT.json and OUTPUT.md")
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)

@@ -2,7 +2,6 @@
 
     python -m benchmarks.evidence --autocast                    # all rows that are missing
     python -m benchmarks.evidence pag --autocast                # this row, anew
-    python -m benchmarks.evidence --model trimtab/emoji-sd --emoji runs/emoji.safetensors --guidance-scale 1
     python -m benchmarks.evidence --model FOLDER --prompts prompts.txt --reference real --clip runs/emoji-clip
 
 Rows are measured by `trimtab.evaluation`, on images as `trimtab evaluate --class-balanced N` makes them, but in
@@ -18,8 +17,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,44 +39,11 @@ from trimtab.pipelines.generate.samples import call_arguments, load_pipeline
 
 from .evidence_data import KNOWN, emoji, garments
 from .evidence_page import page
+from .evidence_rows import COMPARISONS, WEAK, Comparison, comparisons
+from .evidence_taken import DOCS
 from .rows import Rows
 
-WEAK = "{weak}"
-"""Stands for `--weak` in a setting."""
 NO_WEAK = "it needs a weaker version of the model; give its folder, --weak"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One row: guidances as `--guidance` takes them, and those that they are compared with."""
-
-    guidances: tuple[str, ...]
-    before: tuple[str, ...] = ()
-
-
-STRONG = ("cfg:scale=5",)
-COMPARISONS: Mapping[str, Comparison] = {
-    "autoguidance": Comparison((f"autoguidance:scale=1,weak={WEAK}",)),
-    "cfg": Comparison(("cfg:scale=2",)),
-    "cfg_pp": Comparison(("cfg_pp:scale=0.6",)),
-    "dynamic_threshold": Comparison((*STRONG, "dynamic_threshold"), STRONG),
-    "guider": Comparison(("guider:guider=TangentialClassifierFreeGuidance",), ("cfg:scale=7.5",)),
-    "interval": Comparison(("interval:scale=5",), STRONG),
-    "pag": Comparison(("pag:scale=1",)),
-    "perp_neg": Comparison(("perp_neg:scale=2,negative_prompt=a photo",), ("cfg:scale=2",)),
-    "rescale": Comparison((*STRONG, "rescale:phi=0.7"), STRONG),
-    "sag": Comparison(("sag:scale=0.75",)),
-    "seg": Comparison(("seg:scale=1",)),
-    "slg": Comparison(("slg:scale=1,start=0,stop=1",)),
-}
-"""By plug-in. Those that need a network or weights of their own have benchmarks of their own; see the page."""
-OF_WORDS: Mapping[str, Comparison] = {
-    "cfg": Comparison(("cfg:scale=3",)),
-    "pag": Comparison(("pag:scale=1,layers=up",)),
-    "perp_neg": Comparison(("perp_neg:scale=3,negative_prompt=face",), ("cfg:scale=3,negative_prompt=face",)),
-}
-"""Those that are set otherwise on a model that takes text. What Perp-Neg improves on is the same negative prompt in
-classifier-free guidance, which takes apart what a prompt has in common with it."""
 
 
 class Measurement:
@@ -91,7 +56,10 @@ class Measurement:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.base = Request(model=args.model, steps=args.steps, device=device, guidance_scale=args.guidance_scale)
+        self.base = Request(
+            model=args.model, steps=args.steps, device=device, guidance_scale=args.guidance_scale,
+            height=args.size, width=args.size,
+        )  # fmt: skip
         self.pipe = load_pipeline(self.base)
         self.pipe.set_progress_bar_config(disable=True)
         self.folder = args.cache / stem(args.model)
@@ -186,10 +154,10 @@ def measure(rows: Rows, args: argparse.Namespace, command: Callable[[str], str])
     """Fill the rows that are missing or were refused, and those that are named; each says what repeats it."""
     wanted = args.names or [name for name in COMPARISONS if "after" not in rows.get(name, {})]
     measurement = Measurement(args) if wanted else None
-    comparisons = {**COMPARISONS, **(OF_WORDS if args.prompts or args.emoji else {})}
     for name in tqdm(wanted, desc="rows"):
         assert measurement is not None
-        rows[name] = {**measurement(comparisons[name]), "command": command(name)}
+        found = comparisons(bool(args.prompts or args.emoji), hasattr(measurement.pipe, "unet"))
+        rows[name] = {**measurement(found[name]), "command": command(name)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -204,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--emoji", type=Path, help="the packed emoji: prompts and references are its held-out drawings")
     parser.add_argument("--categories", default=KNOWN, help="of these, with commas between")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps")
+    parser.add_argument("--size", type=int, help="pixels a side; by default the pipeline's own")
     parser.add_argument("--guidance-scale", type=float, help="the pipeline's own, which every row has; 1 for none")
     parser.add_argument("--batch", type=int, default=50, help="images at once")
     parser.add_argument("--autocast", action="store_true", help="denoise in bfloat16")
@@ -217,24 +186,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=5, help="whose times are taken")
     parser.add_argument("--data", help="folder of the four IDX files")
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page from what is there")
+    parser.add_argument("--taken", type=Path, default=DOCS, help="folder of what the other benchmarks measured")
     parser.add_argument("--cache", type=Path, default=Path("runs/evidence"), help="folder of the images")
     parser.add_argument("--output", type=Path, default=Path("runs/evidence/evidence"), help="writes OUTPUT.md, OUTPUT/")
     given = sys.argv[1:] if arguments is None else list(arguments)
     args = parser.parse_args(given)
     if unknown := set(args.names) - set(COMPARISONS):
         parser.error(f"{', '.join(sorted(unknown))}: no row; allowed: {', '.join(COMPARISONS)}.")
-    apart = ("names", "data", "cache", "output", "weak", "timed", "turns", "page")
+    apart = ("names", "data", "cache", "output", "weak", "timed", "turns", "page", "taken")
     settings = {name: value for name, value in vars(args).items() if name not in apart}
     settings |= {name: str(settings[name]) for name in ("prompts", "reference", "emoji") if settings[name] is not None}
     if args.emoji is None:  # rows that were measured before there was this option stay
         settings = {name: value for name, value in settings.items() if name not in ("emoji", "categories")}
+    if args.size is None:  # likewise
+        del settings["size"]
     file = args.output / f"{stem(args.model)}.json"
     how = [word for word in given if word not in args.names]
     if not args.page:
         measure(
             Rows(file, settings), args, lambda name: shlex.join(["python", "-m", "benchmarks.evidence", name, *how])
         )
-    args.output.with_suffix(".md").write_text(page(args.output, COMPARISONS))
+    args.output.with_suffix(".md").write_text(page(args.output, COMPARISONS, args.taken))
     print(args.output.with_suffix(".md"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from trimtab.evaluation.distances import Interval
 from trimtab.evaluation.evaluate import MEASURES
 
-from .evidence_taken import controls, gradients
+from .evidence_taken import DOCS, controls, gradients
 from .evidence_words import cell, verdict
 from .rows import Row
 
@@ -54,11 +54,13 @@ FINDINGS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Why a row is as it is, by model: found out from runs, and to be found out again where a row is measured anew."""
+WEAKER = (
+    "is not measured: it needs a weaker model that reads the same text encoder, and none of this model's earlier "
+    "checkpoints was kept."
+)
 ABSENT: Mapping[str, Mapping[str, str]] = {
-    "trimtab/emoji-sd": {
-        "autoguidance": "is not measured: it needs a weaker model that reads the same text encoder, and none of this "
-        "model's earlier checkpoints was kept.",
-    },
+    "trimtab/emoji-flux": {"autoguidance": WEAKER},
+    "trimtab/emoji-sd": {"autoguidance": WEAKER},
 }
 """Why there is no row, by model."""
 HEAD = """# Evidence
@@ -67,33 +69,34 @@ What each built-in plug-in does to a model: measures before and after, and their
 bootstrap over images (fixed draws), those of Fréchet distances by the jackknife. Both sides have the same seeds and
 classes, so the difference is drawn in pairs, and its interval is the narrower one; *better* and *worse* are said
 where it leaves out 0. Settings were not tuned to this table. Time is core seconds with the guidance over core seconds
-without, on one thread, in turns side by side: median, least and most. `make evidence` measures what is missing of the
-tables of the models; what is taken over from other pages says so, and those name their commands.
+without, on one thread, in turns side by side: median, least and most. `make evidence` measures what is missing here and
+on the pages from which rows are taken over; these name their commands as well.
 """
 
 
-def page(folder: Path, plugins: Collection[str]) -> str:
+def page(folder: Path, plugins: Collection[str], taken: Path = DOCS) -> str:
     """The page for the files of a folder, one a model.
 
     Args:
         plugins: of which there should be a row for each model.
+        taken: folder with what the other benchmarks measured.
     """
     found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    return "\n".join(
-        [HEAD, *(section(one["settings"], one["rows"], plugins) for one in found), gradients(), controls()]
-    )
+    sections = [section(one["settings"], one["rows"], plugins) for one in found]
+    return "\n".join([HEAD, *sections, gradients(docs=taken), controls(docs=taken)])
 
 
 def section(settings: Mapping[str, Any], rows: Mapping[str, Row], plugins: Collection[str]) -> str:
     """The part of one model."""
     findings = FINDINGS.get(settings["model"], {})
     done = {name: rows[name] for name in sorted(rows) if "refused" not in rows[name]}
-    refused = {name: rows[name] for name in sorted(rows) if "refused" in rows[name]}
+    known = ABSENT.get(settings["model"], {})
+    refused = {name: rows[name] for name in sorted(rows) if "refused" in rows[name] and name not in known}
     lines = [f"## {settings['model']}\n", f"{_settings(settings)}\n", *table(done), ""]
     lines += [f"* `{name}`: {findings[name]}" for name in done if name in findings]
     lines += [f"* `{name}` cannot act on this model: {row['refused']}" for name, row in refused.items()]
-    absent = {**dict.fromkeys(set(plugins) - set(rows), "is not measured yet."), **ABSENT.get(settings["model"], {})}
-    lines += [f"* `{name}` {why}" for name, why in sorted(absent.items()) if name not in rows]
+    absent = {**dict.fromkeys(set(plugins) - set(rows), "is not measured yet."), **known}
+    lines += [f"* `{name}` {why}" for name, why in sorted(absent.items()) if name not in done]
     lines += ["", "| plug-in | measured again by |", "| --- | --- |"]
     lines += [f"| `{name}` | `{row['command']}` |" for name, row in done.items()]
     return "\n".join([*lines, ""])
