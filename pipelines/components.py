@@ -19,7 +19,9 @@ _BESIDE = ("ControlNet", "Adapter", "Encoder", "Connectors", "Upsampler", "Safet
 
 def may_denoise(kind: type) -> bool:
     """Whether models of a class may be a denoiser: no autoencoder, and nothing that stands beside one."""
-    return not hasattr(kind, "decode") and not any(word in kind.__name__ for word in _BESIDE)
+    # A UNet that a ControlNet-XS is grown into is one model with it.
+    beside = any(word in kind.__name__ for word in _BESIDE) and not kind.__name__.startswith("UNet")
+    return not hasattr(kind, "decode") and not beside
 
 
 def denoisers_of(pipe: Any) -> list[nn.Module]:

@@ -16,8 +16,11 @@ _CFG_NAMES = ("guidance_scale", "max_guidance_scale", "true_cfg_scale")
 
 def has_cfg(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether the call computes an unconditional prediction by itself, by the pipeline's own test where it has one."""
-    scale = next((arguments[name] for name in reversed(_CFG_NAMES) if arguments.get(name) is not None), 1.0)
-    if "true_cfg_scale" in arguments:
+    # Chroma's inpainting takes a true_cfg_scale that it never reads.
+    tests = isinstance(getattr(type(pipe), "do_classifier_free_guidance", None), property)
+    names = [name for name in reversed(_CFG_NAMES) if not (tests and name == "true_cfg_scale")]
+    scale = next((arguments[name] for name in names if arguments.get(name) is not None), 1.0)
+    if "true_cfg_scale" in arguments and not tests:
         return scale > 1 and any(
             arguments.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds")
         )

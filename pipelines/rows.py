@@ -62,7 +62,7 @@ def hidden_states(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tenso
     Raises:
         GuidanceRuntimeError: it is given none.
     """
-    for value in (*args[:1], kwargs.get("hidden_states"), kwargs.get("x")):
+    for value in (*args[:1], *(kwargs.get(name) for name in ("hidden_states", "hidden_states_base", "x"))):
         if isinstance(value, torch.Tensor):
             return value
     raise GuidanceRuntimeError("a block was called without hidden states; its layers cannot be perturbed here")

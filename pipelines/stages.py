@@ -77,12 +77,11 @@ def stages(pipe: Any, arguments: Mapping[str, Any], needing: Sequence[str]) -> I
         yield from stages(part, {**defaults, **given}, needing)
     if inner:
         return
-    own = own_branches(has_cfg(pipe, arguments), other_predictions(pipe, arguments))
-    own_calls = _calls_of(pipe, own)
     schedulers = (name for name, part in pipe.components.items() if isinstance(part, SchedulerMixin))
     prefixes = [name.removesuffix("scheduler") for name in schedulers if name.endswith("_scheduler")]
     prefixes = [prefix for prefix in prefixes if isinstance(arguments.get(f"{prefix}num_inference_steps"), int)]
-    for prefix in (*prefixes, ""):
+    # unCLIP's schedulers all have a name of their own.
+    for prefix in (*prefixes, *([""] if not prefixes or hasattr(pipe, "scheduler") else [])):
         stock = getattr(pipe, f"{prefix}scheduler", None) if prefixes else schedulers_of(pipe)[-1]
         scheduler, count = copy.deepcopy(stock), arguments.get(f"{prefix}num_inference_steps") or 50
         algebra = algebra_or_none(scheduler, needing)
@@ -90,7 +89,11 @@ def stages(pipe: Any, arguments: Mapping[str, Any], needing: Sequence[str]) -> I
         clock = planned_clock(scheduler, algebra, **(lists if lists and not prefix else {"num_inference_steps": count}))
         if not prefix and (first := _first_timestep(pipe, scheduler, count, arguments)) is not None:
             clock = Clock(scheduler, algebra, first)
-        yield Stage(scheduler, clock, _families_of(pipe, prefix, prefixes), own, own_calls, _end(scheduler, arguments))
+        scale = {"guidance_scale": arguments.get(f"{prefix}guidance_scale")} if prefix else {}
+        scaled = {**arguments, **scale}
+        own = own_branches(has_cfg(pipe, scaled), other_predictions(pipe, scaled))
+        families = _families_of(pipe, prefix, prefixes)
+        yield Stage(scheduler, clock, families, own, _calls_of(pipe, own), _end(scheduler, arguments))
 
 
 def _families_of(pipe: Any, prefix: str, others: Sequence[str]) -> tuple[Family, ...]:
@@ -99,8 +102,13 @@ def _families_of(pipe: Any, prefix: str, others: Sequence[str]) -> tuple[Family,
     return tuple(
         found[id(component)]
         for name, component in pipe.components.items()
-        if id(component) in found and (name.startswith(prefix) if prefix else not name.startswith(tuple(others)))
+        if id(component) in found and (_belongs(name, prefix) if prefix else not any(_belongs(name, o) for o in others))
     )
+
+
+def _belongs(component: str, prefix: str) -> bool:
+    """Whether a component is named as its scheduler is: `prior`, `super_res_first`."""
+    return f"{component}_".startswith(prefix)
 
 
 def _calls_of(pipe: Any, own: Sequence[Branch]) -> int:

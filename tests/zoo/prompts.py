@@ -10,11 +10,24 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from diffusers.pipelines.shap_e.renderer import ShapERenderer
 
-from trimtab.conformance.tiny import WIDTH, assemble, clip_text, clip_tokenizer, ddim, sd_components, vae
+from trimtab.conformance.tiny import (
+    CROSS,
+    CROSS_UP,
+    PLAIN,
+    PLAIN_UP,
+    WIDTH,
+    assemble,
+    clip_text,
+    clip_tokenizer,
+    ddim,
+    sd_components,
+    vae,
+)
 
 from .case import Case
 from .unets import instruct_pix2pix, kandinsky_combined
@@ -113,6 +126,48 @@ def semantic() -> DiffusionPipeline:
 def kandinsky_prior() -> DiffusionPipeline:
     """`_encode_prompt` returns three tensors; the prompt's own negative is prepared by another run for zeros."""
     return kandinsky_combined().prior_pipe
+
+
+def unclip() -> DiffusionPipeline:
+    """A prior, a decoder and two enlargers, whose schedulers all have a name of their own."""
+    enlarger: dict[str, Any] = {
+        "sample_size": 32, "layers_per_block": 1, "block_out_channels": (8, 16), "in_channels": 6, "out_channels": 3,
+        "norm_num_groups": 4, "down_block_types": ("ResnetDownsampleBlock2D",) * 2,
+        "up_block_types": ("ResnetUpsampleBlock2D",) * 2,
+    }  # fmt: skip
+    decoder = diffusers.UNet2DConditionModel(
+        sample_size=16, in_channels=3, out_channels=6, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), cross_attention_dim=16,
+        attention_head_dim=4, resnet_time_scale_shift="scale_shift", class_embed_type="identity", norm_num_groups=4,
+    )  # fmt: skip
+    return diffusers.UnCLIPPipeline(
+        prior=kandinsky_combined().prior_pipe.prior,
+        decoder=decoder,
+        text_encoder=clip_text(projection=True),
+        tokenizer=clip_tokenizer(),
+        text_proj=UnCLIPTextProjModel(
+            clip_embeddings_dim=WIDTH, time_embed_dim=32, cross_attention_dim=16, clip_extra_context_tokens=2
+        ),
+        super_res_first=diffusers.UNet2DModel(**enlarger),
+        super_res_last=diffusers.UNet2DModel(**enlarger),
+        prior_scheduler=diffusers.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample"),
+        decoder_scheduler=diffusers.UnCLIPScheduler(variance_type="learned_range"),
+        super_res_scheduler=diffusers.UnCLIPScheduler(variance_type="fixed_small_log"),
+    )
+
+
+def controlnet_xs() -> DiffusionPipeline:
+    """A UNet and its control, grown into one model."""
+    parts = sd_components(
+        block_out_channels=(8, 16), down_block_types=(PLAIN, CROSS), up_block_types=(CROSS_UP, PLAIN_UP),
+        layers_per_block=2,
+    )  # fmt: skip
+    control = diffusers.ControlNetXSAdapter.from_unet(
+        parts["unet"], size_ratio=1.0, conditioning_embedding_out_channels=(8, 8), num_attention_heads=4
+    )
+    return diffusers.StableDiffusionControlNetXSPipeline(**parts, controlnet=control)
 
 
 def _embeds(seed: int) -> torch.Tensor:
