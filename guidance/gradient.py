@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from .base import Guidance
+from .errors import GuidanceRuntimeError
 from .levels import Level
 from .parameters import parameter
 from .run import CLEAN, Step
+from .wording import shown
 
 GradNorm = Literal["none", "clip", "unit", "relative"]
 
@@ -35,6 +37,29 @@ def in_pairs(step: Step) -> bool:
     assert step.algebra is not None
     steps = step.algebra.noise_steps()
     return len(set(steps)) < len(steps)
+
+
+def check_each(value: Any, images: torch.Tensor, what: str) -> torch.Tensor:
+    """A loss or an energy of images, if it is one.
+
+    Args:
+        value: what was returned.
+        images: of which.
+        what: that returned it, for messages.
+
+    Raises:
+        GuidanceRuntimeError: it is not one number an image, or does not depend on the images.
+    """
+    if not isinstance(value, torch.Tensor) or value.shape != (len(images),):
+        raise GuidanceRuntimeError(
+            f"{what} returned {shown(value)}; needed: one number an image, a tensor [{len(images)}]."
+        )
+    if images.requires_grad and not value.requires_grad:
+        raise GuidanceRuntimeError(
+            f"{what} does not depend on the images that it is given; compute it from them, without detach() or "
+            "no_grad()."
+        )
+    return value
 
 
 def rms(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ them do to a colour is
 
     value[c'] = (v[c] - mean[c]) / std[c],      v in 0..1, c' = c, or counted from the other end
 
-so that four pictures of one colour tell it, and two of different sizes tell whether it resizes.
+so that four pictures of one colour tell it, and three of different shapes whether it resizes, to one size or by theirs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from PIL import Image
 from .errors import ParameterError
 from .images import Preprocessing
 
-SIDES = (96, 160)
+SHAPES = ((96, 96), (160, 160), (96, 160))
+"""Height and width of the pictures that are shown."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Of PIL images, by number of channels."""
 
@@ -39,15 +40,14 @@ def of_processor(processor: Any, channels: int | None = None, label: str = "prep
     channels = channels or 3
     try:
         black, white, first = (_colour(processor, channel) for channel in _probes(channels))
-        sizes = [_size(_shown(processor, [51] * channels, side)) for side in SIDES]
+        sizes = Sizes(processor, channels)
+        seen = [sizes(*shape) for shape in SHAPES]
         reverse = channels > 1 and bool((first - black)[0].abs() < (first - black)[-1].abs())
         mean, std = -black / (white - black), 1 / (white - black)
         if reverse:
             mean, std = mean.flip(0), std.flip(0)
-        same = all(size == (side, side) for size, side in zip(sizes, SIDES, strict=True))
-        found = Preprocessing(
-            None if same else sizes[0], True, tuple(mean.tolist()), tuple(std.tolist()), channels, reverse
-        )
+        size = None if seen == list(SHAPES) else seen[0] if len(set(seen)) == 1 else sizes
+        found = Preprocessing(size, True, tuple(mean.tolist()), tuple(std.tolist()), channels, reverse)
         _check(processor, found, channels)
     except (AttributeError, ImportError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ParameterError(
@@ -63,18 +63,29 @@ def _probes(channels: int) -> tuple[list[int], list[int], list[int]]:
     return [0] * channels, [255] * channels, [255] + [0] * (channels - 1)
 
 
-def _shown(processor: Any, colour: Sequence[int], side: int = SIDES[0]) -> torch.Tensor:
+def _shown(processor: Any, colour: Sequence[int], shape: tuple[int, int] = SHAPES[0]) -> torch.Tensor:
     """What a processor makes of a picture of one colour, `[channels, height, width]`."""
     channels = len(colour)
-    plain = Image.fromarray(np.tile(np.array(colour, dtype=np.uint8), (side, side, 1)).squeeze(), MODES[channels])
+    plain = Image.fromarray(np.tile(np.array(colour, dtype=np.uint8), (*shape, 1)).squeeze(), MODES[channels])
     values = torch.as_tensor(processor(plain, return_tensors="pt")["pixel_values"])
     if values.ndim != 4 or values.shape[:2] != (1, channels):
         raise ValueError(f"of one picture it makes {list(values.shape)}.")
     return values[0].double()
 
 
-def _size(values: torch.Tensor) -> tuple[int, int]:
-    return values.shape[1], values.shape[2]
+class Sizes:
+    """The height and width that a processor makes of a picture of some height and width."""
+
+    def __init__(self, processor: Any, channels: int) -> None:
+        self._processor, self._channels = processor, channels
+        self._known: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def __call__(self, height: int, width: int) -> tuple[int, int]:
+        shape = height, width
+        if shape not in self._known:
+            values = _shown(self._processor, [51] * self._channels, shape)
+            self._known[shape] = values.shape[1], values.shape[2]
+        return self._known[shape]
 
 
 def _colour(processor: Any, colour: Sequence[int]) -> torch.Tensor:

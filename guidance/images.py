@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,14 @@ class Preprocessing:
     """What a network expects of an image that is in -1..1; every step is differentiable.
 
     Args:
-        size: height and width, to which images are resized; `None` leaves them.
+        size: height and width, to which images are resized, or a function of theirs; `None` leaves them.
         unit_range: whether the network's values, before mean and standard deviation, are in 0..1 and not in -1..1.
         mean, std: by channel of the image, of those values; `None` for none.
         channels: a grey image is repeated to so many; `None` leaves it.
         reverse: whether the last channel comes first, as where blue does.
     """
 
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | Callable[[int, int], tuple[int, int]] | None = None
     unit_range: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -40,8 +40,10 @@ class Preprocessing:
         """Images `[batch, channels, height, width]` in -1..1 as the network wants them."""
         if self.channels is not None and images.shape[1] == 1:
             images = images.expand(-1, self.channels, -1, -1)
-        if self.size is not None and tuple(images.shape[-2:]) != self.size:
-            images = F.interpolate(images, self.size, mode="bilinear", align_corners=False, antialias=True)
+        height, width = images.shape[-2:]
+        size = self.size(height, width) if callable(self.size) else self.size
+        if size is not None and (height, width) != size:
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         if self.unit_range:
             images = images / 2 + 0.5
         if self.mean is not None:
@@ -67,6 +69,10 @@ def as_images(value: Any, plugin: str, name: str, mode: str | None = None) -> to
     Raises:
         ParameterError: it is something else, or a file that is no image.
     """
+    if isinstance(value, torch.Tensor) and not value.is_floating_point():
+        raise ParameterError(
+            f"{plugin}: {name} is a tensor of {value.dtype}; needed: numbers in -1..1, in floating point."
+        )
     if isinstance(value, torch.Tensor) and value.ndim in (3, 4):
         return value.float() if value.ndim == 4 else value.float()[None]
     if isinstance(value, Sequence) and not isinstance(value, str) and value:

@@ -5,6 +5,7 @@ Give them to the plug-in `steered` as they are, or as a `Term` with a weight and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,21 @@ class Term:
     weight: float = 1.0
     start: float = 0.0
     stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.loss):
+            raise ParameterError(f"Term: loss={self.loss!r}; needed: a function of images that returns [batch].")
+        for name in ("weight", "start", "stop"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ParameterError(f"Term: {name}={value!r}; allowed: a finite number.")
+        if not self.start < self.stop:
+            raise ParameterError(f"Term: start={self.start:g}, stop={self.stop:g}; allowed: start < stop.")
+
+
+def name_of(term: Term) -> str:
+    """What messages call a loss."""
+    return getattr(term.loss, "__name__", type(term.loss).__name__)
 
 
 @dataclass(frozen=True)
@@ -165,20 +181,21 @@ def check_target(loss: Loss, images: torch.Tensor, parameter: str) -> None:
     """
     if not isinstance(loss, (EmbeddingCosine, SemanticMap, Content)):
         return
-    if len(images) % loss.targets:
-        raise ParameterError(
-            f"{parameter}, {type(loss).__name__}, has targets for {loss.targets} images, but {len(images)} are made; "
-            "give one, or one for each."
-        )
-    images = images[:1].expand(loss.targets, -1, -1, -1)
     try:
-        with torch.no_grad():
-            loss(images)
-    except (RuntimeError, ValueError, IndexError, AttributeError) as error:
+        targets = loss.targets
+        if len(images) % targets == 0:
+            with torch.no_grad():
+                loss(images[:1].expand(targets, -1, -1, -1))
+            return
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ParameterError(
             f"{parameter}, {type(loss).__name__}, does not take the pipeline's images {list(images.shape)}: {error} "
             "Make its target fit, or give it a Preprocessing."
         ) from error
+    raise ParameterError(
+        f"{parameter}, {type(loss).__name__}, has targets for {targets} images, but {len(images)} are made; give one, "
+        "or one for each."
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from .errors import SourceError
@@ -24,6 +25,8 @@ LOADERS: Mapping[str, str] = {
     "segmentation": "AutoModelForSemanticSegmentation",
 }
 """What loads a network from transformers, by what it does."""
+OUTPUTS = ("logits", "out", "predicted_depth", "image_embeds", "text_embeds", "pooler_output", "last_hidden_state")
+"""What networks of transformers and torchvision call what they return."""
 SMOOTH = re.compile("gelu|silu|swish|softplus|mish|tanh|celu|selu", re.IGNORECASE)
 """Names of activations with a smooth gradient."""
 
@@ -70,9 +73,10 @@ def device_of(network: nn.Module, like: torch.Tensor) -> tuple[torch.device, tor
     return first.device, first.dtype
 
 
-def takes(network: nn.Module, argument: str) -> bool:
-    """Whether its forward has an argument of this name."""
-    return argument in inspect.signature(network.forward).parameters
+def time_argument(network: nn.Module) -> str | None:
+    """The argument of its forward that takes the timestep; `None` if it sees no noise."""
+    taken = inspect.signature(network.forward).parameters
+    return next((name for name in ("timestep", "timesteps") if name in taken), None)
 
 
 def shown_to(network: nn.Module, images: torch.Tensor, **more: Any) -> torch.Tensor:
@@ -94,15 +98,19 @@ def as_network(network: nn.Module, images: torch.Tensor, compute: Computation) -
 
 
 def tensor_of(output: Any) -> torch.Tensor:
-    """Logits, a map or an embedding in what a network returned."""
-    if isinstance(output, torch.Tensor):
-        return output
-    for name in ("logits", "predicted_depth", "image_embeds", "text_embeds", "pooler_output", "last_hidden_state"):
-        value = getattr(output, name, None)
+    """Logits, a map or an embedding in what a network returned.
+
+    Raises:
+        TypeError: there is no tensor in it.
+    """
+    for name in OUTPUTS:
+        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(value, torch.Tensor):
             return value
-    first: torch.Tensor = output[0]
-    return first
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    if isinstance(first, torch.Tensor):
+        return first
+    raise TypeError(f"it returned a {type(output).__name__}; needed: a tensor, or an output with {', '.join(OUTPUTS)}.")
 
 
 def load_network(
@@ -126,23 +134,46 @@ def load_network(
         network, found = getattr(transformers, LOADERS[kind]).from_pretrained(
             located(source), revision=revision, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         why = textwrap.shorten(str(error), 400, placeholder=" ...")
         raise SourceError(
             f"{label}: {parameter}={source!r} gives no transformers network for {kind} of images; needed: a folder or "
             f"repository of one, with weights in safetensors format. {why}"
         ) from error
-    if missing := sorted(found["missing_keys"]):
+    if lacking := _untrained(network, set(found["missing_keys"])):
         raise SourceError(
-            f"{label}: {parameter}={source!r} was not trained for {kind}: it lacks {missing[0]}, for which there would "
-            "be random numbers."
+            f"{label}: {parameter}={source!r} was not trained for {kind}: it lacks {lacking}, for which there would be "
+            "random numbers."
         )
+    return network, _processor_of(source, revision, f"{label}: {parameter}={source!r}")
+
+
+def _untrained(network: nn.Module, missing: set[str]) -> str | None:
+    """A part, such as the head, of which a checkpoint has nothing; some published ones lack what is never used."""
+    for name, part in network.named_children():
+        parameters = [f"{name}.{inner}" for inner, _ in part.named_parameters()]
+        if parameters and missing.issuperset(parameters):
+            return parameters[0]
+    return None
+
+
+def _processor_of(source: str, revision: str | None, label: str) -> Any:
+    """The image processor that belongs to a network; `None` if none does."""
+    import transformers
+    from transformers.utils import cached_file
+
+    files = ("preprocessor_config.json", "processor_config.json")
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if not any(cached_file(located(source), name, revision=revision, **quiet) for name in files):
+        return None
+    loader = transformers.AutoImageProcessor
     try:
-        loader = transformers.AutoImageProcessor
-        processor = loader.from_pretrained(located(source), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError):
-        processor = None
-    return network, processor
+        return loader.from_pretrained(located(source), revision=revision, trust_remote_code=False)
+    except (ImportError, OSError, ValueError) as error:
+        raise SourceError(
+            f"{label} has an image processor that cannot be loaded: {textwrap.shorten(str(error), 300)} Load the "
+            "network yourself, and give it with size, unit_range, mean and std."
+        ) from error
 
 
 def names_of(network: nn.Module) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ over bins of equal width (Naeini et al., AAAI 2015). EluCD chooses the softplus 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..guidance.errors import ParameterError
+from ..guidance.errors import GuidanceRuntimeError, ParameterError
 from ..guidance.networks import soften
 from ..guidance.plugins.classifier import Classifier
 from ..guidance.run import Run, Step
-from ..guidance.targets import class_index
+from ..guidance.targets import as_known, class_index
 
 BINS = 15
 
@@ -32,19 +33,30 @@ class Probe(Classifier):
     """Looks at the clean estimate with several softplus betas, and guides nothing.
 
     Attributes:
+        classes: that images are made of.
         seen: by beta and step, the probabilities `[batch, classes]` of each call.
         ratios: sigma / alpha of each step.
-        names: of the classes, known after a run.
+        indices: the classifier's, of the classes in turn; known after the first step's check.
     """
 
+    classes: Sequence[int | str]
     seen: dict[float | None, dict[int, list[torch.Tensor]]]
     ratios: dict[int, float]
-    names: Sequence[str]
+    indices: list[int]
 
-    def setup(self, run: Run) -> None:
-        super().setup(run)
-        if not run.dry:
-            self.__dict__["names"] = run.state.names
+    def resolve_targets(self, run: Run) -> None:
+        known = [as_known(run.pipeline, one, run.state.names) for one in self.classes]
+        run.state.classes = [class_index(one, run.state.names, self.label) for one in known]
+
+    def check(self, step: Step) -> None:
+        found = step.state.classes
+        for index, one in zip(found, self.classes, strict=True):
+            if index is None:
+                raise ParameterError(f"calibrate: classes holds {one!r}, which stands for no class.")
+        self.__dict__["indices"] = list(found)
+        for index in sorted(set(found)):
+            step.state.classes = [index]
+            super().check(step)
 
     def loss(self, step: Step, x0: torch.Tensor) -> None:
         if step.evaluation > 0:  # of a level that the scheduler evaluates twice
@@ -55,7 +67,13 @@ class Probe(Classifier):
             with ExitStack() as stack, torch.no_grad():
                 if beta is not None:
                     soften(stack, step.state.network, beta)
-                seen.setdefault(step.index, []).append(self.logits(step, image).softmax(1))
+                logits = self.logits(step, image)
+            if not torch.isfinite(logits).all():
+                raise GuidanceRuntimeError(
+                    f"calibrate: the classifier's logits are not finite at step {step.index} of {step.count}, "
+                    f"{'with ReLU' if beta is None else f'with softplus {beta:g}'}."
+                )
+            seen.setdefault(step.index, []).append(logits.softmax(1))
 
 
 def calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = BINS) -> float:
@@ -92,30 +110,33 @@ def calibrate(
     Args:
         pipe: a guidable pipeline that takes `class_labels` or `prompt`.
         classifier: as the plug-in of that name takes it.
-        classes: names or indices, the same for the pipeline and the classifier.
+        classes: names or indices of the pipeline; the classifier's are those of the same name, or else index.
         betas: of softplus; `None` leaves ReLU.
         prompt: for a pipeline that takes prompts, with the class in place of the braces.
         preprocessing: further parameters of the plug-in: `size`, `mean`, `std`, `unit_range`, `labels`.
 
     Raises:
-        ParameterError: no classes, or a pipeline that can be asked for none.
+        ParameterError: no classes, or some that the classifier or the pipeline does not know.
+        GuidanceRuntimeError: the classifier gives numbers that are not finite.
     """
-    if not classes or count < 1:
-        raise ParameterError(f"calibrate: classes={list(classes)!r}, count={count}; allowed: at least one of each.")
+    if not classes or count < 1 or batch < 1:
+        raise ParameterError(
+            f"calibrate: classes={list(classes)!r}, count={count}, batch={batch}; allowed: at least one of each."
+        )
+    if not betas or any(beta is not None and not 0 < beta < math.inf for beta in betas):
+        raise ParameterError(f"calibrate: betas={list(betas)!r}; allowed: numbers above 0, and None for ReLU.")
     taken = inspect.signature(type(pipe).__call__).parameters
     if "class_labels" not in taken and "prompt" not in taken:
         raise ParameterError(f"calibrate: {type(pipe).__name__} takes neither class_labels nor a prompt.")
-    labels: list[int] = []
     probe = Probe(classifier=classifier, target=classes[0], beta=None, **preprocessing)
-    probe.__dict__.update(seen={beta: {} for beta in betas}, ratios={}, names=())
+    probe.__dict__.update(classes=classes, seen={beta: {} for beta in betas}, ratios={}, indices=[])
     for first in range(0, count, batch):
         asked = [classes[index % len(classes)] for index in range(first, min(first + batch, count))]
         given = {"class_labels": asked} if "class_labels" in taken else {"prompt": [prompt.format(c) for c in asked]}
         generators = [torch.Generator().manual_seed(index) for index in range(first, first + len(asked))]
         with pipe.guidance(probe, name="calibrate"):
             pipe(**given, num_inference_steps=steps, generator=generators)
-        labels += [class_index(one, probe.names, probe.label) or 0 for one in asked]
-    wanted = torch.tensor(labels)
+    wanted = torch.tensor([probe.indices[index % len(classes)] for index in range(count)])
     rows = []
     for index in sorted(next(iter(probe.seen.values()))):
         found = {beta: torch.cat(seen[index]).cpu() for beta, seen in probe.seen.items()}

@@ -21,8 +21,9 @@ from ..guidance.errors import GuidanceRuntimeError
 from ..guidance.run import Step
 from .call import Call
 from .given import only_read
-from .graph import GraphMeter, through_denoiser
+from .graph import through_denoiser
 from .hooks import Hooks, annotated
+from .meter import GraphMeter
 from .observation import Observation
 
 

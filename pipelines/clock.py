@@ -132,7 +132,7 @@ class Clocks:
 
     def at_call(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step | None:
         """The step that a denoiser call belongs to, if the scheduler that will consume it is known."""
-        scheduler = self._consumer(module)
+        scheduler = self.consumer(module)
         if scheduler is None:
             return None
         given = kwargs.get("timestep", args[1] if len(args) > 1 else None)
@@ -149,16 +149,16 @@ class Clocks:
 
     def unscaled(self, module: nn.Module) -> torch.Tensor | None:
         """What `scale_model_input` was given before this denoiser's call, if it was called."""
-        clock = self._clocks.get(id(self._consumer(module)))
+        clock = self._clocks.get(id(self.consumer(module)))
         return clock.unscaled if clock is not None else None
 
     def forget_unscaled(self, module: nn.Module) -> None:
         """Let go of it, as the pipeline has, where nothing needs it in this denoiser's call."""
-        clock = self._clocks.get(id(self._consumer(module)))
+        clock = self._clocks.get(id(self.consumer(module)))
         if clock is not None:
             clock.unscaled = None
 
-    def _consumer(self, module: nn.Module) -> Any:
+    def consumer(self, module: nn.Module) -> Any:
         """The scheduler that consumes what a denoiser returns, if that is known."""
         return self._consumers.get(id(module), self.schedulers[0] if len(self.schedulers) == 1 else None)
 

@@ -24,6 +24,7 @@ from .hooks import SetupView, needs_level
 from .interception import cache_hooks
 from .layout import Layout, lay_out, may_join
 from .parallel import cost
+from .recurrence import check_repeats
 from .renoising import check_renoising
 from .stages import stages
 
@@ -103,6 +104,7 @@ def make_plan(
             calls += len(separate) * len(_pieces(Layout(images, tuple(range(images))), piece))
             if not gradient:
                 largest = max(largest, _pieces(each[0], piece), key=sum)
+            check_repeats(acting, seen, stage.scheduler)
             repeats = repeats_of(acting, seen)
             companions = sum(guidance.companions(seen[name]) for name, guidance in acting.items())
             alone = sum(guidance.companions_apart(seen[name]) for name, guidance in acting.items())

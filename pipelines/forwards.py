@@ -18,9 +18,10 @@ from .budget import Budget, is_out_of_memory
 from .call import OWN, Call, branches_of, watched_by
 from .clean import needs_graph
 from .denoiser import Denoiser
-from .graph import GraphMeter, call_with_graph
+from .graph import call_with_graph
 from .hooks import Hooks
 from .layout import may_join
+from .meter import GraphMeter
 from .others import OtherDenoisers
 from .parallel.branches import BranchParallel
 from .prediction import beside_primary, is_prediction, primary

@@ -1,4 +1,4 @@
-"""The gradient graph through a denoiser: built over frozen parameters, checkpointed on wish, weighed, and pulled back.
+"""The gradient graph through a denoiser: built over frozen parameters, checkpointed on wish, and pulled back.
 
 With the weights w_i that were observed at `scheduler.step`, the vector-Jacobian product of each row of the denoiser is
 taken with `w_i dL/dp`, so that one backward pass serves a pipeline's whole combination without knowing its formula.
@@ -6,54 +6,22 @@ taken with `w_i dL/dp`, so that one backward pass serves a pipeline's whole comb
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from ..guidance.errors import GuidanceRuntimeError
 from ..guidance.half import size_of
 from .call import Call
+from .meter import GraphMeter
 from .observation import Observation
 from .prediction import locate, primary, sample_argument, with_primary
 from .taps import put, set_attribute
-
-
-class GraphMeter:
-    """Adds up what a gradient graph keeps alive: tensors that are no parameters, each storage once.
-
-    Attributes:
-        bytes: the largest sum of one step so far; `None` where nothing was watched.
-    """
-
-    def __init__(self) -> None:
-        self.bytes: int | None = None
-        self._kept: dict[int, int] = {}
-
-    def start(self) -> None:
-        """Begin a step."""
-        self._kept.clear()
-
-    def add(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Count one tensor, and return it."""
-        if not isinstance(tensor, nn.Parameter):
-            storage = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage()
-            self._kept[storage.data_ptr()] = storage.nbytes()
-            self.bytes = max(self.bytes or 0, sum(self._kept.values()))
-        return tensor
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Count what autograd saves within the block."""
-        self.bytes = self.bytes or 0
-        # An output that its own node saved as it is would keep itself, and the graph with it, for ever.
-        with torch.autograd.graph.saved_tensors_hooks(lambda saved: self.add(saved).detach(), lambda saved: saved):
-            yield
 
 
 def prepare(stack: ExitStack, module: nn.Module, meter: GraphMeter, checkpointing: bool) -> None:

@@ -26,9 +26,9 @@ from ..guidance.files import replacing
 from .generate import jobs, pictures
 from .generate.jobs import Job
 from .generate.samples import call_arguments
-from .graph import GraphMeter
 from .guided import stock_class
 from .latents import ImageSpace
+from .meter import GraphMeter
 
 
 @dataclass(frozen=True)

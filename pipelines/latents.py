@@ -18,8 +18,8 @@ from torch import nn
 from ..guidance.errors import TrimtabError, UnsupportedPipelineError
 from ..guidance.half import carried
 from .budget import is_out_of_memory
-from .graph import GraphMeter
 from .interception import tap_method
+from .meter import GraphMeter
 from .prediction import locate, primary, sample_argument
 
 AUTOENCODERS = ("vae", "vqvae", "movq", "vqgan")

@@ -9,12 +9,13 @@ level t again. Lugmayr et al., "RePaint", arXiv:2201.09865; Bansal et al., "Univ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..guidance.base import Guidance
 from ..guidance.errors import UnsupportedSchedulerError
 from ..guidance.run import Step
 
@@ -25,6 +26,22 @@ STARTS_ELSEWHERE = {
     "UniPCMultistepScheduler": "DPMSolverMultistepScheduler",
 }
 """Schedulers whose step goes on from an earlier sample than the one it is given, and what to use instead."""
+
+
+def check_repeats(acting: Mapping[str, Guidance], steps: Mapping[str, Step], scheduler: Any) -> None:
+    """Refuse guidances that evaluate a step several times with a scheduler that cannot.
+
+    Args:
+        acting: by name.
+        steps: for each the step as it sees it.
+        scheduler: that is stepped.
+
+    Raises:
+        UnsupportedSchedulerError: see `check_repeatable`.
+    """
+    for name, guidance in acting.items():
+        if guidance.overrides("repeats") and guidance.repeats(steps[name]) > 1:
+            check_repeatable(scheduler, name)
 
 
 def check_repeatable(scheduler: Any, asked_by: str) -> None:

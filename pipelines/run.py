@@ -32,17 +32,19 @@ from .controls import check_controlled
 from .converting import check_sample_is_left, is_converted, only_converts
 from .denoiser import Denoiser
 from .forwards import Forwards
-from .graph import GraphMeter, prepare
+from .graph import prepare
 from .guided_step import GuidedStep
 from .hooks import Hooks, needs_level
 from .interception import tap_call, tap_scheduler
 from .latents import ImageSpace
+from .meter import GraphMeter
 from .observation import own_channels
 from .others import OtherDenoisers
 from .own_cfg import has_cfg
 from .parallel.branches import BranchParallel
 from .prediction import input_rows, is_prediction, primary, with_primary
 from .progress import name_guidances
+from .recurrence import check_repeats
 from .renoising import check_renoising
 from .row_delta import RowDelta
 from .taps import Taps
@@ -152,6 +154,8 @@ class GuidedRun:
         step = self.clocks.at_call(module, args, kwargs)
         self.hooks.check(step, args, kwargs)
         acting = self.hooks.acting(step) if step is not None else {}
+        if step is not None and (scheduler := self.clocks.consumer(module)) is not None:
+            check_repeats(acting, {name: self.hooks.view(name, step) for name in acting}, scheduler)
         if not self._row_delta.applies(denoiser, acting, 1 if {"cond", "uncond"} <= {*(roles or ())} else 2):
             self.clocks.forget_unscaled(module)
         for name, guidance in acting.items():

@@ -18,7 +18,7 @@ from ...guidance.plugins.classifier import Classifier
 from ...guidance.run import Run, Step
 from ..weights import load_weights
 from .experts import Experts, load_experts
-from .noise import check_timesteps
+from .noise import check_level, check_timesteps
 
 
 @dataclass
@@ -70,17 +70,25 @@ class PPAP(Classifier):
 
     def _use(self, run: Run, network: nn.Module, processor: Any) -> None:
         super()._use(run, network, processor)
-        if (scheduler := getattr(run.pipeline, "scheduler", None)) is not None:
-            check_timesteps(scheduler)
+        scheduler = getattr(run.pipeline, "scheduler", None)
         if run.dry:
+            if scheduler is not None:
+                check_timesteps(scheduler)
             return
         assert self.weights is not None
         loaded = load_weights(
             self.weights, weight_name=self.weight_name, sha256=self.sha256, revision=self.weights_revision
         )
         experts: Experts = load_experts(network, loaded)
+        if scheduler is not None:
+            check_timesteps(scheduler, experts.timesteps)
         borrow(run.exit_stack, experts)
-        run.state.network = experts
+        run.state.network, run.state.scheduler = experts, scheduler
+
+    def check(self, step: Step) -> None:
+        if step.state.scheduler is not None:
+            check_level(step.state.scheduler, step.timestep, step.level)
+        super().check(step)
 
     def log_probability(self, step: Step, image: torch.Tensor) -> torch.Tensor:
         if self.kind == "classification":

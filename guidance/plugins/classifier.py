@@ -14,7 +14,7 @@ from ..errors import GuidanceRuntimeError, ParameterError, TrimtabError
 from ..gradient import GradientGuidance, in_pairs, rms, share_of_next, signal_share
 from ..image_processor import of_processor
 from ..images import Preprocessing
-from ..networks import borrow, check_softened, device_of, load_network, names_of, shown_to, soften, takes
+from ..networks import borrow, check_softened, device_of, load_network, names_of, shown_to, soften, time_argument
 from ..parameters import parameter
 from ..pins import check_listing, commit, listing_sha256
 from ..run import Run, Step
@@ -92,6 +92,8 @@ class Classifier(GradientGuidance):
             raise ParameterError(f"{self.label}: target=() names no class; allowed: a class, or one for each image.")
         if self.beta == 0:
             raise ParameterError(f"{self.label}: beta=0 is no softplus; allowed: > 0, or None for ReLU.")
+        if self.std is not None and min(self.std, default=0) <= 0:
+            raise ParameterError(f"{self.label}: std={self.std!r}; allowed: a number above 0 for each channel.")
         if self.estimate == "edm" and self.grad_norm != "none":
             raise ParameterError(
                 f"{self.label}: grad_norm={self.grad_norm!r} with estimate='edm', which norms the gradient by itself; "
@@ -142,7 +144,7 @@ class Classifier(GradientGuidance):
             self.log_probability(step, image)
         except (TrimtabError, torch.OutOfMemoryError):
             raise
-        except (IndexError, RuntimeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ParameterError(
                 f"{self.label}: classifier, {type(step.state.network).__name__}, does not take what it is shown, "
                 f"{list(image.shape)}: {error} Give size, or a classifier of such images."
@@ -215,9 +217,9 @@ class Classifier(GradientGuidance):
     def logits(self, step: Step, image: torch.Tensor) -> torch.Tensor:
         """The classifier's logits `[batch, classes]` in float32."""
         network, given = step.state.network, step.state.preprocessing(image)
-        if self.estimate == "x_t" and takes(network, "timestep"):
+        if self.estimate == "x_t" and (name := time_argument(network)):
             device, _ = device_of(network, given)
-            return shown_to(network, given, timestep=torch.full((len(given),), step.timestep, device=device))
+            return shown_to(network, given, **{name: torch.full((len(given),), step.timestep, device=device)})
         with ExitStack() as stack:  # for this call only, since the network may serve others in this run
             if self.estimate != "x_t" and self.beta is not None:
                 soften(stack, network, self.beta)
@@ -244,6 +246,8 @@ class Classifier(GradientGuidance):
             x = sample.detach().float()
             x = (x / rms(x).clamp_min(1.0)).requires_grad_(True)
             value = self.log_probability(step, x).sum()
+        if not value.requires_grad:
+            raise GuidanceRuntimeError(f"{self.label}: the classifier's logits do not depend on what it is shown.")
         gradient = torch.autograd.grad(value, x)[0]
         if not torch.isfinite(gradient).all():
             raise GuidanceRuntimeError(

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from ..errors import GuidanceRuntimeError, ParameterError
-from ..gradient import GradientGuidance, signal_share
+from ..gradient import GradientGuidance, check_each, share_of_next, signal_share
 from ..networks import borrow
 from ..parameters import parameter
 from ..run import CLEAN, Run, Step
-from ..wording import shown
 
 Schedule = Literal["constant", "root", "increase", "decrease", "variance"]
 
@@ -118,7 +117,7 @@ class TFG(GradientGuidance):
             return float(full)
         if schedule == "variance":
             return float(full * (1 - signal_share(step.level)))
-        ratio = signal_share(step.level) / signal_share(step.next_level)
+        ratio = signal_share(step.level) / share_of_next(step)
         if schedule == "root":
             return float(full * math.sqrt(ratio))
         value = ratio if schedule == "increase" else 1 - ratio
@@ -129,7 +128,7 @@ class TFG(GradientGuidance):
         """Mean of a schedule over the run, so that the weights do not depend on the number of steps."""
         if schedule not in step.state.means:
             assert step.algebra is not None
-            shares = [signal_share(level) for level in (*step.algebra.levels(), CLEAN)]
+            shares = sorted({signal_share(level) for level in (*step.algebra.levels(), CLEAN)})
             ratios = [a / b for a, b in pairwise(shares)]
             mean = sum(ratios) / len(ratios)
             step.state.means[schedule] = mean if schedule == "increase" else 1 - mean
@@ -159,17 +158,7 @@ class TFG(GradientGuidance):
 
     def _energy(self, image: torch.Tensor) -> torch.Tensor:
         assert callable(self.energy)
-        energy = self.energy(image)
-        if not isinstance(energy, torch.Tensor) or energy.shape != (len(image),):
-            raise GuidanceRuntimeError(
-                f"{self.label}: energy returned {shown(energy)}; needed: one number an image, a tensor [{len(image)}]."
-            )
-        if not energy.requires_grad:
-            raise GuidanceRuntimeError(
-                f"{self.label}: energy does not depend on the images that it is given; compute it from them, without "
-                "detach() or no_grad()."
-            )
-        return energy
+        return check_each(self.energy(image), image, f"{self.label}: energy")
 
     def smoothed_energy(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
         """`-log f~(x0)` `[batch]`."""

@@ -14,7 +14,16 @@ import pytest
 import torch
 import training_programs as programs
 import transformers
-from diffusers import EDMEulerScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    IPNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from processes import together
 from torch import nn
 from zoo.class_conditional import class_conditional
@@ -24,7 +33,7 @@ from trimtab import cli
 from trimtab.adapters.ppap.agreement import agreement
 from trimtab.adapters.ppap.experts import Experts, load_experts
 from trimtab.adapters.ppap.guidance import PPAP
-from trimtab.adapters.ppap.noise import noised
+from trimtab.adapters.ppap.noise import check_timesteps, noised
 from trimtab.adapters.ppap.train import PPAPSettings, distance, train_experts
 from trimtab.adapters.weights import load_weights
 from trimtab.guidance.errors import WeightsError
@@ -182,13 +191,45 @@ def test_what_was_made_with_other_settings_is_not_taken_for_ones_own(trained: Pa
     assert train_experts(pipe(), Teacher(), Preprocessing(), given).exists()
 
 
-def test_a_scheduler_without_timesteps_to_route_by_is_refused(trained: Path, tmp_path: Path) -> None:
+OTHERWISE = {
+    "edm": lambda: EDMEulerScheduler(),
+    "continuous": lambda: EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+    "from 0 to 1": lambda: IPNDMScheduler(),
+    "upside down": lambda: FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    "a beta schedule, but straight paths": lambda: UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_scheduler_without_timesteps_to_route_by_is_refused(name: str, trained: Path, tmp_path: Path) -> None:
     guided = pipe()
-    guided.scheduler = EDMEulerScheduler()
-    with pytest.raises(trimtab.UnsupportedPipelineError, match="ppap: EDMEulerScheduler has no timesteps"):
+    guided.scheduler = OTHERWISE[name]()
+    refusal = f"ppap: {type(guided.scheduler).__name__}, as it is configured, has no timesteps that noise ranges could"
+    with pytest.raises(trimtab.UnsupportedPipelineError, match=refusal):
         train_experts(guided, Teacher(), Preprocessing(), settings(tmp_path))
-    with pytest.raises(trimtab.UnsupportedPipelineError, match="ppap: EDMEulerScheduler has no timesteps"):
+    with pytest.raises(trimtab.UnsupportedPipelineError, match=refusal):
         guided.add_guidance("ppap", classifier=Teacher(), weights=str(trained), target=0)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DPMSolverMultistepScheduler(use_karras_sigmas=True), EulerDiscreteScheduler(), HeunDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ],
+)  # fmt: skip
+def test_schedulers_whose_timesteps_mean_the_noise_of_training_are_taken(scheduler: Any) -> None:
+    check_timesteps(scheduler, 1000)
+
+
+def test_experts_of_another_number_of_timesteps_are_refused(trained: Path) -> None:
+    guided = pipe()
+    guided.scheduler = DDIMScheduler(num_train_timesteps=100)
+    guided.add_guidance("ppap", classifier=Teacher(), weights=str(trained), target=0)
+    with pytest.raises(trimtab.UnsupportedPipelineError, match="are parts of 1000 timesteps, but DDIMScheduler has"):
+        guided(0, num_inference_steps=2)
 
 
 def test_experts_are_compared_with_the_teacher_wherever_a_training_left_them() -> None:
@@ -214,8 +255,6 @@ def test_students_come_to_see_in_noise_what_the_teacher_sees_without(tmp_path: P
 
 
 def test_noise_is_at_unit_variance_on_straight_paths_as_well() -> None:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
     x0, noise = (torch.randn(1, 1, 200, 200, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     mixed = noised(FlowMatchEulerDiscreteScheduler(), x0, noise, torch.tensor([400]))
     assert mixed.var().item() == pytest.approx(1.0, abs=0.02)

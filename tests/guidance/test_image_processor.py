@@ -92,3 +92,19 @@ def test_it_is_differentiable() -> None:
     of_processor(PROCESSORS["blue first"])(images)[:, 0].sum().backward()
     assert images.grad is not None
     assert [bool(plane.any()) for plane in images.grad[0]] == [False, False, True]
+
+
+BY_SHAPE = {
+    "keeps the aspect": transformers.DPTImageProcessor(
+        size={"height": 70, "width": 70}, keep_aspect_ratio=True, ensure_multiple_of=14
+    ),
+    "pads": transformers.Swin2SRImageProcessor(),
+    "shortest edge": transformers.CLIPImageProcessor(do_center_crop=False, size={"shortest_edge": 32}),
+}
+
+
+@pytest.mark.parametrize("kind", BY_SHAPE)
+@pytest.mark.parametrize("shape", [(64, 64), (64, 96), (100, 40)])
+def test_a_size_that_depends_on_the_picture_is_that_of_this_picture(kind: str, shape: tuple[int, int]) -> None:
+    theirs = BY_SHAPE[kind](Image.new("RGB", shape[::-1]), return_tensors="pt")["pixel_values"]
+    assert of_processor(BY_SHAPE[kind])(torch.zeros(1, 3, *shape)).shape == theirs.shape

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trimtab.guidance.errors import ParameterError
-from trimtab.guidance.losses import Content, EmbeddingCosine, SemanticMap, Style, check_target
+from trimtab.guidance.losses import Content, EmbeddingCosine, SemanticMap, Style, Term, check_target
 
 
 def network() -> nn.Sequential:
@@ -110,3 +110,35 @@ def test_a_faint_gradient_goes_through_a_network_of_float16(kind: str) -> None:
 
     exact = gradient(full)
     assert (gradient(half) - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"loss": 3}, "Term: loss=3; needed: a function of images"),
+        ({"weight": "a"}, "Term: weight='a'; allowed: a finite number"),
+        ({"weight": float("nan")}, "Term: weight=nan; allowed: a finite number"),
+        ({"start": 0.9, "stop": 0.1}, "Term: start=0.9, stop=0.1; allowed: start < stop"),
+    ],
+)
+def test_a_term_that_means_nothing_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        Term(**{"loss": lambda x: x.flatten(1).mean(1), **given})
+
+
+class Two(nn.Module):
+    def forward(self, images: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        EmbeddingCosine(Two(), torch.ones(3)),
+        EmbeddingCosine(EMBED, [1.0, 2.0]),
+        SemanticMap(nn.Flatten(), torch.ones(1)),
+    ],
+)
+def test_a_loss_that_cannot_be_taken_is_one_error(loss: Any) -> None:
+    with pytest.raises(ParameterError, match=r"losses\[0\], \w+, does not take the pipeline's images"):
+        check_target(loss, torch.zeros(1, 3, 8, 8), "losses[0]")

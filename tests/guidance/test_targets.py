@@ -47,3 +47,11 @@ def test_a_name_that_only_the_call_knows_is_an_error_with_a_hint() -> None:
     (name,) = known(SimpleNamespace(), "Shoo", OTHER_ORDER)
     with pytest.raises(ParameterError, match=r"target='Shoo' is no class of the classifier\. Did you mean"):
         class_index(name, OTHER_ORDER, "test")
+
+
+def test_a_synonym_is_a_name_and_a_name_of_two_classes_is_none() -> None:
+    labels = ["tabby, tabby cat", "crane", "crane, machine", "crane"]
+    assert class_index("Tabby cat", labels, "test") == 0
+    with pytest.raises(ParameterError, match=r"target='crane' names the classes \[1, 3\]; give the index"):
+        class_index("crane", labels, "test")
+    assert class_index("machine", labels, "test") == 2

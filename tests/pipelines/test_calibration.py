@@ -71,6 +71,50 @@ def test_nothing_to_ask_for_is_an_error() -> None:
         calibrate(trimtab.guide(class_conditional(NAMES)), Sure(1.0), [])
 
 
+class Broken(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, :2] / 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"betas": (0.0,)}, trimtab.ParameterError, r"betas=\[0.0\]; allowed: numbers above 0, and None"),
+        ({"betas": ()}, trimtab.ParameterError, r"betas=\[\]; allowed"),
+        ({"batch": 0}, trimtab.ParameterError, "batch=0; allowed: at least one"),
+        ({"classes": [0, None]}, trimtab.ParameterError, "classes holds None, which stands for no class"),
+        ({"classes": ["one", "four"], "labels": ("one", "three")}, ValueError, "four"),
+        ({"classes": [0, 1], "classifier": nn.Sequential(nn.Flatten(), nn.Linear(64, 1))}, trimtab.ParameterError,
+         "is out of range; allowed: 0 to 0"),
+        ({"classifier": Broken()}, trimtab.GuidanceRuntimeError, "logits are not finite at step 0 of 2, with ReLU"),
+    ],
+)  # fmt: skip
+def test_what_would_give_a_false_table_is_refused(
+    changed: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    pipe, calls = trimtab.guide(class_conditional(NAMES)), []
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    given = {"classifier": Sure(1.0), "classes": [0, 1], "count": 2, "steps": 2, "betas": (None,), **changed}
+    with pytest.raises(error, match=message):
+        calibrate(pipe, **given)
+    assert len(calls) <= (error is trimtab.GuidanceRuntimeError)
+
+
+class Names(nn.Module):
+    """Names the class that an image was made of, as it knows them in another order."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        wanted = torch.tensor([1, 0]).repeat(len(images) // 2 + 1)[: len(images)]
+        return 5.0 * nn.functional.one_hot(wanted, 2).float() + 0 * images.flatten(1)[:, :2]
+
+
+@pytest.mark.parametrize("classes", [[0, 1], ["one", "two"]])
+def test_classes_go_by_name_whatever_their_order_in_the_classifier(classes: list[Any]) -> None:
+    pipe = trimtab.guide(class_conditional(NAMES))
+    rows = calibrate(pipe, Names(), classes, count=4, steps=2, betas=(None,), labels=("Two", "One"))
+    assert all(row.accuracy == {None: 1.0} for row in rows)
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = transformers.ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4], depths=[1],
                                        layer_type="basic", id2label={0: "Sandal", 1: "Bag"})  # fmt: skip

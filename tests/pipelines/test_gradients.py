@@ -18,8 +18,8 @@ import trimtab
 from trimtab import Guidance, GuidanceRuntimeError, Step, parameter
 from trimtab.guidance.operators import resampling
 from trimtab.pipelines import clean
-from trimtab.pipelines.graph import GraphMeter
 from trimtab.pipelines.latents import ImageSpace
+from trimtab.pipelines.meter import GraphMeter
 
 
 @dataclass

@@ -96,9 +96,19 @@ def test_noised_back_it_lies_at_its_level_again(scheduler: Any, kind: str, posit
 def test_schedulers_that_go_on_from_elsewhere_are_refused() -> None:
     pipe = trimtab.guide(CASES["sd15"].build())
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    refusal = r"again: repeats above 1 .* use DPMSolverMultistep"
+    with pytest.raises(trimtab.UnsupportedSchedulerError, match=refusal):
+        pipe.add_guidance(Again(), name="again")
+
+
+def test_they_are_refused_before_the_first_call_where_a_scheduler_is_given_later() -> None:
+    pipe, calls = trimtab.guide(CASES["sd15"].build()), []
     pipe.add_guidance(Again(), name="again")
-    with pytest.raises(trimtab.UnsupportedSchedulerError, match=r"again: repeats above 1 .* use DPMSolverMultistep"):
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(trimtab.UnsupportedSchedulerError, match="again: repeats above 1"):
         run(pipe, CASES["sd15"])
+    assert not calls
 
 
 def test_a_pipeline_that_rescales_its_own_combination_is_refused() -> None:

@@ -461,6 +461,7 @@ def test_switched_off_it_is_the_stock_run() -> None:
     [
         ({"target": ()}, r"target=\(\) names no class"),
         ({"beta": 0.0}, "beta=0 is no softplus; allowed: > 0, or None"),
+        ({"std": (0.5, 0.0)}, r"std=\(0.5, 0.0\); allowed: a number above 0 for each channel"),
         ({"estimate": "edm", "grad_norm": "clip"}, "grad_norm='clip' with estimate='edm', which norms the gradient"),
     ],
 )
@@ -469,12 +470,24 @@ def test_what_makes_no_sense_together_is_refused_when_it_is_attached(changed: di
         tiny().add_guidance("classifier", **{"classifier": Linear(), "target": 0, **changed})
 
 
+class Timed(nn.Module):
+    def forward(self, images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+
+class Nothing(nn.Module):
+    def forward(self, images: torch.Tensor) -> None:
+        return None
+
+
 @pytest.mark.parametrize("estimate", ["x0", "x_t"])
 @pytest.mark.parametrize(
     ("network", "message"),
     [
         (nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(48, 3)), r"classifier, Sequential, does not take what it is"),
         (nn.Conv2d(3, 2, 1), r"classifier, Conv2d, does not take what it is shown, \[1, 1, 8, 8\]"),
+        (Timed(), r"classifier, Timed, does not take what it is shown.*missing 1 required"),
+        (Nothing(), "classifier, Nothing, does not take what it is shown.* it returned a NoneType; needed: a tensor"),
         (nn.Conv2d(1, 3, 1), r"classifier returns \[1, 3, 8, 8\]; needed: logits \[batch, classes\]"),
     ],
 )
@@ -517,3 +530,29 @@ def test_a_checkpoint_is_shown_what_its_processor_makes(tmp_path: Path) -> None:
     run(pipe, steps=1)
     assert seen[0].shape == (1, 3, 16, 16)
     assert seen[0].mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 1], abs=1e-6)
+
+
+def test_a_classifier_of_noisy_images_may_call_its_timesteps_so() -> None:
+    seen: list[float] = []
+
+    class Noisy(Linear):
+        def forward(self, images: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            seen.extend(timesteps.tolist())
+            return super().forward(images)
+
+    pipe = tiny()
+    pipe.add_guidance("classifier", classifier=Noisy(), target=0, estimate="x_t")
+    run(pipe, steps=2)
+    assert seen[-2:] == pipe.scheduler.timesteps.tolist()
+
+
+def test_an_edm_classifier_that_gives_no_gradient_is_an_error_by_name() -> None:
+    class Deaf(Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images).detach()
+
+    pipe = tiny()
+    pipe.scheduler = EulerDiscreteScheduler()
+    pipe.add_guidance("classifier", classifier=Deaf(), target=0, estimate="edm")
+    with pytest.raises(trimtab.GuidanceRuntimeError, match="classifier: the classifier's logits do not depend on"):
+        run(pipe)

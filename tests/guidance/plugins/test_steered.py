@@ -25,9 +25,10 @@ from trimtab.guidance.losses import Content, EmbeddingCosine, SemanticMap, Term
 from trimtab.guidance.noise import Level, noise_algebra
 from trimtab.guidance.operators import LinearOperator, luminance, resampling
 from trimtab.guidance.parameters import same
-from trimtab.pipelines.graph import GraphMeter
+from trimtab.guidance.plugins.steered import Steered
 from trimtab.pipelines.interception import tap_method
 from trimtab.pipelines.latents import ImageSpace
+from trimtab.pipelines.meter import GraphMeter
 
 from ...zoo.class_conditional import class_conditional
 from .gaussian_run import noise, pipeline
@@ -351,11 +352,11 @@ def test_videos_are_measured_by_an_operator_that_takes_them() -> None:
     black = torch.full((1, 3, 64, 64), -1.0)
     with built("wan").guidance("steered", operator=operator, image=black, latent="gradient", latent_steps=2):
         run_case(built("wan"), CASES["wan"], num_inference_steps=1)
-    _, before, after = distances  # the first was the check's
+    _, before, _, after = distances  # the first was the check's
     assert after < 0.95 * before
 
 
-@pytest.mark.parametrize(("latent", "each"), [("encode", 1), ("gradient", 5)])
+@pytest.mark.parametrize(("latent", "each"), [("encode", 1), ("gradient", 6)])
 def test_latents_are_decoded_once_for_each_projection_and_once_to_check(latent: str, each: int) -> None:
     pipe, decoded = built("sd15"), []
     image = {"task": "inpainting", "image": picture(32), "mask": mask(32), "latent": latent}
@@ -383,6 +384,77 @@ def test_each_of_several_measurements_is_that_of_the_images_made_for_it(mask: to
     images = pipe([0, 1], **call).images
     known = mask.expand(2, -1, -1, -1).repeat_interleave(2, 0) == 0
     torch.testing.assert_close(images[known], wanted.repeat_interleave(2, 0)[known])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"losses": (abs,), "image": GREY}, "image is given without a task or an operator that says what was measured"),
+        ({"losses": (abs,), "mask": HOLE}, "mask is given without task='inpainting'"),
+        ({"task": "super_resolution", "image": GREY, "mask": HOLE}, "mask is given without task='inpainting'"),
+        (
+            {"task": "inpainting", "image": 255 * GREY.abs(), "mask": HOLE},
+            "image holds values from .*; needed: -1 to 1",
+        ),
+        ({"task": "inpainting", "image": GREY.byte(), "mask": HOLE}, "image is a tensor of torch.uint8; needed"),
+    ],
+)
+def test_what_would_be_measured_otherwise_than_meant_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(trimtab.ParameterError, match=f"steered: {message}"):
+        trimtab.guide(class_conditional(["one"])).add_guidance("steered", **given)
+
+
+@pytest.mark.parametrize("mask", [HOLE.bool(), HOLE.byte()])
+def test_a_mask_may_be_of_truth_values_or_numbers(mask: torch.Tensor) -> None:
+    assert torch.equal(grey(task="inpainting", image=GREY, mask=mask), grey(task="inpainting", image=GREY, mask=HOLE))
+
+
+def test_a_larger_scale_makes_losses_stronger_and_keeps_what_was_measured() -> None:
+    measured = {"task": "inpainting", "image": GREY, "mask": HOLE}
+    losses = (lambda x: 0.1 * x.flatten(1).sum(1),)
+    once, strong = (grey(**measured, losses=losses, scale=scale) for scale in (1.0, 50.0))
+    for image in (once, strong):
+        torch.testing.assert_close(image[HOLE == 0], GREY[HOLE == 0])
+    assert strong[HOLE == 1].sum() < once[HOLE == 1].sum()
+
+
+def test_what_was_measured_is_kept_whichever_is_attached_first() -> None:
+    pipe = trimtab.guide(class_conditional(["one", "two"]))
+    pipe.add_guidance("steered", task="inpainting", image=GREY, mask=HOLE)
+    pipe.add_guidance("tfg", preset="mpgd", mu=5.0, energy=lambda x: x.square().flatten(1).sum(1))
+    generator = torch.Generator().manual_seed(0)
+    image = pipe(0, num_inference_steps=4, generator=generator, output_type="pt").images
+    torch.testing.assert_close(image[HOLE == 0], GREY[HOLE == 0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda x: x.mean(), r"<lambda> returned <float32 tensor \[\]>; needed: one number an image, a tensor \[1\]"),
+        (lambda x: None, "<lambda> returned None; needed: one number an image"),
+        (lambda x: x.detach().flatten(1).mean(1), "<lambda> does not depend on the images that it is given"),
+    ],
+)
+def test_a_loss_that_is_none_is_an_error_by_name_also_beside_another(loss: Any, message: str) -> None:
+    with pytest.raises(trimtab.GuidanceRuntimeError, match=f"steered: {message}"):
+        grey(losses=(lambda x: x.flatten(1).mean(1), loss))
+
+
+def test_latents_are_never_led_away_from_what_was_measured() -> None:
+    """However flat the decoder is, where Polyak's length is without bound."""
+    pipe, misfits = trimtab.guide(CASES["sd15"].build()), []
+
+    @dataclass
+    class Watched(Steered):
+        def guide_x0(self, step: Step, x0: torch.Tensor) -> torch.Tensor:
+            moved = super().guide_x0(step, x0)
+            misfits.append([float(self._misfit(step, z)) for z in (x0, moved)])
+            return moved
+
+    image = {"image": picture(32), "mask": mask(32), "latent": "gradient", "latent_steps": 8}
+    with torch.no_grad(), pipe.guidance(Watched(task="inpainting", **image)):
+        run_case(pipe, CASES["sd15"])
+    assert misfits and all(after < before for before, after in misfits)
 
 
 def test_a_mask_of_another_size_than_the_image_is_refused_when_it_is_attached() -> None:

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
 from torch import nn
 from zoo import CASES, run
 from zoo.class_conditional import class_conditional
 
 import trimtab
 from trimtab.guidance.noise import Level, noise_algebra
+from trimtab.guidance.plugins.tfg import TFG
 
 from .gaussian_run import noise, pipeline
 
@@ -300,3 +302,30 @@ def test_the_memory_of_gradients_at_the_clean_estimate_is_weighed() -> None:
     pipe(0, num_inference_steps=2)
     assert pipe.last_guided_run.graph_bytes >= 8 * 8 * 4
     assert "in the last run: 0.0 MiB" in str(pipe.explain_guidance(2))
+
+
+@pytest.mark.parametrize("schedule", ["increase", "decrease"])
+def test_a_level_that_is_evaluated_twice_has_one_weight(schedule: str) -> None:
+    """With mean 1 over the levels."""
+    weights: dict[float, set[float]] = {}
+
+    class Watched(TFG):
+        def guide_x0(self, step: Any, x0: torch.Tensor) -> torch.Tensor:
+            weights.setdefault(round(step.level.ratio, 6), set()).add(self.weight("mu", step))
+            return x0
+
+    pipe = trimtab.guide(class_conditional(["one"]))
+    pipe.scheduler = HeunDiscreteScheduler()
+    pipe.add_guidance(Watched(preset="mpgd", mu=2.0, mu_schedule=schedule, energy=square))
+    pipe(0, num_inference_steps=4)
+    assert len(weights) == 4 and all(len(found) == 1 for found in weights.values())
+    assert sum(value for found in weights.values() for value in found) == pytest.approx(4 * 2.0, rel=1e-5)
+
+
+def test_what_is_held_at_a_time_does_not_grow_with_the_iterations() -> None:
+    pipe, kept = trimtab.guide(class_conditional(["one"])), []
+    for iterations in (1, 8):
+        with pipe.guidance("tfg", preset="mpgd", iterations=iterations, energy=lambda x: x.square().flatten(1).mean(1)):
+            pipe(0, num_inference_steps=2)
+        kept.append(pipe.last_guided_run.graph_bytes)
+    assert kept[0] == kept[1] > 0
