@@ -59,9 +59,9 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "Made by `python -m benchmarks.speed`: random weights, one process, the ways take turns, so that whatever else",
         "the machine does meets all of them. Memory is the most that a run allocates beside the weights. All figures",
         "are in `speed.json`. What they mean: [performance](performance.md#measured).", "",
-        "What CFG + PAG holds beyond Diffusers' PAG pipeline (0.2% on SD1.5, 0.9% on SDXL, 4% on SD3, where text is long) are",
-        "the pipeline's own two rows of latents and text, which it keeps while the joined three are computed. They could go",
-        "only if its tensors were exchanged under it; `guidance_max_rows` takes far less than either.", "",
+        "What CFG + PAG holds beyond Diffusers' PAG pipeline (0.2% on SD1.5, 0.9% on SDXL, 4% on SD3, of long text)",
+        "are the pipeline's own two rows of latents and text, which it keeps while the joined three are computed. They",
+        "could go only if its tensors were exchanged under it; `guidance_max_rows` takes far less than either.", "",
         "![Ratios of time](images/speed.png)", "",
     ]  # fmt: skip
     for name, result in results.items():
