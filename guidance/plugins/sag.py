@@ -56,6 +56,7 @@ class Degraded(Point):
 
 def _blurred(picture: torch.Tensor, sigma: float, size: int) -> torch.Tensor:
     """`[batch, channels, height, width]` under a Gaussian of `size` by `size` pixels, reflected at the edges."""
+    size = min(size, 2 * min(picture.shape[-2:]) - 1)  # what a small picture's own reflection can reach
     x = torch.arange(size, dtype=torch.float32, device=picture.device) - (size - 1) / 2
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(picture.dtype)

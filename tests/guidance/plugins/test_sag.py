@@ -12,6 +12,7 @@ from zoo import CASES, run
 
 import trimtab
 from trimtab.guidance.errors import UnsupportedPipelineError
+from trimtab.guidance.plugins.sag import _blurred
 
 ON = {"scale": 0.75, "start": 0.0, "stop": 1.0}
 
@@ -94,3 +95,9 @@ def test_packed_latents_and_videos_are_refused_before_the_run(name: str) -> None
     with pytest.raises(UnsupportedPipelineError, match="no picture that could be blurred"):
         built(name).add_guidance("sag")
     assert not built(name).guidances
+
+
+@pytest.mark.parametrize("side", [1, 4, 9])
+def test_a_picture_smaller_than_the_kernel_is_blurred_by_what_it_can_reflect(side: int) -> None:
+    flat = torch.full((1, 2, side, side + 1), 0.7)
+    torch.testing.assert_close(_blurred(flat, 1.0, 9), flat)
