@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..guidance.canvas import COLOURS, FAINT, GRID, INK, Canvas
-from ..training_log import validations
+from ..training.log import validations
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 64, 28, 48, 44
 POINTS = 200

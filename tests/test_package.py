@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-PACKAGED = ("guidance", "pipelines", "adapters", "conformance", "evaluation", "scaffold")
+PACKAGED = ("guidance", "pipelines", "adapters", "conformance", "evaluation", "scaffold", "training")
 
 
 def project() -> dict[str, Any]:

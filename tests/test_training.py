@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from trimtab.guidance.errors import ParameterError
 from trimtab.training import TrainingSettings, train
-from trimtab.training_log import read_log, summary, validations
+from trimtab.training.log import read_log, summary, validations
 
 
 class Interrupt:

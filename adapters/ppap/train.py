@@ -33,7 +33,7 @@ from ...guidance.image_processor import of_processor
 from ...guidance.images import Preprocessing
 from ...guidance.networks import LOADERS, load_network, tensor_of
 from ...training import TrainingSettings, option, processes, train
-from ...training_checkpoints import check_same
+from ...training.checkpoints import check_same
 from ..weights import load_weights, save_weights
 from .agreement import agreement
 from .experts import Experts

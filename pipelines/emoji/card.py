@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...training import TrainingSettings
-from ...training_log import read_log, summary
+from ...training.log import read_log, summary
 from ..cards import curve, machine
 from .data import PACKAGES
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...training import TrainingSettings
-from ...training_log import summary
+from ...training.log import summary
 from ..cards import machine
 from .data import CLASS_NAMES
 

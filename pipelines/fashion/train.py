@@ -18,7 +18,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch.utils.data import TensorDataset
 
 from ...training import TrainingSettings, option, train
-from ...training_log import read_log
+from ...training.log import read_log
 from .card import write_card
 from .data import CLASS_NAMES, load
 from .pipeline import ClassConditionalPipeline

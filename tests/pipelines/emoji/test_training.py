@@ -25,7 +25,7 @@ from trimtab.pipelines.emoji.judges import JudgeSettings, train_judge
 from trimtab.pipelines.emoji.latents import Drawings
 from trimtab.pipelines.emoji.sd import SDSettings, train_sd
 from trimtab.pipelines.emoji.text import LENGTH, clip_tokenizer, t5_tokenizer
-from trimtab.training_log import read_log
+from trimtab.training.log import read_log
 
 STEP: dict[str, Any] = {"steps": 1, "batch_size": 2, "warmup": 0}
 

@@ -28,10 +28,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .guidance.errors import ParameterError
-from .training_checkpoints import alone, check_same, resume, save
-from .training_log import PLAIN, append, keep
-from .training_state import Average, Progress
+from ..guidance.errors import ParameterError
+from .checkpoints import alone, check_same, resume, save
+from .log import PLAIN, append, keep
+from .state import Average, Progress
 
 Batch = Any
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .guidance.files import replacing
+from ..guidance.files import replacing
 
 FILE = "log.jsonl"
 PLAIN = ("step", "loss", "lr", "seconds")

@@ -11,8 +11,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from .guidance.errors import ParameterError
-from .guidance.files import locked, replacing
+from ..guidance.errors import ParameterError
+from ..guidance.files import locked, replacing
 
 WHOLE = "whole"
 """The file that a checkpoint is given last."""
