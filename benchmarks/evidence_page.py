@@ -33,7 +33,7 @@ FINDINGS: Mapping[str, Mapping[str, str]] = {
     "trimtab/emoji-flux": {
         "dynamic_threshold": "as on `trimtab/emoji-sd`: its bound of 1 is the range of pixels, and these are latents.",
         "perp_neg": "the plain negative prompt does no harm here: it brings the images nearer to the drawings (the "
-        "kernel distance of `cfg:scale=3` without it is 0.588). Perp-Neg leaves more of what it names, and so gains less.",
+        "kernel distance of `cfg:scale=3` without it is 0.588). Perp-Neg leaves more of what it names and gains less.",
     },
     "trimtab/emoji-sd": {
         "dynamic_threshold": "nothing is left of the pictures: its bound of 1 is the range of pixels, and these are "
