@@ -35,8 +35,8 @@ FINDINGS: Mapping[str, Mapping[str, str]] = {
         "perp_neg": "the plain negative prompt does no harm here: it brings the images nearer to the drawings (the "
         "kernel distance of `cfg:scale=3` without it is 0.588). Perp-Neg leaves more of what it names and gains less.",
         "guider": "what scale 7.5 hardens it softens again: neighbouring pixels differ by 0.030 and not by 0.038 (in "
-        "the drawings by 0.030), and specks go. The judge's features take that for worse: a Gaussian blur of 0.8 pixels "
-        "over the images of scale 7.5 alone brings their kernel distance from 0.415 to 0.550.",
+        "the drawings by 0.030), and specks go. The judge's features take that for worse: a Gaussian blur of 0.8 "
+        "pixels over the images of scale 7.5 alone brings their kernel distance from 0.415 to 0.550.",
         "interval": "images change by 0.028 of their range on average, to neither side that can be told, for a quarter "
         "of the evaluations less.",
         "rescale": "images change by 0.023 of their range on average: their contrast falls (a standard deviation of "
