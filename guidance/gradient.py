@@ -32,6 +32,15 @@ def share_of_next(step: Step) -> float:
     return min(share for share in shares if share > now * (1 + 1e-6))
 
 
+def rank_of_level(step: Step) -> tuple[int, int]:
+    """Place of the level among those of the run, from the noisiest on, and how many there are."""
+    if not in_pairs(step):
+        return step.index, step.count
+    assert step.algebra is not None
+    shares = {signal_share(level) for level in step.algebra.levels()}
+    return sum(share < signal_share(step.level) * (1 - 1e-6) for share in shares), len(shares)
+
+
 def in_pairs(step: Step) -> bool:
     """Whether the scheduler evaluates its levels twice."""
     assert step.algebra is not None

@@ -11,7 +11,7 @@ from .errors import ParameterError
 from .images import as_images
 
 BEYOND = 2.0
-"""Of values in -1..1 that resizing or noise may have carried a little further; 0..1 and 0..255 are told by it."""
+"""Values in -1..1 that resizing or noise has carried further stay below it; those of bytes do not."""
 
 
 def measurement(image: Any, grey: bool, label: str) -> torch.Tensor:
@@ -33,7 +33,9 @@ def known_pixels(mask: Any, label: str) -> torch.Tensor:
     """Where a mask `[n, 1, height, width]` is not white: pictures by black, tensors by less than a half."""
     masks = list(mask) if isinstance(mask, (list, tuple)) else [mask]
     first = masks[0]
-    found = as_images([one.float() if isinstance(one, torch.Tensor) else one for one in masks], label, "mask", "L")
+    given = [one.float() if isinstance(one, torch.Tensor) else one for one in masks]
+    given = [one[None] if isinstance(one, torch.Tensor) and one.ndim == 2 else one for one in given]
+    found = as_images(given, label, "mask", "L")
     return found[:, :1] <= (0.5 if isinstance(first, torch.Tensor) else 0.0)
 
 

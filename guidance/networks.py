@@ -27,6 +27,8 @@ LOADERS: Mapping[str, str] = {
 """What loads a network from transformers, by what it does."""
 OUTPUTS = ("logits", "out", "predicted_depth", "image_embeds", "text_embeds", "pooler_output", "last_hidden_state")
 """What networks of transformers and torchvision call what they return."""
+WRAPPED = ("_orig_mod", "module", "base_model")
+"""Under which names `torch.compile`, Accelerate and PEFT hold the network that they wrap."""
 SMOOTH = re.compile("gelu|silu|swish|softplus|mish|tanh|celu|selu", re.IGNORECASE)
 """Names of activations with a smooth gradient."""
 
@@ -75,6 +77,8 @@ def device_of(network: nn.Module, like: torch.Tensor) -> tuple[torch.device, tor
 
 def time_argument(network: nn.Module) -> str | None:
     """The argument of its forward that takes the timestep; `None` if it sees no noise."""
+    while inner := next((network._modules[name] for name in WRAPPED if network._modules.get(name)), None):
+        network = inner
     taken = inspect.signature(network.forward).parameters
     return next((name for name in ("timestep", "timesteps") if name in taken), None)
 

@@ -54,9 +54,10 @@ class Probe(Classifier):
             if index is None:
                 raise ParameterError(f"calibrate: classes holds {one!r}, which stands for no class.")
         self.__dict__["indices"] = list(found)
-        for index in sorted(set(found)):
-            step.state.classes = [index]
-            super().check(step)
+        highest = max(range(len(found)), key=found.__getitem__)
+        step.state.classes = [found[highest]]
+        self.__dict__["target"] = self.classes[highest]  # which the message names if there is no such class
+        super().check(step)
 
     def loss(self, step: Step, x0: torch.Tensor) -> None:
         if step.evaluation > 0:  # of a level that the scheduler evaluates twice

@@ -19,6 +19,7 @@ from ..guidance.errors import TrimtabError, UnsupportedPipelineError
 from ..guidance.half import carried
 from .budget import is_out_of_memory
 from .interception import tap_method
+from .latent_scale import scale_and_shift
 from .meter import GraphMeter
 from .prediction import locate, primary, sample_argument
 
@@ -40,6 +41,7 @@ class ImageSpace:
         found = (pipe.components.get(name) for name in AUTOENCODERS)
         self.autoencoder: Any = next((one for one in found if isinstance(one, nn.Module)), None)
         self._prepared: tuple[torch.Tensor, ...] = ()
+        self._shapes: tuple[torch.Size, ...] = ()
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
         self._wide: dict[str, torch.Tensor] = {}
 
@@ -54,6 +56,7 @@ class ImageSpace:
         self._arguments = {**self._arguments, **{n: given[n] for n in ("height", "width") if given.get(n)}}
         values = result if isinstance(result, (tuple, list)) else (result,)
         self._prepared = tuple(value for value in values if isinstance(value, torch.Tensor))
+        self._shapes = tuple(value.shape for value in self._prepared)
         return result
 
     def decode(self, sample: torch.Tensor) -> torch.Tensor:
@@ -62,7 +65,7 @@ class ImageSpace:
         Asked again for the same tensor it answers with the same image, so that several losses share one decoding.
 
         Raises:
-            UnsupportedPipelineError: this package does not know how the pipeline packs its latents.
+            UnsupportedPipelineError: it stands for no image, or this package does not know how the pipeline packs it.
         """
         if self.autoencoder is None:
             return sample
@@ -70,11 +73,11 @@ class ImageSpace:
             kept = self._last[1]
             if kept.requires_grad or not (torch.is_grad_enabled() and sample.requires_grad):
                 return kept
-        scale, shift = self._affine(sample)
         latents = self._unpacked(sample)
-        latents = latents / _along_channels(scale, latents) + _along_channels(shift, latents)
+        self._check_latents(sample, latents)
+        scale, shift = scale_and_shift(self._pipe, self.autoencoder, latents)
         with self._meter.watching():
-            image = self._differentiable(latents)
+            image = self._differentiable(latents / scale + shift)
         if image.ndim == 5 and image.shape[2] == 1:
             image = image[:, :, 0]
         self._last = (sample, image)
@@ -88,11 +91,10 @@ class ImageSpace:
         """
         if self.autoencoder is None:
             return image
-        scale, shift = self._affine(image)
         takes_frames = _is_video(self.autoencoder) and image.ndim == 4
         latents = self._run("encode", image[:, :, None] if takes_frames else image).float()
-        latents = (latents - _along_channels(shift, latents)) * _along_channels(scale, latents)
-        return self._packed(latents)
+        scale, shift = scale_and_shift(self._pipe, self.autoencoder, latents)
+        return self._packed((latents - shift) * scale)
 
     def blank(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
         """Zeros like the run's samples `[batch, ...]`, told from its first denoiser call; `None` if nobody can tell.
@@ -119,7 +121,7 @@ class ImageSpace:
         if self.autoencoder is None:
             return sample if sample.ndim == 4 and sample.shape[1] in (1, 3, 4) else None
         latent = self.autoencoder.config.get("latent_channels")
-        return sample if sample.ndim != 4 or latent in (None, sample.shape[1]) else None
+        return sample if sample.ndim > 2 and (sample.ndim != 4 or latent in (None, sample.shape[1])) else None
 
     def forget(self) -> None:
         """Release the last image and its graph."""
@@ -128,6 +130,31 @@ class ImageSpace:
     def forget_prepared(self) -> None:
         """Release the samples that the pipeline prepared."""
         self._prepared = ()
+
+    def _check_latents(self, sample: torch.Tensor, latents: torch.Tensor) -> None:
+        """Refuse what the autoencoder cannot take: a prior's embeddings, frames that are stepped one by one."""
+        kind, takes = type(self._pipe).__name__, 5 if _is_video(self.autoencoder) else 4
+        if latents.ndim < 4:
+            raise UnsupportedPipelineError(
+                f"{kind}: at this stage it makes embeddings {list(latents.shape)}, which stand for no image. Guide the "
+                "pipeline of the other stage by itself, or use a guidance that works on the sample itself."
+            )
+        if self._pipe.components.get("vqgan") is self.autoencoder:
+            raise UnsupportedPipelineError(
+                f"{kind}: its {type(self.autoencoder).__name__} decodes to images of another range and scale. Guide "
+                "the stage before it, or use a guidance that works on the sample itself."
+            )
+        whole = not self._shapes or any(len(s) == 5 and s[2] == latents.shape[2] for s in self._shapes)
+        if latents is sample and sample.ndim == 5 and not whole:
+            raise UnsupportedPipelineError(
+                f"{kind}: of its frames, those that are given are not in the sample, so no video is known. Use a "
+                "guidance that works on the sample itself."
+            )
+        if latents.ndim < takes:
+            raise UnsupportedPipelineError(
+                f"{kind}: it goes through its frames one by one, of which {type(self.autoencoder).__name__} decodes "
+                "none alone. Use a guidance that works on the sample itself."
+            )
 
     # -- the autoencoder -------------------------------------------------------------------------------------------
     def _differentiable(self, latents: torch.Tensor) -> torch.Tensor:
@@ -139,11 +166,12 @@ class ImageSpace:
         try:
             return self._run("decode", latents)
         except (RuntimeError, TypeError, ValueError) as error:
-            if latents.ndim != 5 or isinstance(error, TrimtabError) or is_out_of_memory(error):
+            if isinstance(error, TrimtabError) or is_out_of_memory(error):
                 raise
+            what = f"the frames of {list(latents.shape)} at once" if latents.ndim == 5 else f"{list(latents.shape)}"
             raise UnsupportedPipelineError(
-                f"{type(self._pipe).__name__}: its {type(self.autoencoder).__name__} does not decode the frames of "
-                f"{list(latents.shape)} at once, so no image is known. Use a guidance that works on the sample itself."
+                f"{type(self._pipe).__name__}: its {type(self.autoencoder).__name__} does not decode {what}, so no "
+                "image is known. Use a guidance that works on the sample itself."
             ) from error
 
     def _run(self, method: str, value: torch.Tensor) -> torch.Tensor:
@@ -156,23 +184,13 @@ class ImageSpace:
             wide = {f"inner.{name}": parameter for name, parameter in self._wide.items()}
             output = torch.func.functional_call(_Method(module, method), wide, (value.float(),))
         else:
-            output = getattr(module, method)(value.to(dtype))
+            whole = {"force_not_quantize": True} if method == "decode" and self._not_quantised() else {}
+            output = getattr(module, method)(value.to(dtype), **whole)
         return _tensor_of(output)
 
-    def _affine(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and shift of the latents, numbers or one a channel."""
-        config = self.autoencoder.config
-
-        def tensor(value: Any) -> torch.Tensor:
-            return torch.as_tensor(value, dtype=torch.float32, device=like.device)
-
-        scale = tensor(getattr(config, "scaling_factor", None) or 1.0)
-        shift = tensor(getattr(config, "shift_factor", None) or 0.0)
-        if getattr(config, "latents_std", None) is not None:
-            scale = scale / tensor(config.latents_std)
-        if getattr(config, "latents_mean", None) is not None:
-            shift = shift + tensor(config.latents_mean)
-        return scale, shift
+    def _not_quantised(self) -> bool:
+        """Whether it decodes latents as they are, as Kandinsky's pipelines have their MoVQ do."""
+        return self._pipe.components.get("movq") is self.autoencoder
 
     # -- packing ---------------------------------------------------------------------------------------------------
     def _unpacked(self, sample: torch.Tensor) -> torch.Tensor:
@@ -230,7 +248,3 @@ def _tensor_of(output: Any) -> torch.Tensor:
             mode: torch.Tensor = value.mode()
             return mode
     return output if isinstance(output, torch.Tensor) else _tensor_of(output[0])
-
-
-def _along_channels(value: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    return value.reshape(1, -1, *[1] * (latents.ndim - 2)) if value.ndim else value

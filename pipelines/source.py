@@ -10,7 +10,7 @@ from typing import Any
 
 def returned_names(function: Any) -> list[str]:
     """The names in the last return statement of a function; empty where the source is not at hand."""
-    returns = [node for node in _nodes(function) if isinstance(node, ast.Return) and node.value is not None]
+    returns = [node for node in nodes(function) if isinstance(node, ast.Return) and node.value is not None]
     if not returns:
         return []
     value = max(returns, key=lambda node: node.lineno).value
@@ -24,7 +24,7 @@ def joined_names(function: Any) -> dict[str, list[list[str]]]:
     By the name that the result has: the names of its parts in their order, once for each way in which it is joined.
     """
     found: dict[str, list[list[str]]] = {}
-    for node in _nodes(function):
+    for node in nodes(function):
         if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _called(node.value) == "cat"):
             continue
         name, given = _name(node.targets[0]), node.value.args[:1]
@@ -35,7 +35,7 @@ def joined_names(function: Any) -> dict[str, list[list[str]]]:
     return found
 
 
-def _nodes(function: Any) -> list[ast.AST]:
+def nodes(function: Any) -> list[ast.AST]:
     """Everything in a function's source; nothing where that is not at hand."""
     try:
         return list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))))

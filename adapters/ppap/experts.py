@@ -21,7 +21,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ...guidance.errors import WeightsError
+from ...guidance.errors import ParameterError, WeightsError
 from ...guidance.networks import tensor_of
 from ..weights import Weights, save_weights
 
@@ -54,6 +54,11 @@ class Experts(nn.Module):
         super().__init__()
         self.count, self.rank, self.alpha, self.timesteps = count, rank, alpha, timesteps
         self.layers = tuple(layers if layers is not None else adaptable(network))
+        if not self.layers:
+            raise ParameterError(
+                f"ppap: {type(network).__name__} has no convolution or linear layer below its last that experts could "
+                "adapt; give a deeper network."
+            )
         self.base_size = sum(parameter.numel() for parameter in network.parameters())
         self.network = copy.deepcopy(network).requires_grad_(False)
         for name, norm in [(name, m) for name, m in self.network.named_modules() if _is_norm(m)]:

@@ -18,11 +18,16 @@ NEAR = 0.05
 
 def share_at(scheduler: Any, t: torch.Tensor) -> torch.Tensor:
     """The signal's share of the variance of what `noised` makes at timesteps `t`."""
-    powers = getattr(scheduler, "alphas_cumprod", None)
+    powers = _powers(scheduler)
     if powers is not None:
         return powers.to(t.device)[t.long()].float()
     sigma = t.float() / scheduler.config.num_train_timesteps
     return (1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2)
+
+
+def _powers(scheduler: Any) -> torch.Tensor | None:
+    """alpha-bar at each timestep; `None` on straight paths, which some schedulers with a beta schedule take too."""
+    return None if scheduler.config.get("use_flow_sigmas") else getattr(scheduler, "alphas_cumprod", None)
 
 
 def noised(scheduler: Any, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -64,7 +69,7 @@ def check_level(scheduler: Any, timestep: float, level: Level) -> None:
     """Refuse a timestep at which there is other noise than experts saw at it in their training."""
     highest = scheduler.config.num_train_timesteps
     inside = 0 <= timestep <= highest
-    at = torch.tensor([timestep if "alphas_cumprod" not in vars(scheduler) else min(timestep, highest - 1)])
+    at = torch.tensor([timestep if _powers(scheduler) is None else min(timestep, highest - 1)])
     if not inside or abs(float(share_at(scheduler, at)) - signal_share(level)) > NEAR:
         raise _refusal(type(scheduler).__name__)
 

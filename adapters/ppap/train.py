@@ -103,16 +103,16 @@ def train_experts(
         )
     check_timesteps(pipe.scheduler)
     output = Path(settings.output)
+    torch.manual_seed(settings.seed)
+    teacher = teacher.eval().requires_grad_(False)
+    timesteps = int(pipe.scheduler.config.num_train_timesteps)
+    experts = Experts(teacher, settings.experts, settings.rank, settings.alpha, timesteps=timesteps)
     if images is None:
         with processes().main_process_first():
             images = generated(pipe, settings)
     given = {name: getattr(settings, name) for name in SETTINGS}
     with processes().main_process_first():
         check_same(output / "settings.json", given, "train ppap")
-    torch.manual_seed(settings.seed)
-    teacher = teacher.eval().requires_grad_(False)
-    timesteps = int(pipe.scheduler.config.num_train_timesteps)
-    experts = Experts(teacher, settings.experts, settings.rank, settings.alpha, timesteps=timesteps)
     file = output / "ppap.safetensors"
     for index in range(settings.experts):
         done = output / f"expert_{index}.safetensors"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import GuidanceRuntimeError, ParameterError, TrimtabError
-from ..gradient import GradientGuidance, in_pairs, rms, share_of_next, signal_share
+from ..gradient import GradientGuidance, in_pairs, rank_of_level, rms, share_of_next, signal_share
 from ..image_processor import of_processor
 from ..images import Preprocessing
 from ..networks import borrow, check_softened, device_of, load_network, names_of, shown_to, soften, time_argument
@@ -192,7 +192,8 @@ class Classifier(GradientGuidance):
         now, following = signal_share(step.level), share_of_next(step)
         variance = 1 - now / following
         step.state.largest = max(step.state.largest, variance)
-        sine = math.sin(math.pi * (step.count - 1 - step.index) / step.count)
+        index, count = rank_of_level(step)
+        sine = math.sin(math.pi * (count - 1 - index) / count)
         return (1 - now) / math.sqrt(following) * (1 + self.gamma * step.state.largest / variance * sine)
 
     def log_probability(self, step: Step, image: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ class Steered(GradientGuidance):
     """
 
     name: ClassVar[str] = "steered"
-    after: ClassVar[tuple[str, ...]] = ("classifier", "ppap", "tfg")  # which would move what was measured
+    after: ClassVar[tuple[str, ...]] = ("tfg",)  # whose edit of the clean estimate would move what was measured
 
     task: Task | None = parameter(None, "A measurement by name.")
     image: Given = parameter(

@@ -125,6 +125,11 @@ class Normed(nn.Module):
         return self.head(self.b_a(self.a(images)))
 
 
+def test_a_network_of_one_layer_has_nothing_to_adapt() -> None:
+    with pytest.raises(trimtab.ParameterError, match="ppap: Linear has no convolution or linear layer below its last"):
+        Experts(nn.Linear(4, 2), 1)
+
+
 def test_norms_are_an_experts_own_and_layers_are_those_that_are_named(tmp_path: Path) -> None:
     network = Normed().eval()
     experts = Experts(network, 2, rank=1)
@@ -196,9 +201,6 @@ OTHERWISE = {
     "continuous": lambda: EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
     "from 0 to 1": lambda: IPNDMScheduler(),
     "upside down": lambda: FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
-    "a beta schedule, but straight paths": lambda: UniPCMultistepScheduler(
-        use_flow_sigmas=True, prediction_type="flow_prediction"
-    ),
 }
 
 
@@ -218,6 +220,7 @@ def test_a_scheduler_without_timesteps_to_route_by_is_refused(name: str, trained
     [
         DPMSolverMultistepScheduler(use_karras_sigmas=True), EulerDiscreteScheduler(), HeunDiscreteScheduler(),
         FlowMatchEulerDiscreteScheduler(shift=3.0),
+        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
     ],
 )  # fmt: skip
 def test_schedulers_whose_timesteps_mean_the_noise_of_training_are_taken(scheduler: Any) -> None:

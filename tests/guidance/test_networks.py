@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from trimtab.guidance.errors import SourceError
-from trimtab.guidance.networks import check_softened, load_network, shown_to, soften, tensor_of
+from trimtab.guidance.networks import check_softened, load_network, shown_to, soften, tensor_of, time_argument
 
 
 class Shared(nn.Module):
@@ -135,3 +135,16 @@ def test_a_network_that_does_something_else_is_refused_in_few_words(kind: str, t
 def test_a_folder_that_is_missing_is_named() -> None:
     with pytest.raises(SourceError, match="classifier='nowhere/to-be-found/at-all' gives no transformers network"):
         load_network("nowhere/to-be-found/at-all", None, "classifier")
+
+
+class Noisy(nn.Module):
+    def forward(self, images: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+@pytest.mark.parametrize(
+    "wrap", [torch.compile, nn.DataParallel, lambda network: network], ids=["compiled", "parallel", "bare"]
+)
+def test_a_network_of_noisy_images_is_known_within_what_wraps_it(wrap: Any) -> None:
+    assert time_argument(wrap(Noisy())) == "timesteps"
+    assert time_argument(wrap(Called())) is None

@@ -6,6 +6,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from guided_runs import built
@@ -44,6 +45,57 @@ def test_what_is_told_before_the_first_call_is_what_the_estimate_decodes_to(name
     [(rows, *size)], (images, *decoded) = sizes.told, sizes.seen[0]
     assert size == decoded
     assert rows == images if PREPARED.get(name, True) else rows % images == 0
+
+
+@dataclass
+class Last(Guidance):
+    """Notes what the last sample of a run decodes to."""
+
+    seen: list = parameter([], "Then.")
+
+    def after_step(self, step: Step, sample: torch.Tensor) -> torch.Tensor:
+        if step.index == step.count - 1 and sample.ndim > 2:
+            self.seen[:] = [step.decode(sample.float())]
+        return sample
+
+
+PICTURES = ["sd15", "sdxl", "sd3", "pixart", "dit", "ddpm", "flux", "qwenimage", "if_", "instruct_pix2pix",
+            "flux_kontext", "lcm", "sd_img2img", "sd_inpaint", "lumina", "z_image", "prx_pixel", "sana_sprint",
+            "kandinsky_combined", "wan", "wan22", "cosmos_video2world"]  # fmt: skip
+"""Scaled, shifted, by channel, by channel and frame, by the scheduler's data, not at all; pixels; packed; videos."""
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_what_the_last_sample_decodes_to_is_the_image_that_the_pipeline_returns(name: str) -> None:
+    pipe, last = built(name), Last(seen=[])
+    with pipe.guidance(last, name="last"):
+        result = run(pipe, CASES[name], output_type="np")
+    (decoded,) = last.seen
+    returned = torch.as_tensor(np.asarray(result)).float()
+    returned = returned.reshape(-1, *returned.shape[-3:]).movedim(-1, 1)
+    ours = (decoded / 2 + 0.5).clamp(0, 1).transpose(1, 2).flatten(0, 1) if decoded.ndim == 5 else decoded / 2 + 0.5
+    torch.testing.assert_close(ours.clamp(0, 1), returned, atol=1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("ltx_image2video", "of its frames, those that are given are not in the sample"),
+        ("skyreels_forcing", "it goes through its frames one by one"),
+    ],
+)
+def test_samples_that_are_no_whole_video_are_refused(name: str, why: str) -> None:
+    with pytest.raises(trimtab.UnsupportedPipelineError, match=why), built(name).guidance(Last(seen=[]), name="last"):
+        run(built(name), CASES[name])
+
+
+def test_a_stage_of_embeddings_has_no_image() -> None:
+    pipe = built("kandinsky_combined")
+    with (
+        pytest.raises(trimtab.UnsupportedPipelineError, match="at this stage it makes embeddings"),
+        pipe.guidance("tfg", energy=lambda x: x.flatten(1).sum(1)),
+    ):
+        run(pipe, CASES["kandinsky_combined"])
 
 
 @pytest.mark.parametrize("name", ["animatediff", "svd", "ltx"])

@@ -126,6 +126,11 @@ def test_the_weight_is_that_of_the_level_where_a_scheduler_evaluates_it_twice(na
     run(pipe, steps=6)
     assert len(weights) > 6
     assert all(0 < weight < 15 for ratio, weight in weights if math.isfinite(ratio)), weights
+    of_level: dict[float, list[float]] = {}
+    for ratio, weight in weights:
+        of_level.setdefault(round(ratio, 5), []).append(weight)
+    assert max(map(len, of_level.values())) > 1 or name == "ancestral"  # which goes through levels in between
+    assert all(found == pytest.approx([found[0]] * len(found), rel=1e-4) for found in of_level.values())
 
 
 def test_the_network_serves_others_unsoftened() -> None:

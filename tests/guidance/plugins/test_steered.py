@@ -404,7 +404,7 @@ def test_what_would_be_measured_otherwise_than_meant_is_refused(given: dict[str,
         trimtab.guide(class_conditional(["one"])).add_guidance("steered", **given)
 
 
-@pytest.mark.parametrize("mask", [HOLE.bool(), HOLE.byte()])
+@pytest.mark.parametrize("mask", [HOLE.bool(), HOLE.byte(), HOLE[0, 0]])
 def test_a_mask_may_be_of_truth_values_or_numbers(mask: torch.Tensor) -> None:
     assert torch.equal(grey(task="inpainting", image=GREY, mask=mask), grey(task="inpainting", image=GREY, mask=HOLE))
 
