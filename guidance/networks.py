@@ -6,15 +6,15 @@ import inspect
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from .errors import SourceError
+from .errors import ParameterError, SourceError, TrimtabError
 from .half import carried
 from .shipped import located
 
@@ -67,6 +67,20 @@ def check_softened(network: nn.Module, beta: float, label: str) -> None:
             "are called as functions are not found. beta=None says that this is meant.",
             stacklevel=2,
         )
+
+
+@contextmanager
+def refused(label: str, network: nn.Module, images: torch.Tensor) -> Iterator[None]:
+    """Make one error of a parameter of whatever a network says of images that it does not take."""
+    try:
+        yield
+    except (TrimtabError, torch.OutOfMemoryError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ParameterError(
+            f"{label}: classifier, {type(network).__name__}, does not take what it is shown, {list(images.shape)}: "
+            f"{error} Give size, or a classifier of such images."
+        ) from error
 
 
 def device_of(network: nn.Module, like: torch.Tensor) -> tuple[torch.device, torch.dtype]:

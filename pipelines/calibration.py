@@ -57,7 +57,7 @@ class Probe(Classifier):
         highest = max(range(len(found)), key=found.__getitem__)
         step.state.classes = [found[highest]]
         self.__dict__["target"] = self.classes[highest]  # which the message names if there is no such class
-        super().check(step)
+        self.see_blank(step)
 
     def loss(self, step: Step, x0: torch.Tensor) -> None:
         if step.evaluation > 0:  # of a level that the scheduler evaluates twice

@@ -10,11 +10,21 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import nn
 
-from ..errors import GuidanceRuntimeError, ParameterError, TrimtabError
+from ..errors import GuidanceRuntimeError, ParameterError
 from ..gradient import GradientGuidance, in_pairs, rank_of_level, rms, share_of_next, signal_share
 from ..image_processor import of_processor
 from ..images import Preprocessing
-from ..networks import borrow, check_softened, device_of, load_network, names_of, shown_to, soften, time_argument
+from ..networks import (
+    borrow,
+    check_softened,
+    device_of,
+    load_network,
+    names_of,
+    refused,
+    shown_to,
+    soften,
+    time_argument,
+)
 from ..parameters import parameter
 from ..pins import check_listing, commit, listing_sha256
 from ..run import Run, Step
@@ -137,20 +147,22 @@ class Classifier(GradientGuidance):
         run.state.classes = [class_index(target, labels, self.label) for target in given]
 
     def check(self, step: Step) -> None:
-        """See a blank image, to refuse before the run what the classifier does not give: for one forward pass of it."""
+        """Refuse before the run what the classifier does not give, for one pass of it on a blank image."""
+        network = step.state.network
+        if not self.see_blank(step).requires_grad:
+            raise ParameterError(
+                f"{self.label}: classifier, {type(network).__name__}, gives no gradient; compute its logits from what "
+                "it is shown, without detach() or no_grad()."
+            )
+        if self.estimate != "x_t" and self.beta is not None:
+            check_softened(network, self.beta, self.label)
+
+    def see_blank(self, step: Step) -> torch.Tensor:
+        """The log-probability of a blank image."""
         assert step.sample is not None
         image = step.decode(step.sample) if self.estimate == "x0" else step.sample
-        try:
-            self.log_probability(step, image)
-        except (TrimtabError, torch.OutOfMemoryError):
-            raise
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ParameterError(
-                f"{self.label}: classifier, {type(step.state.network).__name__}, does not take what it is shown, "
-                f"{list(image.shape)}: {error} Give size, or a classifier of such images."
-            ) from error
-        if self.estimate != "x_t" and self.beta is not None:
-            check_softened(step.state.network, self.beta, self.label)
+        with refused(self.label, step.state.network, image), torch.enable_grad():
+            return self.log_probability(step, image.detach().requires_grad_(True))
 
     def _use(self, run: Run, network: nn.Module, processor: Any) -> None:
         state = run.state
@@ -247,8 +259,6 @@ class Classifier(GradientGuidance):
             x = sample.detach().float()
             x = (x / rms(x).clamp_min(1.0)).requires_grad_(True)
             value = self.log_probability(step, x).sum()
-        if not value.requires_grad:
-            raise GuidanceRuntimeError(f"{self.label}: the classifier's logits do not depend on what it is shown.")
         gradient = torch.autograd.grad(value, x)[0]
         if not torch.isfinite(gradient).all():
             raise GuidanceRuntimeError(

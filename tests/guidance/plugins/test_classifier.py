@@ -551,13 +551,15 @@ def test_a_classifier_of_noisy_images_may_call_its_timesteps_so() -> None:
     assert seen[-2:] == pipe.scheduler.timesteps.tolist()
 
 
-def test_an_edm_classifier_that_gives_no_gradient_is_an_error_by_name() -> None:
+@pytest.mark.parametrize("estimate", ["x0", "x_t", "edm"])
+def test_a_classifier_that_gives_no_gradient_is_an_error_before_the_first_denoiser_call(estimate: str) -> None:
     class Deaf(Linear):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return super().forward(images).detach()
 
-    pipe = tiny()
-    pipe.scheduler = EulerDiscreteScheduler()
-    pipe.add_guidance("classifier", classifier=Deaf(), target=0, estimate="edm")
-    with pytest.raises(trimtab.GuidanceRuntimeError, match="classifier: the classifier's logits do not depend on"):
+    pipe, calls = tiny(), []
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    pipe.add_guidance("classifier", classifier=Deaf(), target=0, estimate=estimate)
+    with pytest.raises(trimtab.ParameterError, match="classifier: classifier, Deaf, gives no gradient"):
         run(pipe)
+    assert not calls
