@@ -10,21 +10,11 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import nn
 
+from .. import networks
 from ..errors import GuidanceRuntimeError, ParameterError
 from ..gradient import GradientGuidance, in_pairs, rank_of_level, rms, share_of_next, signal_share
 from ..image_processor import of_processor
 from ..images import Preprocessing
-from ..networks import (
-    borrow,
-    check_softened,
-    device_of,
-    load_network,
-    names_of,
-    refused,
-    shown_to,
-    soften,
-    time_argument,
-)
 from ..parameters import parameter
 from ..pins import check_listing, commit, listing_sha256
 from ..run import Run, Step
@@ -124,7 +114,7 @@ class Classifier(GradientGuidance):
             if run.dry:
                 return
             check_listing(network, self.files_sha256, self.label)
-            network, processor = load_network(network, self.revision, self.label, self.does)
+            network, processor = networks.load_network(network, self.revision, self.label, self.does)
         self._use(run, network, processor)
         self.resolve_targets(run)
         if self.scale > 0:
@@ -155,18 +145,18 @@ class Classifier(GradientGuidance):
                 "it is shown, without detach() or no_grad()."
             )
         if self.estimate != "x_t" and self.beta is not None:
-            check_softened(network, self.beta, self.label)
+            networks.check_softened(network, self.beta, self.label)
 
     def see_blank(self, step: Step) -> torch.Tensor:
         """The log-probability of a blank image."""
         assert step.sample is not None
         image = step.decode(step.sample) if self.estimate == "x0" else step.sample
-        with refused(self.label, step.state.network, image), torch.enable_grad():
+        with networks.refused(self.label, step.state.network, image), torch.enable_grad():
             return self.log_probability(step, image.detach().requires_grad_(True))
 
     def _use(self, run: Run, network: nn.Module, processor: Any) -> None:
         state = run.state
-        state.network, state.names = network, self.labels or names_of(network)
+        state.network, state.names = network, self.labels or networks.names_of(network)
         config = getattr(network, "config", None)
         channels = getattr(config, "num_channels", None)
         found = Preprocessing() if processor is None else of_processor(processor, channels, self.label)
@@ -179,7 +169,7 @@ class Classifier(GradientGuidance):
             channels=found.channels or channels or (len(self.mean) if self.mean else None),
         )
         if not run.dry:
-            borrow(run.exit_stack, network)
+            networks.borrow(run.exit_stack, network)
 
     # -- the gradient ----------------------------------------------------------------------------------------------
     def with_respect_to(self, step: Step) -> str:
@@ -230,13 +220,13 @@ class Classifier(GradientGuidance):
     def logits(self, step: Step, image: torch.Tensor) -> torch.Tensor:
         """The classifier's logits `[batch, classes]` in float32."""
         network, given = step.state.network, step.state.preprocessing(image)
-        if self.estimate == "x_t" and (name := time_argument(network)):
-            device, _ = device_of(network, given)
-            return shown_to(network, given, **{name: torch.full((len(given),), step.timestep, device=device)})
+        if self.estimate == "x_t" and (name := networks.time_argument(network)):
+            device, _ = networks.device_of(network, given)
+            return networks.shown_to(network, given, **{name: torch.full((len(given),), step.timestep, device=device)})
         with ExitStack() as stack:  # for this call only, since the network may serve others in this run
             if self.estimate != "x_t" and self.beta is not None:
-                soften(stack, network, self.beta)
-            return shown_to(network, given)
+                networks.soften(stack, network, self.beta)
+            return networks.shown_to(network, given)
 
     def _classes(self, step: Step, batch: int) -> list[int | None]:
         classes = step.state.classes
