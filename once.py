@@ -1,8 +1,4 @@
-"""What one of several processes says for all of them, where each would say the same.
-
-Which of them fail nobody knows beforehand, and one that fails ends the others, so the first to come speaks, and notes
-that it did.
-"""
+"""What one of several processes does or says for all of them."""
 
 from __future__ import annotations
 
@@ -11,14 +7,38 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
+
+Told = TypeVar("Told")
 
 RUN = "TORCHELASTIC_RUN_ID"
 """The environment variable by which PyTorch's launcher, and so Accelerate's, tells processes what they belong to."""
 RECENT = 60.0
 """Seconds for which a note counts: a launcher that gives no number to its runs may have left an older one."""
+
+
+def by_main(act: Callable[[], Told]) -> Told:
+    """What the main process gets by an act, told to all; what it refuses, all refuse."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    from .guidance.errors import TrimtabError
+
+    told: list[Told | TrimtabError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            told = [act()]
+        except TrimtabError as error:
+            told = [error]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(told)
+    if isinstance(told[0], TrimtabError):
+        raise told[0]
+    return told[0]  # type: ignore[return-value]
 
 
 def notes(run: str, launcher: int) -> Path:
@@ -32,7 +52,11 @@ def notes(run: str, launcher: int) -> Path:
 
 
 def complain(message: str) -> None:
-    """Print a line on stderr, unless another process of the same run on this machine has just printed it."""
+    """Print a line on stderr, unless another process of the same run on this machine has just printed it.
+
+    Which of them fail nobody knows beforehand, and one that fails ends the others, so the first to come speaks, and
+    notes that it did.
+    """
     run = os.environ.get(RUN)
     if run is None:
         print(message, file=sys.stderr)

@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from ..once import notes
+from ..once import RUN, notes
 
 LAUNCHER = "TRIMTAB_LAUNCHER"
 """The process, by number, without which those that it started end too."""
@@ -32,7 +32,7 @@ def launched() -> bool:
 
 def started() -> bool:
     """Whether a launcher started this process, if only this one: it must not launch again."""
-    return launched() or "TORCHELASTIC_RUN_ID" in os.environ
+    return launched() or RUN in os.environ
 
 
 def first() -> bool:
@@ -42,7 +42,10 @@ def first() -> bool:
 
 def end_with_launcher() -> None:
     """End this process once the one that launched it is gone, which nobody tells it if that one was killed."""
-    if (launcher := os.environ.pop(LAUNCHER, None)) is not None:  # not meant for what this one starts
+    launcher = os.environ.pop(LAUNCHER, None)  # not meant for what this one starts
+    if launcher is None and launched() and RUN in os.environ:  # by Accelerate or torchrun
+        launcher = str(os.getppid())
+    if launcher is not None:
         threading.Thread(target=_end_without, args=(int(launcher),), daemon=True).start()
 
 

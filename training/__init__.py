@@ -10,7 +10,7 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..guidance.errors import ParameterError
+from ..once import by_main
 from .checkpoints import alone, check_same, resume, save
 from .log import PLAIN, append, keep
 from .state import Average, Progress
@@ -119,7 +120,9 @@ def train(
         ParameterError: there are too few samples for a batch a process, or another command trains in the folder.
     """
     output, what = Path(settings.output), f"train {name}"
-    with alone(output, what) if processes().is_main_process else nullcontext():
+    processes()  # on the devices that this training is for
+    with ExitStack() as stack:
+        by_main(lambda: stack.enter_context(alone(output, what)))
         return _train(what, model, data, loss, settings, export, validate)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ...guidance import recipe
 from ...guidance.files import locked
+from ...once import by_main
 from . import pictures
 from .jobs import Job, pinned, prepare
 from .manifest import Manifest
@@ -154,12 +156,13 @@ def make_batch(
     mesh = pipe.enable_branch_parallel(sharing) if sharing > 1 else None
     group = state.process_index if mesh is None else mesh.index
     paths = [folder / f"{request.file_stem()}.png" for request in requests]
-    with alone(folder) if state.is_main_process else nullcontext():
-        manifest, turns = Manifest(folder), Turns(folder)
+    with ExitStack() as stack:
+        turns = Turns(folder, by_main(lambda: stack.enter_context(alone(folder)) or uuid.uuid4().hex))
+        manifest = Manifest(folder)
         if state.is_main_process:
+            turns.begin()
             recipe.write_files(folder, files)
             manifest.keep({index: path.name for index, path in enumerate(paths) if path.is_file()})
-            turns.clear()
         state.wait_for_everyone()
         done = manifest.rows()
         missing = [index for index in range(len(requests)) if index not in done]
@@ -169,11 +172,13 @@ def make_batch(
                 index = missing[piece]
                 row = {"index": index, **_make(pipe, requests[index], paths[index])}
                 if mesh is None or mesh.rank == 0:
-                    manifest.append(row)
+                    with turns.held():
+                        manifest.append(row)
                 if state.is_main_process:
                     _show(bar, len(manifest.rows()))
             while len(rows := manifest.rows()) < len(requests):
-                _show(bar, len(rows))
+                with turns.held():
+                    _show(bar, len(rows))
                 time.sleep(POLL_SECONDS)
             _show(bar, len(rows))
         state.wait_for_everyone()  # until nobody takes another turn

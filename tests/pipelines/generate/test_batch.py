@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def listed(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+
+
+def until(there: Callable[[], Any]) -> None:
+    """Wait for something that another process makes."""
+    deadline = time.monotonic() + 120
+    while not there() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -101,9 +109,7 @@ def test_a_killed_batch_continues_and_nothing_is_lost_or_doubled(model: str, tmp
         command(model, parts, "--processes", "2", steps=steps),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list(parts.glob("*.png"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: len(list(parts.glob("*.png"))) >= 2)
     victim = psutil.Process(running.pid).children(recursive=True)[-1]
     os.kill(victim.pid, signal.SIGKILL)
     _, said = running.communicate(timeout=60)
@@ -118,14 +124,22 @@ def test_a_killed_batch_continues_and_nothing_is_lost_or_doubled(model: str, tmp
     assert before.items() <= contents(parts).items()
 
 
-def test_a_killed_launcher_takes_its_processes_along(model: str, tmp_path: Path) -> None:
+LAUNCH = "-m torch.distributed.run --standalone --nproc-per-node 2 -m trimtab"
+TORCHRUN = [sys.executable, *LAUNCH.split()]
+
+
+@pytest.mark.parametrize("launcher", ["--processes", "torchrun"])
+def test_a_killed_launcher_takes_its_processes_along_and_any_number_of_them_continues(
+    model: str, launcher: str, tmp_path: Path
+) -> None:
+    """Also the launcher of others, which does not end what it has started."""
+    parts, whole, steps = tmp_path / "parts", tmp_path / "whole", 60
+    told = command(model, parts, "--processes", "2", steps=steps)
     running = subprocess.Popen(
-        command(model, tmp_path, "--processes", "2", steps=500),
+        told if launcher == "--processes" else [*TORCHRUN, *options(model, parts, steps=steps)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (tmp_path / ".batch.lock").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: list(parts.glob("*.png")))
     workers = psutil.Process(running.pid).children(recursive=True)
     assert len(workers) >= 2
     running.kill()
@@ -134,6 +148,27 @@ def test_a_killed_launcher_takes_its_processes_along(model: str, tmp_path: Path)
     for process in alive:
         process.kill()
     assert not alive
+    before = contents(parts)
+    subprocess.run(command(model, parts, "--processes", "3", steps=steps), check=True, env=ENVIRONMENT, timeout=300)
+    assert cli.main(options(model, whole, steps=steps)) == 0
+    assert contents(parts) == contents(whole) and listed(parts) == listed(whole)
+    assert before.items() <= contents(parts).items()
+
+
+def test_of_two_commands_in_one_folder_the_second_is_refused_in_one_line(model: str, tmp_path: Path) -> None:
+    """By both of its processes."""
+    told = command(model, tmp_path, "--processes", "2", steps=1000)
+    first = subprocess.Popen(told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    try:
+        until(lambda: (tmp_path / ".turns").exists())
+        second = subprocess.run(told, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    finally:
+        first.kill()
+    assert second.returncode == 2
+    assert second.stderr.splitlines() == [
+        f"trimtab: error: {tmp_path}: another command makes images there; wait for it, or give another folder: "
+        "-o FOLDER."
+    ]
 
 
 @pytest.mark.parametrize("moment", programs.MOMENTS)
