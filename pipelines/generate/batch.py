@@ -156,6 +156,7 @@ def make_batch(
     mesh = pipe.enable_branch_parallel(sharing) if sharing > 1 else None
     group = state.process_index if mesh is None else mesh.index
     paths = [folder / f"{request.file_stem()}.png" for request in requests]
+    _check_different(requests)
     with ExitStack() as stack:
         turns = Turns(folder, by_main(lambda: stack.enter_context(alone(folder)) or uuid.uuid4().hex))
         manifest = Manifest(folder)
@@ -186,6 +187,17 @@ def make_batch(
             manifest.keep({index: path.name for index, path in enumerate(paths)})
     made = [folder / row["file"] for row in rows.values() if row["status"] == "done"]
     return Made(requests, made, list(rows.values()), manifest.path)
+
+
+def _check_different(requests: Sequence[Request]) -> None:
+    """Refuse a batch in which an image stands twice, which would be one file."""
+    first: dict[str, int] = {}
+    for index, request in enumerate(requests):
+        if (other := first.setdefault(request.file_stem(), index)) != index:
+            raise RequestError(
+                f"images {other + 1} and {index + 1} of the batch are one and the same: {request.subject}, seed "
+                f"{request.seed}; give one of them another seed, or leave it out."
+            )
 
 
 def _make(pipe: Any, request: Request, path: Path) -> dict[str, Any]:

@@ -124,6 +124,17 @@ def test_a_killed_batch_continues_and_nothing_is_lost_or_doubled(model: str, tmp
     assert before.items() <= contents(parts).items()
 
 
+def test_an_image_that_stands_twice_in_a_batch_is_refused(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"class_label": "Cat", "seed": 1}\n{"class_label": "Sea lion", "seed": 1}\n' * 2)
+    told = ["generate", "--model", model, "--steps", "2", "--prompts", str(prompts), "-o", str(tmp_path / "out")]
+    assert cli.main(told) == 2
+    assert "images 1 and 3 of the batch are one and the same: class Cat, seed 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 LAUNCH = "-m torch.distributed.run --standalone --nproc-per-node 2 -m trimtab"
 TORCHRUN = [sys.executable, *LAUNCH.split()]
 
