@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
@@ -28,7 +28,7 @@ def by_main(act: Callable[[], Told]) -> Told:
 
     from .guidance.errors import TrimtabError
 
-    told: list[Told | TrimtabError | None] = [None]
+    told: list[Any] = [None]
     if PartialState().is_main_process:
         try:
             told = [act()]
@@ -38,7 +38,8 @@ def by_main(act: Callable[[], Told]) -> Told:
         broadcast_object_list(told)
     if isinstance(told[0], TrimtabError):
         raise told[0]
-    return told[0]  # type: ignore[return-value]
+    result: Told = told[0]
+    return result
 
 
 def notes(run: str, launcher: int) -> Path:
