@@ -47,6 +47,19 @@ def uneven(*arguments: str) -> int:
     return len(made)
 
 
+def failing(*arguments: str) -> int:
+    """`trimtab` with these arguments, where the image of seed 2 cannot be made; the exit code."""
+    generate = batch.generate
+
+    def refusing(pipe: Any, request: Any) -> Any:
+        if request.seed == 2:
+            raise RuntimeError("out of\nmemory")
+        return generate(pipe, request)
+
+    batch.generate = refusing
+    return cli.main(arguments)
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

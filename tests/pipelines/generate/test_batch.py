@@ -261,6 +261,17 @@ def test_an_image_that_fails_is_noted_and_the_batch_goes_on(
     assert {row["status"] for row in listed(tmp_path)} == {"done"}
 
 
+def test_an_image_that_fails_among_several_processes_is_noted_and_made_by_the_next_command(
+    model: str, tmp_path: Path
+) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert together(2, programs.failing, tmp_path / "two", *options(model, shared)) == [2, 0]  # the first says it
+    assert [row["status"] for row in listed(shared)] == ["done", "done", "failed", *["done"] * 4]
+    assert listed(shared)[2]["error"] == "RuntimeError: out of memory"
+    assert cli.main(options(model, shared)) == cli.main(options(model, alone)) == 0
+    assert contents(shared) == contents(alone) and listed(shared) == listed(alone)
+
+
 # -- the manifest ------------------------------------------------------------------------------------------------------
 def test_a_line_that_was_cut_off_is_closed_and_left_out(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path)
