@@ -131,7 +131,8 @@ def test_a_plug_in_for_another_architecture() -> None:
 
 def test_a_classifier_that_is_not_there(pipe: Any) -> None:
     pipe.add_guidance("classifier", classifier="./absent", target=1)
-    with pytest.raises(SourceError, match=r"classifier='\./absent' gives no transformers network for classificati"):
+    refusal = r"classifier='\./absent' gives no transformers network for classification of images; needed: a "
+    with pytest.raises(SourceError, match=refusal):
         run(pipe, CASE)
 
 

@@ -110,6 +110,7 @@ def train_experts(
     if images is None:
         with processes().main_process_first():
             images = generated(pipe, settings)
+        torch.manual_seed(settings.seed)  # whatever was drawn to make them, or not, as they were there
     given = {name: getattr(settings, name) for name in SETTINGS}
     with processes().main_process_first():
         check_same(output / "settings.json", given, "train ppap")

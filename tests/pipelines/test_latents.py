@@ -74,7 +74,9 @@ def test_what_the_last_sample_decodes_to_is_the_image_that_the_pipeline_returns(
     returned = torch.as_tensor(np.asarray(result)).float()
     returned = returned.reshape(-1, *returned.shape[-3:]).movedim(-1, 1)
     ours = (decoded / 2 + 0.5).clamp(0, 1).transpose(1, 2).flatten(0, 1) if decoded.ndim == 5 else decoded / 2 + 0.5
-    torch.testing.assert_close(ours.clamp(0, 1), returned, atol=1.5 / 255, rtol=0)
+    # Cosmos returns its frames as bytes, rounded down; the others what was decoded.
+    near = 1 / 255 + 1e-6 if name == "cosmos_video2world" else 1e-6
+    torch.testing.assert_close(ours.clamp(0, 1), returned, atol=near, rtol=0)
 
 
 @pytest.mark.parametrize(
