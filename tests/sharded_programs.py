@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from branch_programs import Bright, difference
+from diffusers import TensorParallelConfig
+from diffusers.hooks import tensor_parallel as diffusers_tensor_parallel
 from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from torch import nn
@@ -41,6 +46,27 @@ def fsdp(denoiser: nn.Module) -> None:
     fully_shard(denoiser, mesh=mesh)
 
 
+def accelerate_fsdp(denoiser: nn.Module) -> None:
+    """FSDP2 by Accelerate's `prepare`, which of the processes that talk by gloo knows plain copies only: told here."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=sorted({type(block).__name__ for block in blocks_of(denoiser)}),
+    )
+    sharded, _ = accelerator.prepare(denoiser, torch.optim.SGD(denoiser.parameters()))
+    assert sharded is denoiser
+
+
+def diffusers_parallel(denoiser: Any) -> None:
+    """What Diffusers' `enable_parallelism` does by the plan of the denoiser's class, on CPUs, which it refuses."""
+    diffusers_tensor_parallel._SUPPORTED_TP_DEVICES = ("cpu",)
+    config, mesh = TensorParallelConfig(tp_degree=2), init_device_mesh("cpu", (2,))
+    config.setup(mesh.get_rank(), mesh.size(), torch.device("cpu"), mesh)
+    diffusers_tensor_parallel.apply_tensor_parallel(denoiser, config, denoiser._tp_plan)
+
+
 def tensor_parallel(denoiser: nn.Module) -> None:
     """Each attention's heads, and each feed-forward's channels, over two processes."""
     mesh = init_device_mesh("cpu", (2,))
@@ -59,6 +85,7 @@ def tensor_parallel(denoiser: nn.Module) -> None:
 
 
 WAYS: dict[str, Callable[[nn.Module], None]] = {"FSDP": fsdp, "tensor parallel": tensor_parallel}
+BY_LIBRARIES = {"FSDP by Accelerate": accelerate_fsdp, "tensor parallel by Diffusers": diffusers_parallel}
 
 
 def attach(pipe: Any, guidances: dict[str, Any]) -> None:
@@ -72,7 +99,7 @@ def compare(way: str, *names: str) -> dict[str, Any]:
     for name in names:
         case = CASES[name]
         whole, sharded = (trimtab.guide(case.build()) for _ in range(2))
-        WAYS[way](getattr(sharded, case.denoiser))
+        (WAYS | BY_LIBRARIES)[way](getattr(sharded, case.denoiser))
         sizes = [parameter for parameter in getattr(sharded, case.denoiser).parameters()]
         split = [p for p in sizes if isinstance(p, DTensor) and p.to_local().numel() < p.numel()]
         seen[name] = {"split": len(split), "stock": difference(run(sharded, case), run(whole, case))}

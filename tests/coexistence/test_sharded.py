@@ -25,9 +25,26 @@ def tensor_parallel(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, 
     return together(2, programs.compare, tmp_path_factory.mktemp("tensor"), "tensor parallel", *NAMES)
 
 
+@pytest.fixture(scope="module")
+def accelerate_fsdp(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return together(2, programs.compare, tmp_path_factory.mktemp("prepared"), "FSDP by Accelerate", *NAMES)
+
+
+@pytest.fixture(scope="module")
+def diffusers_parallel(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return together(2, programs.compare, tmp_path_factory.mktemp("planned"), "tensor parallel by Diffusers", "flux")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_fsdp_changes_nothing(fsdp: list[dict[str, Any]], name: str) -> None:
     for seen in fsdp:
+        assert seen[name].pop("split") > 50
+        assert set(seen[name].values()) == {0.0}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fsdp_as_accelerate_prepares_it_changes_nothing(accelerate_fsdp: list[dict[str, Any]], name: str) -> None:
+    for seen in accelerate_fsdp:
         assert seen[name].pop("split") > 50
         assert set(seen[name].values()) == {0.0}
 
@@ -37,6 +54,14 @@ def test_tensor_parallel_layers_change_no_more_than_rounding(tensor_parallel: li
     for seen in tensor_parallel:
         assert seen[name].pop("split") > 10
         assert max(seen[name].values()) < 1e-5
+
+
+def test_tensor_parallelism_by_the_plan_of_diffusers_changes_no_more_than_rounding(
+    diffusers_parallel: list[dict[str, Any]],
+) -> None:
+    for seen in diffusers_parallel:
+        assert seen["flux"].pop("split") > 50
+        assert max(seen["flux"].values()) < 1e-5
 
 
 def test_attention_is_watched_where_a_process_sees_whole_maps_and_refused_elsewhere(tmp_path: Path) -> None:
@@ -62,3 +87,20 @@ def test_a_device_map_onto_a_disk_changes_nothing(name: str, tmp_path: Path) -> 
         )
 
     check_configured(name, dispatched)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_denoiser_loaded_in_balance_onto_a_cpu_and_a_disk_changes_nothing(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    whole = getattr(case.build(), case.denoiser)
+    whole.save_pretrained(tmp_path / "saved")
+    fits = {"cpu": sum(parameter.nbytes for parameter in whole.parameters()) * 3 // 5}
+
+    def balanced(pipe: Any) -> None:
+        denoiser = type(whole).from_pretrained(
+            tmp_path / "saved", device_map="balanced", max_memory=fits, offload_folder=str(tmp_path / "disk")
+        )
+        assert set(denoiser.hf_device_map.values()) == {"cpu", "disk"}
+        pipe.register_modules(**{case.denoiser: denoiser})
+
+    check_configured(name, balanced)
