@@ -90,7 +90,7 @@ class Configurations:
         for count in EXPERTS:
             found[f"PPAP, {count} expert{'s' * (count > 1)}"] = lambda count=count: (
                 "ppap",
-                {"classifier": self.guide, "weights": str(self._experts(count)), **at_x_t},
+                {"classifier": self.guide, "weights": str(self._shared(count)), **at_x_t},
             )
         if self.args.efficientnet:
             found["EfficientNet-Lite0"] = lambda: ("classifier", {"classifier": NearestMeans(self.args.data)})
@@ -100,17 +100,27 @@ class Configurations:
         args = self.args
         return load_guide(args.cache / "guide-noisy.safetensors", self.pipe.scheduler, args.data, args.noisy_steps)
 
-    def _experts(self, count: int) -> Path:
+    def _shared(self, count: int) -> Path:
         args = self.args
-        self.pipe.clear_guidance()  # that of the row before is no part of the images that they learn from
+        return self.experts(f"ppap-{count}", experts=count, rank=args.rank, steps=args.expert_steps // count)
+
+    def experts(
+        self, folder: str, experts: int, rank: int, steps: int, learning_rate: float = 1e-2, seed: int = 0
+    ) -> Path:
+        """Experts trained in a folder of the cache, with so many steps each; those that are there are kept."""
+        settings = PPAPSettings(
+            output=str(self.args.cache / folder), images=self.args.generated, experts=experts, rank=rank,
+            alpha=float(rank), steps=steps, batch_size=32, learning_rate=learning_rate, warmup=20, seed=seed,
+        )  # fmt: skip
+        return train_experts(self.pipe, self.guide, Preprocessing(), settings, self.generated())
+
+    def generated(self) -> torch.Tensor:
+        """The images that experts learn from, which no guidance has touched."""
+        args = self.args
+        self.pipe.clear_guidance()  # that of the row before
         shared = PPAPSettings(output=str(args.cache), images=args.generated, inference_steps=args.steps, batch_size=100)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.autocast):
-            images = generated(self.pipe, shared)
-        settings = PPAPSettings(
-            output=str(args.cache / f"ppap-{count}"), images=args.generated, experts=count, rank=args.rank,
-            alpha=float(args.rank), steps=args.expert_steps // count, batch_size=32, learning_rate=1e-2, warmup=20,
-        )  # fmt: skip
-        return train_experts(self.pipe, self.guide, Preprocessing(), settings, images)
+            return generated(self.pipe, shared)
 
 
 class Sampling:
@@ -186,6 +196,25 @@ def search(distance: Callable[[float], float], scales: tuple[float, ...]) -> dic
             return dict(sorted(found.items()))
 
 
+def sampling_options(parser: argparse.ArgumentParser) -> None:
+    """The options of what guides, and of the images that it makes."""
+    parser.add_argument("--count", type=int, default=2000, help="images a row, a multiple of 100")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
+    parser.add_argument("--batch", type=int, default=100, help="images at once")
+    parser.add_argument("--autocast", action="store_true", help="denoise in bfloat16")
+    parser.add_argument("--guide-steps", type=int, default=1200, help="of training the guide")
+    parser.add_argument("--generated", type=int, default=2000, help="images that PPAP learns from")
+    parser.add_argument("--data", help="folder of the four IDX files")
+    parser.add_argument("--cache", type=Path, default=Path("runs/classifiers"), help="folder of networks and images")
+    parser.add_argument("--judge", type=Path, default=JUDGE_FILE, help="weights of the judge; trained where missing")
+
+
+def check_count(parser: argparse.ArgumentParser, count: int) -> None:
+    """End the command where classes and groups do not come out even."""
+    if count < 100 or count % 100:
+        parser.error(f"--count {count}: ten classes in ten groups need a multiple of 100.")
+
+
 def measure(rows: Rows, args: argparse.Namespace) -> None:
     """Fill the rows that are missing."""
     pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
@@ -214,27 +243,18 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.classifiers", description=__doc__)
-    parser.add_argument("--count", type=int, default=2000, help="images a row, a multiple of 100")
+    sampling_options(parser)
     parser.add_argument("--tuning", type=int, default=100, help="images for each scale that is tried")
-    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
-    parser.add_argument("--batch", type=int, default=100, help="images at once")
-    parser.add_argument("--autocast", action="store_true", help="denoise in bfloat16")
-    parser.add_argument("--guide-steps", type=int, default=1200, help="of training the guide")
     parser.add_argument("--noisy-steps", type=int, default=1500, help="of training the noise-aware one")
-    parser.add_argument("--generated", type=int, default=2000, help="images that PPAP learns from")
     parser.add_argument("--expert-steps", type=int, default=1500, help="of training, shared by all experts of a row")
     parser.add_argument("--rank", type=int, default=2, help="of the experts' LoRA")
     parser.add_argument("--efficientnet", action="store_true", help="let EfficientNet-Lite0 guide too")
-    parser.add_argument("--data", help="folder of the four IDX files")
-    parser.add_argument("--cache", type=Path, default=Path("runs/classifiers"), help="folder of networks and images")
-    parser.add_argument("--judge", type=Path, default=JUDGE_FILE, help="weights of the judge; trained where missing")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/classifiers"), help="writes OUTPUT.md and OUTPUT.json"
     )
     given = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(given)
-    if args.count < 100 or args.count % 100:
-        parser.error(f"--count {args.count}: ten classes in ten groups need a multiple of 100.")
+    check_count(parser, args.count)
     kept = ("count", "tuning", "steps", "batch", "autocast", "guide_steps", "noisy_steps", "generated", "expert_steps",
             "rank")  # fmt: skip
     rows = Rows(args.output.with_suffix(".json"), {name: getattr(args, name) for name in kept})

@@ -50,6 +50,11 @@ MEASURES = {
 }
 """All measures, in the order in which they are reported; the first is unbiased."""
 
+OPTIONS = dict.fromkeys(list(MEASURES)[:6], "reference") | {
+    "clip_score": "clip", "psnr": "pairs", "ssim": "pairs", "feature_distance": "pairs", "lpips": "lpips",
+}  # fmt: skip
+"""The option without which a measure is not taken; whether there is what the others need, only the images tell."""
+
 OF_VARIETY = {"frechet_distance": math.inf, "recall": 1.0, "coverage": 1.0}
 """Measures that an image drawn twice would falsify, each with the most that it can be; the least is 0."""
 
@@ -130,6 +135,21 @@ class Evaluation:
                     f"--reference: the {given} images of {where} are too few to be compared as a set; needed: more "
                     f"than {NEIGHBOUR + 1}."
                 )
+
+    def check_takes(self, name: str, option: str) -> None:
+        """Whether a measure can be taken, as far as that is known before there are images.
+
+        Args:
+            name: of the measure.
+            option: that asked for it.
+
+        Raises:
+            EvaluationError: there is no such measure, or it needs an option that was not given.
+        """
+        if name not in MEASURES:
+            raise EvaluationError(f"{option}: {name!r} is no measure; allowed: {', '.join(MEASURES)}.")
+        if (needed := OPTIONS.get(name)) is not None and needed not in self.about:
+            raise EvaluationError(f"{option}: {name} needs --{needed}; give it too.")
 
     def difference(self, images: Pictures, others: Pictures) -> dict[str, dict[str, float]]:
         """All measures of images minus those of others, each a value, low and high.

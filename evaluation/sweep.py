@@ -95,12 +95,12 @@ def sweep(args: Namespace, names: Sequence[str]) -> Callable[[], Iterator[Path]]
         args: parsed.
         names: see `trimtab.pipelines.generate.jobs.read`.
     """
-    if args.quality is not None and args.quality not in MEASURES:
-        raise EvaluationError(f"--quality: {args.quality!r} is no measure; allowed: {', '.join(MEASURES)}.")
     texts, args.guidance = args.guidance or (), None
     job = jobs.read(args, names)
     grid = cells(texts, job.guidances or {})
     evaluation = evaluation_of(args)
+    if args.quality is not None:
+        evaluation.check_takes(args.quality, "--quality")
     made_of = args.prompts, args.class_balanced, args.branch_parallel or 1
     return lambda: run(job, grid, evaluation, args.output, *made_of, args.quality)
 

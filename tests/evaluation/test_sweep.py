@@ -147,7 +147,9 @@ def test_a_cell_is_measured_anew_by_a_network_that_was_trained_anew(tmp_path: Pa
     ("more", "message"),
     [
         (["--quality", "beauty"], "'beauty' is no measure; allowed: kernel_distance"),
-        (["--quality", "psnr"], "psnr was not measured here; measured: accuracy, confidence"),
+        (["--quality", "psnr"], "--quality: psnr needs --pairs; give it too."),
+        (["--quality", "coverage"], "--quality: coverage needs --reference; give it too."),
+        (["--quality", "istd"], "istd was not measured here; measured: accuracy, confidence"),
         (["--branch-parallel", "2"], "this is the only process"),
         (["--guidance", "cfg:scale=1"], "cfg is given twice"),
         (["--guidance", "slg:scale=x,1"], "scale='x' cannot be read"),
@@ -158,7 +160,8 @@ def test_what_cannot_be_swept_is_refused(
 ) -> None:
     assert cli.main(command(model, tmp_path, *more)) == 2
     assert message in capsys.readouterr().err
-    assert len(list(tmp_path.iterdir())) <= 1  # before a second cell is made
+    # Whether there are strips, only the first cell's images tell; before a second is made.
+    assert len(list(tmp_path.iterdir())) == ("istd" in more)
 
 
 def test_too_few_images_for_the_references_are_refused_before_any_is_made(

@@ -1,0 +1,113 @@
+"""`python -m benchmarks.experts`: what PPAP owes to the number of its experts, to their training and to their LoRAs.
+
+The setting, networks and images of `benchmarks.classifiers`; at each scale the same seeds. First, 1, 3 and 5 experts
+that share a number of training steps, and 1 and 5 that share five times as many, each trained under several seeds;
+with how strongly each pushes, the mean norm of the gradient of `log p(c | x_t)`, c being the wanted class, by noise.
+Second, how often an expert agrees with the teacher in the middle of its noise, by rank and learning rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+import trimtab
+from trimtab.adapters.ppap.experts import load_experts
+from trimtab.adapters.ppap.noise import noised
+from trimtab.adapters.weights import load_weights
+from trimtab.guidance.images import Preprocessing
+from trimtab.pipelines.fashion.data import CLASS_NAMES
+
+from .classifiers import Configurations, Sampling, check_count, sampling_options
+from .experts_page import page
+from .rows import Rows
+
+STEPS = 1500
+"""Of training, shared by all experts of a row; the second budget is five times as many."""
+ARMS = ((1, STEPS), (3, STEPS), (5, STEPS), (1, 5 * STEPS), (5, 5 * STEPS))
+"""Number of experts, and training steps that they share."""
+SCALES = (8.0, 16.0, 32.0)
+RANGES = 5
+RANKS, RATES = (1, 2, 4), (1e-3, 3e-3, 1e-2)
+PUSHED = 200
+"""Images of which gradients are taken."""
+
+
+def pushes(configurations: Configurations, file: Path) -> list[float]:
+    """The mean norm of the gradient of `log p(c | x_t)` with respect to `x_t`, in equal ranges of timesteps."""
+    experts = load_experts(configurations.guide, load_weights(file))
+    x0, preprocessing = configurations.generated()[:PUSHED], Preprocessing()
+    wanted = (torch.arange(len(x0)) % len(CLASS_NAMES))[:, None]
+    generator, found = torch.Generator().manual_seed(0), []
+    for index in range(RANGES):
+        low, high = (experts.timesteps * edge // RANGES for edge in (index, index + 1))
+        t = torch.randint(low, high, (len(x0),), generator=generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        x_t = noised(configurations.pipe.scheduler, x0, noise, t).requires_grad_()
+        score = experts(preprocessing(x_t), t).log_softmax(1).gather(1, wanted).sum()
+        (gradient,) = torch.autograd.grad(score, x_t)
+        found.append(gradient.flatten(1).norm(dim=1).mean().item())
+    return found
+
+
+def arm(configurations: Configurations, sampling: Sampling, count: int, steps: int, seed: int) -> dict[str, Any]:
+    """Class and distance at each scale, with what the experts see and how strongly they push."""
+    name = f"experts-{count}-of-{steps}-{seed}"
+    file = configurations.experts(name, experts=count, rank=2, steps=steps // count, seed=seed)
+    attached = ("ppap", {"classifier": configurations.guide, "weights": str(file), "estimate": "x_t"})
+    scales = {}
+    for scale in SCALES:
+        images = sampling.images(name, attached, scale, sampling.args.count, 0)
+        scales[f"{scale:g}"] = {key: measure.value for key, measure in sampling.measured(images).items()}
+    return {"scales": scales, "agreement": agreement_of(file), "push": pushes(configurations, file)}
+
+
+def agreement_of(file: Path) -> list[dict[str, Any]]:
+    """What the training's report says of experts and teacher, by noise."""
+    rows: list[dict[str, Any]] = json.loads((file.parent / "report.json").read_text())["agreement"]
+    return rows
+
+
+def measure(rows: Rows, args: argparse.Namespace) -> None:
+    """Fill the rows that are missing."""
+    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
+    pipe.set_progress_bar_config(disable=True)
+    configurations, sampling = Configurations(pipe, args), Sampling(pipe, args)
+    for seed, (count, steps) in tqdm(list(product(range(args.seeds), ARMS)), desc="experts"):
+        if (name := f"{count} of {steps}, seed {seed}") not in rows:
+            rows[name] = arm(configurations, sampling, count, steps, seed)
+    for rank, rate in tqdm(list(product(RANKS, RATES)), desc="LoRAs"):
+        if (name := f"rank {rank}, rate {rate:g}") not in rows:
+            folder = f"experts-rank-{rank}-rate-{rate:g}"
+            file = configurations.experts(folder, experts=5, rank=rank, steps=STEPS // 5, learning_rate=rate)
+            report = json.loads((file.parent / "report.json").read_text())
+            rows[name] = {"agreement": report["agreement"], "share": report["trainable_share"]}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experts", description=__doc__)
+    sampling_options(parser)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
+    parser.add_argument("--output", type=Path, default=Path("runs/experts"), help="writes OUTPUT.md and OUTPUT.json")
+    given = sys.argv[1:] if arguments is None else arguments
+    args = parser.parse_args(given)
+    check_count(parser, args.count)
+    kept = ("count", "steps", "batch", "autocast", "guide_steps", "generated")
+    rows = Rows(args.output.with_suffix(".json"), {name: getattr(args, name) for name in kept})
+    measure(rows, args)
+    text = page(rows, shlex.join(["python", "-m", "benchmarks.experts", *given]), args)
+    args.output.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
