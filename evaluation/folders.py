@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..guidance.source import sha256
 from ..pipelines.generate import pictures
 from ..pipelines.launch import first
 from .features import EvaluationError
@@ -51,6 +55,14 @@ class Pictures:
         """How many batches there are."""
         return -(-len(self) // BATCH)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash that tells these files from others of the same names."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(os.fsencode(file.name) + f"\0{sha256(file)}\n".encode())
+        return digest.hexdigest()[:16]
+
     def batch(self, index: int) -> Batch:
         """The images of one batch, in the order of the files."""
         return read(self.files[index * BATCH : (index + 1) * BATCH])
@@ -84,7 +96,7 @@ def of_files(folder: Path, files: Sequence[Path]) -> Pictures:
         EvaluationError: they differ in size.
     """
     files, sizes = sorted(files), []
-    for file in tqdm(files, desc=f"look into {folder.name}", leave=False):
+    for file in tqdm(files, desc=f"look into {folder.name}", leave=False, disable=not first()):
         with Image.open(file) as opened:
             sizes.append(opened.size)
         if sizes[-1] != sizes[0]:
@@ -93,15 +105,32 @@ def of_files(folder: Path, files: Sequence[Path]) -> Pictures:
 
 
 def read(files: Sequence[Path]) -> Batch:
-    """These images, all of one size."""
-    images = []
-    for file in files:
-        try:
-            with Image.open(file) as opened:
-                images.append(torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1))
-        except OSError as error:
-            raise EvaluationError(f"{file} cannot be read as an image: {error}.") from error
-    return Batch(tuple(file.name for file in files), torch.stack(images), tuple(map(_settings, files)))
+    """These images, all of one size.
+
+    Raises:
+        EvaluationError: a file that is no image, or whose pixels are no bytes.
+    """
+    images = torch.stack([_pixels(file) for file in files])
+    return Batch(tuple(file.name for file in files), images, tuple(map(_settings, files)))
+
+
+def _pixels(file: Path) -> torch.Tensor:
+    """An image in bytes `[3, height, width]`; what is transparent is on white, as in `EmojiData.images`."""
+    try:
+        with Image.open(file) as opened:
+            image: Image.Image = opened
+            if image.mode.startswith("I;16"):
+                # Pillow clips these, though of colours of 16 bits it takes the high byte, as is done here.
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode in ("I", "F"):
+                raise EvaluationError(f"{file}: its pixels are of 32 bits; allowed: 8 or 16 bits a channel.")
+            if image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                white.alpha_composite(image.convert("RGBA"))
+                image = white
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except OSError as error:
+        raise EvaluationError(f"{file} cannot be read as an image: {error}.") from error
 
 
 def _settings(file: Path) -> Mapping[str, Any]:

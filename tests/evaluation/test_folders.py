@@ -1,14 +1,17 @@
-"""A folder is one set of images: of one size, and made alike, or its reader is told."""
+"""A folder is one set of images: of one size, made alike or its reader is told, and of bytes on white."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from trimtab.evaluation.folders import read_folder
+from trimtab.evaluation.features import EvaluationError
+from trimtab.evaluation.folders import read, read_folder
 from trimtab.pipelines.generate import pictures
 
 
@@ -32,3 +35,48 @@ def test_images_of_several_settings_are_announced_with_what_differs(
     read_folder(tmp_path)
     (record,) = caplog.records
     assert "made with several settings (guidance, steps): they are measured as one set" in record.getMessage()
+
+
+def test_only_the_process_that_speaks_for_all_shows_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path, {}, {})
+    read_folder(tmp_path)
+    assert f"look into {tmp_path.name}" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    read_folder(tmp_path)
+    assert not capsys.readouterr().err
+
+
+def test_a_folder_is_known_by_the_content_of_its_files_and_not_by_their_sizes(tmp_path: Path) -> None:
+    for level in (10, 20):
+        (tmp_path / str(level)).mkdir()
+        Image.new("L", (8, 8), level).save(tmp_path / str(level) / "0.png", compress_level=0)
+    one, other = (read_folder(tmp_path / str(level)) for level in (10, 20))
+    assert one.files[0].stat().st_size == other.files[0].stat().st_size
+    assert one.fingerprint == read_folder(one.folder).fingerprint != other.fingerprint
+
+
+# -- pixels ------------------------------------------------------------------------------------------------------------
+def test_grey_of_16_bits_is_that_of_8_bits_and_no_white(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey * np.uint16(257)).save(tmp_path / "16.png")
+    fine, coarse = read([tmp_path / "16.png", tmp_path / "8.png"]).images
+    assert torch.equal(fine, coarse) and torch.equal(coarse[0], torch.from_numpy(grey))
+
+
+def test_pixels_that_are_no_bytes_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "depth.png"
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(file, format="TIFF")
+    with pytest.raises(EvaluationError, match=r"depth.png: its pixels are of 32 bits; allowed: 8 or 16 bits a channel"):
+        read([file])
+
+
+def test_what_is_transparent_is_on_white(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    (found,) = read([tmp_path / "image.png"]).images
+    alpha = pixels[..., 3:] / 255
+    expected = (pixels[..., :3] * alpha + 255 * (1 - alpha)).round()
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
