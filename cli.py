@@ -141,7 +141,6 @@ def new_plugin(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> int:
     """`trimtab evaluate`: measures of a folder of images, or of images made for it, with intervals."""
     from .evaluation import command
-    from .evaluation.evaluate import table
     from .pipelines.launch import first, launch, started
 
     run = command.evaluate(args, REQUEST)
@@ -149,7 +148,7 @@ def evaluate(args: argparse.Namespace) -> int:
         return launch(args.given, args.processes)
     result = run()
     if first():
-        print(json.dumps(result, indent=2) if args.json else table(result))
+        print(json.dumps(result, indent=2) if args.json else command.table(result))
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,7 +101,9 @@ def build_parser() -> Parser:
     )
     evaluation.add_argument("images", nargs="?", type=Path, metavar="FOLDER", help="without it, images are made")
     _add_batch_options(evaluation)
-    evaluation.add_argument("--frames", type=_count, metavar="N", help="make strips of N images between two seeds each")
+    evaluation.add_argument(
+        "--frames", type=_from(3), metavar="N", help="make strips of N images between two seeds each"
+    )
     _add_evaluation_options(evaluation)
     evaluation.add_argument("--json", action="store_true", help="for programs")
     evaluation.set_defaults(command="evaluate", prompt=None, like=None, compare=False)
@@ -173,11 +175,13 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
         "--recipe", metavar="FILE", help="guidances from a recipe: a file, a folder or a Hub repository"
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a batch: a prompt a line, or a .jsonl file")
-    parser.add_argument("--class-balanced", type=_count, metavar="N", help="a batch: N images over all classes in turn")
-    parser.add_argument("--processes", type=_count, metavar="N", help="split the batch over N processes, resumable")
+    parser.add_argument(
+        "--class-balanced", type=_from(1), metavar="N", help="a batch: N images over all classes in turn"
+    )
+    parser.add_argument("--processes", type=_from(1), metavar="N", help="split the batch over N processes, resumable")
     parser.add_argument(
         "--branch-parallel",
-        type=_count,
+        type=_from(1),
         metavar="N",
         help="of these processes, N at a time share the branches of an image",
     )
@@ -186,22 +190,25 @@ def _add_batch_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", type=Path, metavar="FOLDER", help="images that they should be like, as a set")
-    parser.add_argument(
-        "--features", default="judge", metavar="NAME", help="judge (default), efficientnet-lite0, inception, a model"
-    )
+    parser.add_argument("--features", metavar="NAME", help="judge (default), efficientnet-lite0, inception, a model")
     parser.add_argument(
         "--pairs", type=Path, metavar="FOLDER|FILE", help="images that each should be like, by file name, or one image"
     )
     parser.add_argument("--lpips", choices=("alex", "vgg", "squeeze"), help="LPIPS of the pairs; needs torchvision")
     parser.add_argument("--clip", metavar="MODEL", help="folder or repository of a CLIP, for images made of prompts")
-    parser.add_argument("--repetitions", type=_count, default=200, metavar="N", help="of the bootstrap")
+    # Of fewer draws none lies beyond the interval's ends, each of which leaves out 2.5 % of them.
+    parser.add_argument("--repetitions", type=_from(40), default=200, metavar="N", help="of the bootstrap")
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: whole numbers from 1")
-    return value
+def _from(least: int) -> Callable[[str], int]:
+    """A reader of whole numbers that are at least this."""
+
+    def read(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: whole numbers from {least}")
+        return int(text)
+
+    return read
 
 
 def parse_settings(what: str, text: str, settings_class: Any, options: Sequence[str]) -> Any:

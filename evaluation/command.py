@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..pipelines.generate.jobs import Job
 from ..pipelines.generate.prompts import read_prompts
 from ..pipelines.generate.samples import load_pipeline
 from ..pipelines.interpolate import make
+from . import beforehand
 from .evaluate import Evaluation
 from .features import EvaluationError
 from .folders import of_files, read_folder
@@ -51,9 +52,19 @@ def evaluate(args: Namespace, names: Sequence[str]) -> Callable[[], dict[str, An
 
 
 def evaluation_of(args: Namespace) -> Evaluation:
-    """What the options of a command say about measuring."""
+    """What the options of a command say about measuring.
+
+    Raises:
+        EvaluationError: features that nothing would be compared by, or see `Evaluation`.
+    """
     options = ("reference", "features", "pairs", "clip", "lpips", "repetitions")
-    return Evaluation(**{name: getattr(args, name) for name in options})
+    given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
+    if "features" in given and not given.keys() & {"reference", "pairs"}:
+        raise EvaluationError(
+            f"--features: {args.features} compares images with those of --reference or --pairs; give one of these, or "
+            "leave it out."
+        )
+    return Evaluation(**given)
 
 
 def evaluate_made(
@@ -75,7 +86,10 @@ def evaluate_made(
         EvaluationError: see `Evaluation`.
     """
     pipe = load_pipeline(job.requests[0])
-    evaluation.check(len(expand(job, prompts, count, pipe)), folder)
+    beforehand.check(evaluation, expand(job, prompts, count, pipe), folder)
+    if evaluation.likeness is not None and not evaluation.likeness.one:
+        _, _, named, _ = jobs.prepare(jobs.pinned(job), lambda pipe: expand(job, prompts, count, pipe), pipe)
+        evaluation.likeness.check_names([f"{request.file_stem()}.png" for request in named])
     made = make_batch(job, folder, prompts, count, pipe, sharing)
     made.check()
     result = evaluation(of_files(folder, made.files))
@@ -95,7 +109,7 @@ def evaluate_strips(
 
     Args:
         job, evaluation, folder, prompts: see `evaluate_made`.
-        frames: images of a strip, both ends included.
+        frames: images of a strip, both ends included; 3 or more, for two have only one step.
 
     Returns:
         As `evaluation` does, with `about` the frames.
@@ -116,3 +130,19 @@ def evaluate_strips(
     files = shared(lambda index: make(ways[index], folder, frames, pipe=pipe, anew=False)[0], len(ways), "strips")
     result = evaluation(of_files(folder, files))
     return {**result, "about": {**result["about"], "frames": frames}}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result for people."""
+    about = result["about"]
+    lines = [f"{about['images']}: {about['count']} images"]
+    if "evaluations" in about:
+        lines[0] += f", {about['evaluations']} evaluations each"
+    if "reference" in about:
+        lines.append(f"against {about['reference']}: {about['reference_count']} images")
+    if "features" in about:
+        lines.append(f"features of {about['features']}")
+    for name, one in result["measures"].items():
+        interval = f"   ({one['low']:.4f} to {one['high']:.4f})" if "low" in one else ""
+        lines.append(f"  {name:<17} {one['value']:10.4f}{interval}")
+    return "\n".join(lines)

@@ -12,7 +12,7 @@ A value is NaN where an image lacks what the measure is about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,10 @@ BEST_PSNR = 100.0
 def garments() -> Measure:
     """Whether the judge of garments sees the class that was asked for, and the probability that it gives to it."""
     judge, _ = load_judge()
-    lowered = [name.lower() for name in CLASS_NAMES]
 
     def measure(batch: Batch) -> Mapping[str, torch.Tensor]:
-        labels = [_named(settings.get("class_label")).lower() for settings in batch.settings]
-        wanted = torch.tensor([lowered.index(label) if label in lowered else -1 for label in labels])
+        found = [garment(settings.get("class_label")) for settings in batch.settings]
+        wanted = torch.tensor([-1 if index is None else index for index in found])
         probabilities = judge(as_garments(batch.images)).softmax(1)
         known = wanted >= 0
         right = (probabilities.argmax(1) == wanted).double().where(known, torch.nan)
@@ -48,10 +47,12 @@ def garments() -> Measure:
     return measure
 
 
-def _named(label: Any) -> str:
-    """A class by its name, also where it was given by its index."""
-    text = "" if label is None else str(label)
-    return CLASS_NAMES[int(text)] if text.isdecimal() and int(text) < len(CLASS_NAMES) else text
+def garment(label: Any) -> int | None:
+    """The index of a class that the judge knows, given by its name or index; `None` for any other."""
+    text, names = str(label).lower(), [name.lower() for name in CLASS_NAMES]
+    if text.isdecimal():
+        return int(text) if int(text) < len(names) else None
+    return names.index(text) if text in names else None
 
 
 def clip_score(source: str) -> Measure:
@@ -85,7 +86,7 @@ class Likeness:
     """How like each image is to the one that it should be: the file of its name, or one file for all.
 
     PSNR in dB (at most `BEST_PSNR`, that of equal images), SSIM and LPIPS by torchmetrics.
-    The feature distance is `1 - cos(f(image), f(other))`.
+    The feature distance is `1 - cos(f(image), f(other))`, at least 0.
 
     Args:
         source: a folder, or one image.
@@ -112,11 +113,19 @@ class Likeness:
         Raises:
             EvaluationError: one has none, or they differ in size.
         """
-        names = () if self.one else [file.name for file in images.files if file.name not in self.files]
-        if names:
-            raise EvaluationError(f"--pairs: {self.pictures.folder} holds no {names[0]} ({len(names)} missing).")
+        self.check_names([file.name for file in images.files])
         if images.size != self.pictures.size:
             raise EvaluationError("--pairs: the images differ in size.")
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Whether each of these file names has another image to be compared with, there or still to be made.
+
+        Raises:
+            EvaluationError: one has none.
+        """
+        missing = () if self.one else [name for name in names if name not in self.files]
+        if missing:
+            raise EvaluationError(f"--pairs: {self.pictures.folder} holds no {missing[0]} ({len(missing)} missing).")
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -130,7 +139,8 @@ class Likeness:
         ours, theirs = batch.images.float() / 255, other.float() / 255
         psnr = self.functional.peak_signal_noise_ratio(ours, theirs, data_range=1.0, reduction="none", dim=(1, 2, 3))
         ssim = self.functional.structural_similarity_index_measure(ours, theirs, data_range=1.0, reduction="none")
-        distance = 1 - torch.cosine_similarity(self.network(batch.images), self.network(other))
+        cosine = torch.cosine_similarity(self.network(batch.images), self.network(other))
+        distance = (1 - cosine).clamp_min(0)  # rounding takes that of equal images below
         found = {"psnr": psnr.clamp_max(BEST_PSNR), "ssim": ssim.reshape(-1), "feature_distance": distance}
         return found if self.lpips is None else {**found, "lpips": self.lpips(ours, theirs)}
 

@@ -55,6 +55,11 @@ OPTIONS = dict.fromkeys(list(MEASURES)[:6], "reference") | {
 }  # fmt: skip
 """The option without which a measure is not taken; whether there is what the others need, only the images tell."""
 
+NOTHING = (
+    "nothing to measure: give --reference FOLDER, --pairs FOLDER or --clip MODEL, or images of garments that trimtab "
+    "generate --class-balanced N made."
+)
+
 OF_VARIETY = {"frechet_distance": math.inf, "recall": 1.0, "coverage": 1.0}
 """Measures that an image drawn twice would falsify, each with the most that it can be; the least is 0."""
 
@@ -73,9 +78,6 @@ class Evaluation:
         clip: folder or repository of a CLIP.
         lpips: the backbone of LPIPS, for pairs: `"alex"`, `"vgg"` or `"squeeze"`.
         repetitions, seed: of the bootstrap.
-
-    Attributes:
-        fingerprints: of the networks that were loaded from files on this machine.
 
     Raises:
         EvaluationError: a folder holds no images, or what a measure needs is not at hand.
@@ -105,12 +107,20 @@ class Evaluation:
         if self.network is not None:
             self.about["features"] = self.network.title
         self.about |= {"repetitions": repetitions, "seed": seed}
-        named = {} if self.network is None else {"features": features}
-        named |= {} if clip is None else {"clip": clip}
-        self.fingerprints = pins.fingerprints(named)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the networks, references and pairs that are on this machine: each may be written anew under its name."""
+        networks = {} if self.network is None else {"features": self.network.name}
+        networks |= {name: source for name, source in self.about.items() if name == "clip"}
+        pairs = None if self.likeness is None else self.likeness.pictures
+        images = {"reference": self.reference, "pairs": pairs}
+        return pins.fingerprints(networks) | {name: one.fingerprint for name, one in images.items() if one is not None}
 
     def __call__(self, images: Pictures) -> dict[str, Any]:
         """All measures for which there is what they need: `about`, and `measures` with value, low and high each.
+
+        Of one image there is the value alone.
 
         Raises:
             EvaluationError: nothing to compare with, or things that cannot be compared.
@@ -175,7 +185,11 @@ class Evaluation:
                 found[name] = spread.within(-most if signed else 0.0, most)
             else:
                 found[name] = bootstrap(statistic, count, self.repetitions, self.seed)
-        return {name: asdict(interval) for name, interval in found.items()}
+        # A single image says nothing of how much others would differ.
+        return {
+            name: asdict(interval) if statistics[name][1] > 1 else {"value": interval.value}
+            for name, interval in found.items()
+        }
 
     def _statistics(self, images: Pictures) -> dict[str, Statistic]:
         self.check(len(images), images.folder)
@@ -187,10 +201,7 @@ class Evaluation:
             if not found.isnan().any():
                 statistics[name] = _mean_of(found), len(found)
         if not statistics:
-            raise EvaluationError(
-                "nothing to measure: give --reference FOLDER, --pairs FOLDER or --clip MODEL, or images of garments "
-                "that trimtab generate --class-balanced N made."
-            )
+            raise EvaluationError(NOTHING)
         return statistics
 
     def _of(self, images: Pictures) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
@@ -241,18 +252,3 @@ def _minus(
 
 def _mean_of(values: torch.Tensor) -> Callable[[torch.Tensor], float]:
     return lambda rows: values[rows].double().mean().item()
-
-
-def table(result: Mapping[str, Any]) -> str:
-    """The result for people."""
-    about = result["about"]
-    lines = [f"{about['images']}: {about['count']} images"]
-    if "evaluations" in about:
-        lines[0] += f", {about['evaluations']} evaluations each"
-    if "reference" in about:
-        lines.append(f"against {about['reference']}: {about['reference_count']} images")
-    if "features" in about:
-        lines.append(f"features of {about['features']}")
-    for name, one in result["measures"].items():
-        lines.append(f"  {name:<17} {one['value']:10.4f}   ({one['low']:.4f} to {one['high']:.4f})")
-    return "\n".join(lines)

@@ -26,8 +26,8 @@ def draw(cells: Sequence[Mapping[str, Any]], quality: str, direction: str) -> Im
     canvas = Canvas(WIDTH, HEIGHT)
     values = [cell["measures"][quality] for cell in cells]
     costs = [cell["evaluations"] for cell in cells]
-    low, high = min(one["low"] for one in values), max(one["high"] for one in values)
-    low, high = min(low, *(one["value"] for one in values)), max(high, *(one["value"] for one in values))
+    ends = [end for one in values for end in one.values()]
+    low, high = min(ends), max(ends)
     step = nice((high - low) / 4)
     low, right, bottom = math.floor(low / step) * step, WIDTH - RIGHT, HEIGHT - FOOT
     ticks = math.ceil((high - low) / step - 1e-9) or 1
@@ -60,7 +60,8 @@ def draw(cells: Sequence[Mapping[str, Any]], quality: str, direction: str) -> Im
     canvas.line(front, FRONT, 1.5)
     for number, (cell, point, one) in enumerate(zip(cells, points, values, strict=True), start=1):
         colour = FRONT if cell["pareto"] else OTHER
-        canvas.line([(point[0], y(one["low"])), (point[0], y(one["high"]))], colour, 1)
+        if "low" in one:
+            canvas.line([(point[0], y(one["low"])), (point[0], y(one["high"]))], colour, 1)
         canvas.dot(*point, colour, 9)
         canvas.text(*point, str(number), "white", 11, "mm")
     _legend(canvas, cells, right)

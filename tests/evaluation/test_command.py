@@ -40,7 +40,7 @@ def making(model: str, recipe: str, folder: Path) -> list[str]:
 
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     capsys.readouterr()
-    assert cli.main(["evaluate", *arguments, "--repetitions", "9", "--json"]) == 0
+    assert cli.main(["evaluate", *arguments, "--repetitions", "40", "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
@@ -57,7 +57,7 @@ def test_a_recipe_is_measured_as_its_folder_is_and_in_processes_alike(
     assert straight["about"]["evaluations"] == 4 and straight["about"]["count"] == COUNT
     assert evaluated(capsys, str(alone), *against)["measures"] == straight["measures"]
 
-    two = [*making(model, recipe, split), *against, "--repetitions", "9"]
+    two = [*making(model, recipe, split), *against, "--repetitions", "40"]
     for found in together(2, programs.evaluate, tmp_path / "two", *two):
         assert found["measures"] == straight["measures"]
     assert len(list(split.glob("*.png"))) == COUNT
@@ -96,7 +96,7 @@ def test_interpolations_are_made_and_measured(
     assert len(made) == 1
     evaluated(capsys, *options, "--prompts", str(file), "-o", str(tmp_path / "out"), "--frames", "4")
     assert len(made) == 3, "strips of another length are others"
-    split = [*options, "--prompts", str(file), "-o", str(tmp_path / "split"), "--repetitions", "9"]
+    split = [*options, "--prompts", str(file), "-o", str(tmp_path / "split"), "--repetitions", "40"]
     assert [one["measures"] for one in together(2, programs.evaluate, tmp_path / "two", *split)] == [
         found["measures"]
     ] * 2
@@ -109,6 +109,7 @@ def test_interpolations_are_made_and_measured(
         (["--frames", "3", "--seeds", "0-3", "--branch-parallel", "2"], "--branch-parallel: strips are not made so"),
         (["--frames", "3", "--seeds", "0-2"], "give an even number of seeds"),
         (["--class-balanced", "2", "--branch-parallel", "2"], "this is the only process"),
+        (["--class-balanced", "2", "--features", "judge"], "--features: judge compares images with those of"),
     ],
 )
 def test_no_option_is_passed_over(
@@ -126,3 +127,40 @@ def test_a_set_of_too_few_images_is_refused_before_it_is_measured(
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     assert cli.main(["evaluate", str(tmp_path), "--reference", str(tmp_path)]) == 2
     assert f"the 3 images of {tmp_path} are too few to be compared as a set" in capsys.readouterr().err
+
+
+# -- before images are made --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("frames", ["abc", "1", "2"])
+def test_strips_without_an_evenness_of_steps_are_refused(
+    frames: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["evaluate", "--frames", frames, "--seeds", "0-1", "-o", str(tmp_path)])
+    assert f"--frames: {frames} is not allowed; allowed: whole numbers from 3" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_of_prompts_with_nothing_to_measure_them_by_are_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CASES["sd15"].build().save_pretrained(tmp_path / "sd")
+    (tmp_path / "prompts.txt").write_text("a fox\n")
+    making = ["--model", str(tmp_path / "sd"), "--steps", "2", "--prompts", str(tmp_path / "prompts.txt")]
+    for command in (["evaluate"], ["sweep", "--guidance", "cfg:scale=2"]):
+        assert cli.main([*command, *making, "-o", str(tmp_path / "out")]) == 2
+        assert "nothing to measure: give --reference FOLDER" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_have_no_pair_are_not_made(
+    model: str, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, pairs, again = tmp_path / "made", tmp_path / "pairs", tmp_path / "again"
+    assert cli.main(["generate", *making(model, recipe, made)]) == 0
+    pairs.mkdir()
+    for file in sorted(made.glob("*.png"))[1:]:
+        (pairs / file.name).write_bytes(file.read_bytes())
+    assert cli.main(["evaluate", *making(model, recipe, again), "--pairs", str(pairs)]) == 2
+    assert f"--pairs: {pairs} holds no" in capsys.readouterr().err and not again.exists()
+    found = evaluated(capsys, *making(model, recipe, again), "--pairs", str(made))
+    assert found["measures"]["psnr"]["value"] == 100.0

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
-from transformers import CLIPImageProcessorPil, CLIPProcessor
+from transformers import CLIPModel, CLIPProcessor
 
 from trimtab import cli
 from trimtab.evaluation.coverage import Coverage
@@ -22,8 +22,6 @@ from trimtab.evaluation.distances import Gaussian, KernelDistance, bootstrap, fr
 from trimtab.evaluation.evaluate import OF_VARIETY, Evaluation
 from trimtab.evaluation.features import EvaluationError, feature_network
 from trimtab.evaluation.folders import read, read_folder
-from trimtab.pipelines.emoji.clip import build_pair
-from trimtab.pipelines.emoji.text import clip_tokenizer
 from trimtab.pipelines.fashion.data import CLASS_NAMES
 from trimtab.pipelines.generate import pictures
 from trimtab.pipelines.interpolate import Interpolation, istd
@@ -106,6 +104,18 @@ def test_no_interval_leaves_what_its_measure_can_be(tmp_path: Path) -> None:
         assert all(0 <= one[name]["low"] <= one[name]["value"] <= one[name]["high"] <= 1 for one in found), name
     assert all(one["frechet_distance"]["low"] >= 0 for one in found)
     assert all(evaluation.difference(images, others)[name]["low"] >= -1 for name in ("recall", "coverage"))
+    equal = Evaluation(pairs=images.folder, repetitions=20)(images)["measures"]
+    assert equal["feature_distance"] == pytest.approx({"value": 0.0, "low": 0.0, "high": 0.0}, abs=1e-6)
+    assert all(end >= 0 for end in equal["feature_distance"].values()) and equal["ssim"]["high"] <= 1
+
+
+def test_of_a_single_image_there_is_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = write(tmp_path / "one", 1, seed=0)
+    measures = Evaluation(pairs=write(tmp_path / "other", 1, seed=1))(read_folder(image))["measures"]
+    assert {"accuracy", "psnr", "ssim"} <= measures.keys() and all(one.keys() == {"value"} for one in measures.values())
+    assert cli.main(["evaluate", str(image), "--pairs", str(tmp_path / "other")]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.split() == ["feature_distance", f"{measures['feature_distance']['value']:.4f}"]
 
 
 def test_a_folder_is_measured_and_nobody_can_take_it_for_fid(
@@ -113,7 +123,7 @@ def test_a_folder_is_measured_and_nobody_can_take_it_for_fid(
 ) -> None:
     images, reference = write(tmp_path / "images", 20, seed=0), write(tmp_path / "reference", 30, seed=1)
     shifted = write(tmp_path / "shifted", 20, seed=2, level=220)
-    options = ["--reference", str(reference), "--repetitions", "20", "--json"]
+    options = ["--reference", str(reference), "--repetitions", "40", "--json"]
     found = {}
     for folder in (images, shifted):
         assert cli.main(["evaluate", str(folder), *options]) == 0
@@ -217,22 +227,15 @@ def test_sets_have_one_image_more_than_the_neighbours_that_are_asked_for(tmp_pat
 
 
 # -- images and prompts ------------------------------------------------------------------------------------------------
-def test_the_clip_score_is_the_cosine_of_each_image_and_its_prompt(tmp_path: Path) -> None:
-    tokenizer = clip_tokenizer(["a red fox", "a blue boat"])
-    torch.manual_seed(0)
-    model = build_pair(tokenizer, 32).eval()
-    processor = CLIPProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}), tokenizer
-    )
-    for part in (model, processor):
-        part.save_pretrained(tmp_path / "clip")
+def test_the_clip_score_is_the_cosine_of_each_image_and_its_prompt(clip: Path, tmp_path: Path) -> None:
+    model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPProcessor.from_pretrained(clip)
     prompts = ["a red fox", "a blue boat"]
     images = tmp_path / "images"
     for seed, prompt in enumerate(prompts):
         write(tmp_path / prompt, 1, seed, settings={"prompt": prompt})
         images.mkdir(exist_ok=True)
         (tmp_path / prompt / "000.png").rename(images / f"{seed}.png")
-    found = Evaluation(clip=str(tmp_path / "clip"), repetitions=5)(read_folder(images))["measures"]["clip_score"]
+    found = Evaluation(clip=str(clip), repetitions=5)(read_folder(images))["measures"]["clip_score"]
     cosines = []
     for file, prompt in zip(read_folder(images).files, prompts, strict=True):
         inputs = processor(text=[prompt], images=[Image.open(file).convert("RGB")], return_tensors="pt")
@@ -242,7 +245,7 @@ def test_the_clip_score_is_the_cosine_of_each_image_and_its_prompt(tmp_path: Pat
     assert found["value"] == pytest.approx(50 * sum(cosines), rel=1e-4)
     silent = read_folder(write(tmp_path / "silent", 2, seed=0))
     with pytest.raises(EvaluationError, match=r"000.png does not say its prompt \(2 of 2\)"):
-        Evaluation(clip=str(tmp_path / "clip"))(silent)
+        Evaluation(clip=str(clip))(silent)
 
 
 # -- interpolations ----------------------------------------------------------------------------------------------------
@@ -268,6 +271,7 @@ def test_strips_are_measured_by_their_istd(tmp_path: Path) -> None:
         (["--reference", "absent"], "There is no folder absent"),
         (["--reference", "{images}", "--features", "{images}"], "neither judge, efficientnet-lite0 or inception"),
         (["--clip", "{images}"], "is no folder or repository of a CLIP"),
+        (["--features", "judge"], "--features: judge compares images with those of --reference or --pairs"),
         (["--recipe", "cfg.json"], "--recipe: it says what to make; leave out this, or"),
         (["--class", "Bag"], "--class: it says what to make"),
         (["--guidance-scale", "3"], "--guidance-scale: it says what to make"),
@@ -284,6 +288,12 @@ def test_what_cannot_be_measured_says_what_to_give(
     images = write(tmp_path / "images", 8, seed=0, settings={"seed": 1})
     assert cli.main(["evaluate", str(images), *(option.format(images=images) for option in options)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_draws_that_are_too_few_for_an_interval_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["evaluate", str(tmp_path), "--repetitions", "39"])
+    assert "--repetitions: 39 is not allowed; allowed: whole numbers from 40" in capsys.readouterr().err
 
 
 def test_the_judge_that_ships_knows_garments() -> None:
