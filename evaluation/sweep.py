@@ -28,6 +28,7 @@ from ..pipelines.generate.comparison import describe
 from ..pipelines.generate.jobs import Job
 from ..pipelines.generate.samples import load_pipeline
 from ..pipelines.launch import first
+from . import beforehand
 from .command import evaluation_of
 from .evaluate import HIGHER, MEASURES, Evaluation
 from .features import EvaluationError
@@ -60,7 +61,7 @@ class Cell:
 
 
 def cells(texts: Sequence[str], common: Mapping[str, Guidance]) -> list[Cell]:
-    """The cell without what is varied, then every combination.
+    """The cell without what is varied, then every combination, each once.
 
     Args:
         texts: of `--guidance`, see `options.variations`.
@@ -85,7 +86,7 @@ def cells(texts: Sequence[str], common: Mapping[str, Guidance]) -> list[Cell]:
     for chosen in itertools.product(*varied.values()):
         label = ", ".join(describe(one.label, one) for one in chosen)
         grid.append(Cell(label, {**common, **{one.label: one for one in chosen}}))
-    return grid
+    return list({cell.folder: cell for cell in grid}.values())  # 2 and 2.0 are one value
 
 
 def sweep(args: Namespace, names: Sequence[str]) -> Callable[[], Iterator[Path]]:
@@ -98,6 +99,11 @@ def sweep(args: Namespace, names: Sequence[str]) -> Callable[[], Iterator[Path]]
     texts, args.guidance = args.guidance or (), None
     job = jobs.read(args, names)
     grid = cells(texts, job.guidances or {})
+    if args.pairs is not None and args.pairs.is_dir():
+        raise EvaluationError(
+            f"--pairs: {args.pairs} is a folder, but the images of each cell have names of their own; allowed: one "
+            "image, that all should be like."
+        )
     evaluation = evaluation_of(args)
     if args.quality is not None:
         evaluation.check_takes(args.quality, "--quality")
@@ -130,7 +136,7 @@ def run(
         EvaluationError: see `Evaluation`, or a quality that was not measured.
     """
     pipe = load_pipeline(job.requests[0])
-    evaluation.check(len(batch.expand(job, prompts, count, pipe)), folder)
+    beforehand.check(evaluation, batch.expand(job, prompts, count, pipe), folder, quality)
     found, rows = [], []
     for cell in tqdm(grid, desc="cells", disable=not first()):
         place = folder / cell.folder
@@ -175,16 +181,23 @@ def pareto(points: Sequence[tuple[float, float]], direction: str) -> list[bool]:
 
 
 def measured_cell(evaluation: Evaluation, folder: Path, files: Sequence[Path]) -> dict[str, Any]:
-    """The measures of a cell, taken now, or before from the same files in the same way."""
-    done, asked = folder / CELL, {**evaluation.about, "files": sorted(path.name for path in files)}
-    if evaluation.reference is not None:  # the same folder may hold others by now
-        asked["reference_files"] = [[file.name, file.stat().st_size] for file in evaluation.reference.files]
-    if evaluation.fingerprints:
-        asked["networks"] = evaluation.fingerprints
-    if done.is_file() and (known := json.loads(done.read_bytes()))["asked"] == asked:
+    """The measures of a cell, taken now, or before from images of the same content in the same way."""
+    done, images = folder / CELL, of_files(folder, files)
+    asked = {**evaluation.about, "fingerprints": {"images": images.fingerprint, **evaluation.fingerprints}}
+    known = _read(done)
+    if known.get("asked") == asked and "measures" in known:
         return {"measures": known["measures"]}
-    measures = evaluation(of_files(folder, files))["measures"]
+    measures = evaluation(images)["measures"]
     if first():
         with replacing(done) as file:
             file.write(json.dumps({"asked": asked, "measures": measures}, indent=2).encode())
     return {"measures": measures}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What the file of a cell says; nothing where it is missing or damaged, for then it can be made again."""
+    try:
+        known = json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def command(model: str, folder: Path, *more: str, steps: int = 2) -> list[str]:
     making = ["--model", model, "--device", "cpu", "--steps", str(steps), "--class-balanced", str(COUNT)]
     grid = ["--guidance", "cfg:scale=2..4:2", "--guidance", "pag:scale=1,3,layers=mid"]
-    return ["sweep", *making, *grid, "--repetitions", "5", "-o", str(folder), *more]
+    return ["sweep", *making, *grid, "--repetitions", "40", "-o", str(folder), *more]
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -52,6 +52,11 @@ def test_a_value_with_a_comma_stands_in_quotes() -> None:
 def test_a_range_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ParameterError, match=r"rising range FIRST..LAST:STEP of at most 100"):
         options.variations(text)
+
+
+def test_equal_values_are_one_cell() -> None:
+    found = sweep.cells(["cfg:scale=2,2.0,1..2"], {})
+    assert [cell.label for cell in found] == ["no guidance", "cfg scale=2", "cfg scale=1"]
 
 
 # -- the front ---------------------------------------------------------------------------------------------------------
@@ -82,7 +87,7 @@ def test_a_sweep_measures_every_cell_against_its_cost(
     assert Image.open(tmp_path / "sweep.png").size == (1100, 640)
     assert Image.open(tmp_path / "sheet.png").height > 5 * 96
     # A cell is a folder that `trimtab evaluate` measures the same.
-    assert cli.main(["evaluate", str(tmp_path / cells[1]["folder"]), "--repetitions", "5", "--json"]) == 0
+    assert cli.main(["evaluate", str(tmp_path / cells[1]["folder"]), "--repetitions", "40", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["measures"] == cells[1]["measures"]
 
     # Again, with one more value: only its cells are made and measured.
@@ -143,13 +148,60 @@ def test_a_cell_is_measured_anew_by_a_network_that_was_trained_anew(tmp_path: Pa
     assert measured()["kernel_distance"] != first["kernel_distance"]
 
 
+def noise(file: Path, seed: int) -> None:
+    """Of the same size in bytes whatever the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (16, 16), generator=generator, dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(file, compress_level=0)
+
+
+@pytest.mark.parametrize("changed", ["images", "reference", "pairs"])
+def test_a_cell_is_measured_anew_where_an_image_has_another_content(changed: str, tmp_path: Path) -> None:
+    for folder in ("images", "reference", "pairs"):
+        (tmp_path / folder).mkdir()
+        for index in range(8):
+            noise(tmp_path / folder / f"{index}.png", index)
+
+    def measured() -> dict[str, Any]:
+        evaluation = Evaluation(tmp_path / "reference", pairs=tmp_path / "pairs" / "0.png", repetitions=5)
+        return sweep.measured_cell(evaluation, tmp_path / "images", sorted((tmp_path / "images").glob("*.png")))
+
+    before = measured()["measures"]
+    file = tmp_path / changed / "0.png"
+    size = file.stat().st_size
+    noise(file, 99)
+    assert file.stat().st_size == size
+    name = "kernel_distance" if changed == "reference" else "psnr"
+    assert measured()["measures"][name] != before[name]
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"asked": 1}', "[" * 100_000, b"\xff"])
+def test_a_cell_whose_measures_cannot_be_read_is_measured_again(content: str | bytes, tmp_path: Path) -> None:
+    for index in range(2):
+        noise(tmp_path / f"{index}.png", index)
+    pairs, files = tmp_path / "0.png", sorted(tmp_path.glob("*.png"))
+    found = sweep.measured_cell(Evaluation(pairs=pairs, repetitions=5), tmp_path, files)
+    kept = (tmp_path / sweep.CELL).read_bytes()
+    (tmp_path / sweep.CELL).write_bytes(content.encode() if isinstance(content, str) else content)
+    assert sweep.measured_cell(Evaluation(pairs=pairs, repetitions=5), tmp_path, files) == found
+    assert (tmp_path / sweep.CELL).read_bytes() == kept
+
+
+def test_cells_of_one_image_are_drawn_without_intervals(model: str, tmp_path: Path) -> None:
+    assert cli.main(command(model, tmp_path, "--class-balanced", "1", "--quality", "confidence")) == 0
+    assert all(cell["measures"]["confidence"].keys() == {"value"} for cell in results(tmp_path))
+    assert Image.open(tmp_path / "sweep.png").size == (1100, 640)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--quality", "beauty"], "'beauty' is no measure; allowed: kernel_distance"),
         (["--quality", "psnr"], "--quality: psnr needs --pairs; give it too."),
         (["--quality", "coverage"], "--quality: coverage needs --reference; give it too."),
-        (["--quality", "istd"], "istd was not measured here; measured: accuracy, confidence"),
+        (["--quality", "istd"], "istd cannot be taken of these images; what will be measured: accuracy, confidence"),
+        (["--pairs", "."], "--pairs: . is a folder, but the images of each cell have names of their own; allowed: one"),
+        (["--features", "judge"], "--features: judge compares images with those of --reference or --pairs"),
         (["--branch-parallel", "2"], "this is the only process"),
         (["--guidance", "cfg:scale=1"], "cfg is given twice"),
         (["--guidance", "slg:scale=x,1"], "scale='x' cannot be read"),
@@ -160,8 +212,7 @@ def test_what_cannot_be_swept_is_refused(
 ) -> None:
     assert cli.main(command(model, tmp_path, *more)) == 2
     assert message in capsys.readouterr().err
-    # Whether there are strips, only the first cell's images tell; before a second is made.
-    assert len(list(tmp_path.iterdir())) == ("istd" in more)
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_few_images_for_the_references_are_refused_before_any_is_made(
