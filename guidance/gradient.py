@@ -22,23 +22,30 @@ def signal_share(level: Level) -> float:
     return level.alpha**2 / (level.alpha**2 + level.sigma**2)
 
 
+def levels_of_run(step: Step) -> list[Level]:
+    """The levels of the run and the clean one after them, the noisiest first, each once."""
+    assert step.algebra is not None
+    found: list[Level] = []
+    for level in sorted((*step.algebra.levels(), CLEAN), key=lambda level: -level.ratio):
+        if not found or not level.alike(found[-1]):
+            found.append(level)
+    return found
+
+
 def share_of_next(step: Step) -> float:
     """The signal's share at the next lower level of noise, also where a scheduler evaluates a level twice."""
-    now, following = signal_share(step.level), signal_share(step.next_level)
-    if following > now * (1 + 1e-6):
-        return following
-    assert step.algebra is not None
-    shares = [signal_share(level) for level in (*step.algebra.levels(), CLEAN)]
-    return min(share for share in shares if share > now * (1 + 1e-6))
+    if step.next_level.ratio < step.level.ratio and not step.next_level.alike(step.level):
+        return signal_share(step.next_level)
+    lower = (level for level in levels_of_run(step) if level.ratio < step.level.ratio and not level.alike(step.level))
+    return signal_share(next(lower))
 
 
 def rank_of_level(step: Step) -> tuple[int, int]:
     """Place of the level among those of the run, from the noisiest on, and how many there are."""
     if not in_pairs(step):
         return step.index, step.count
-    assert step.algebra is not None
-    shares = {signal_share(level) for level in step.algebra.levels()}
-    return sum(share < signal_share(step.level) * (1 - 1e-6) for share in shares), len(shares)
+    levels = levels_of_run(step)[:-1]
+    return sum(level.ratio > step.level.ratio and not level.alike(step.level) for level in levels), len(levels)
 
 
 def in_pairs(step: Step) -> bool:

@@ -74,9 +74,17 @@ def as_images(value: Any, plugin: str, name: str, mode: str | None = None) -> to
             f"{plugin}: {name} is a tensor of {value.dtype}; needed: numbers in -1..1, in floating point."
         )
     if isinstance(value, torch.Tensor) and value.ndim in (3, 4):
+        if not value.numel():
+            raise ParameterError(f"{plugin}: {name} is an empty tensor {list(value.shape)}; give at least one image.")
         return value.float() if value.ndim == 4 else value.float()[None]
     if isinstance(value, Sequence) and not isinstance(value, str) and value:
-        return torch.cat([as_images(item, plugin, name, mode) for item in value])
+        images = [as_images(item, plugin, name, mode) for item in value]
+        if len(shapes := list(dict.fromkeys(f"{list(image.shape[1:])}" for image in images))) > 1:
+            raise ParameterError(
+                f"{plugin}: {name} holds images of {' and '.join(shapes)} (channels, height, width); needed: one size "
+                "and as many channels in all."
+            )
+        return torch.cat(images)
     if isinstance(value, str):
         try:
             value = Image.open(value)

@@ -16,6 +16,8 @@ import torch
 
 from .errors import ParameterError
 
+NO_SIGNAL = 1e-4
+
 
 @dataclass(frozen=True)
 class Level:
@@ -33,6 +35,15 @@ class Level:
     def ratio(self) -> float:
         """`sigma / alpha`, the noise per signal, in which all schedulers compare; infinite for pure noise."""
         return self.sigma / self.alpha if self.alpha else math.inf
+
+    @property
+    def holds_signal(self) -> bool:
+        """Whether the sample tells of the image; some flow schedulers begin with a millionth of it in place of none."""
+        return self.alpha > NO_SIGNAL * self.sigma
+
+    def alike(self, other: Level) -> bool:
+        """Whether two levels differ by rounding only; neighbours among 1,000 differ fifty times as much."""
+        return math.isclose(self.ratio, other.ratio, rel_tol=1e-4)
 
 
 def _same(scheduler: Any, call: int) -> int:

@@ -101,6 +101,17 @@ class Row:
     confidence: dict[float | None, float]
 
 
+def _check_classes(pipe: Any, classes: Sequence[int | str]) -> None:
+    """Refuse what a pipeline that has names for its classes does not know."""
+    if not hasattr(pipe, "class_label"):
+        return
+    for one in classes:
+        try:
+            pipe.class_label(one)
+        except ValueError as error:
+            raise ParameterError(f"calibrate: classes={list(classes)!r}: {error}") from None
+
+
 def calibrate(
     pipe: Any, classifier: nn.Module | str, classes: Sequence[int | str], *, count: int = 100, steps: int = 25,
     betas: Sequence[float | None] = (None, 1.0, 3.0, 10.0), batch: int = 25, prompt: str = "a photo of a {}",
@@ -129,6 +140,7 @@ def calibrate(
     taken = inspect.signature(type(pipe).__call__).parameters
     if "class_labels" not in taken and "prompt" not in taken:
         raise ParameterError(f"calibrate: {type(pipe).__name__} takes neither class_labels nor a prompt.")
+    _check_classes(pipe, classes)
     probe = Probe(classifier=classifier, target=classes[0], beta=None, **preprocessing)
     probe.__dict__.update(classes=classes, seen={beta: {} for beta in betas}, ratios={}, indices=[])
     for first in range(0, count, batch):

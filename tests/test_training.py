@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import training_programs as programs
+from processes import together
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -104,6 +106,12 @@ def test_a_limit_of_time_ends_a_run_that_the_same_command_continues(tmp_path: Pa
     whole, _ = run(tmp_path / "whole")
     assert done
     assert_equal(whole, limited)
+
+
+def test_the_first_process_whose_time_is_up_ends_the_run_of_all(tmp_path: Path) -> None:
+    ends = together(2, programs.run_out, tmp_path, str(tmp_path), [1e9, 1e-3])
+    assert ends[0] == ends[1] and ends[0][0] > 0
+    assert (tmp_path / "toy" / "checkpoints" / "checkpoint_0" / "whole").exists()
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_what_a_run_goes_on_from(tmp_path: Path) -> None:

@@ -14,8 +14,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import TensorDataset
 
 from trimtab.parser import TRAININGS
+from trimtab.training import TrainingSettings, processes
+from trimtab.training import train as loop
+from trimtab.training.log import read_log
 
 SETTINGS: Mapping[str, Any] = {
     "steps": 2, "batch_size": 1, "accumulate": 2, "mixed_precision": "bf16", "warmup": 0, "checkpoint_every": 1,
@@ -45,6 +50,28 @@ def resume(folder: str, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict
             "processes": len(list(next(whole.rglob("checkpoint_0")).glob("random_states_*"))),
         }
     return seen
+
+
+def run_out(folder: str, minutes: list[float]) -> list[int]:
+    """The steps of a training for which each process has another time."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    output = str(Path(folder) / "toy")
+    torch.manual_seed(0)
+    model, data = nn.Linear(2, 1), TensorDataset(torch.randn(8, 2))
+    settings = TrainingSettings(
+        output=output, steps=2000, batch_size=2, warmup=0, checkpoint_every=2000,
+        minutes=minutes[processes().process_index],
+    )  # fmt: skip
+    loop(
+        "toy",
+        model,
+        data,
+        lambda model, batch, generator: model(batch[0]).square().mean(),
+        settings,
+        lambda model: None,
+    )
+    processes().wait_for_everyone()
+    return [int(row["step"]) for row in read_log(Path(output))][-1:]
 
 
 def train(what: str, settings: Mapping[str, Any]) -> None:

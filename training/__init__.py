@@ -180,7 +180,7 @@ def _train(
     batches = _endless(loader, progress.step * settings.accumulate)
     deadline = time.monotonic() + 60 * settings.minutes if settings.minutes else float("inf")
     model.train()
-    while progress.step < settings.steps and time.monotonic() < deadline:
+    while progress.step < settings.steps and not _is_over(deadline, accelerator):
         started = time.perf_counter()
         losses = []
         for part in range(settings.accumulate):
@@ -219,6 +219,14 @@ def _train(
         save(accelerator)
         finish()
     return done
+
+
+def _is_over(deadline: float, accelerator: Accelerator) -> bool:
+    """Whether the time is up in any process: one that went on alone would wait for the others for ever."""
+    if deadline == float("inf"):
+        return False
+    over = torch.tensor(float(time.monotonic() >= deadline), device=accelerator.device)
+    return bool(accelerator.reduce(over, "sum"))
 
 
 def _due(step: int, every: int, last: int) -> bool:

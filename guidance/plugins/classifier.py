@@ -176,7 +176,7 @@ class Classifier(GradientGuidance):
         return "x0" if self.estimate == "x0" else "sample"
 
     def loss(self, step: Step, x0: torch.Tensor) -> torch.Tensor | None:
-        if self.scale == 0 or self.estimate == "edm" or (self.estimate == "x_t" and step.level.alpha == 0):
+        if self.scale == 0 or self.estimate == "edm" or (self.estimate == "x_t" and not step.level.holds_signal):
             return None
         if self.estimate == "x_t":
             assert step.sample is not None
@@ -201,12 +201,13 @@ class Classifier(GradientGuidance):
     def log_probability(self, step: Step, image: torch.Tensor) -> torch.Tensor:
         """`tau1 f_y - log sum_i exp(tau2 f_i)` `[batch]`, 0 where an image has no target."""
         logits = self.logits(step, image)
+        if logits.ndim != 2 or len(logits) != len(image):
+            raise ParameterError(
+                f"{self.label}: classifier, {type(step.state.network).__name__}, returns {list(logits.shape)} for "
+                f"{len(image)} images; needed: logits [batch, classes]."
+            )
         classes = self._classes(step, len(logits))
         wanted = [0 if index is None else index for index in classes]
-        if logits.ndim != 2:
-            raise ParameterError(
-                f"{self.label}: classifier returns {list(logits.shape)}; needed: logits [batch, classes]."
-            )
         if max(wanted) >= logits.shape[1] or min(wanted) < 0:
             raise ParameterError(
                 f"{self.label}: target={self.target!r} is out of range; allowed: 0 to {logits.shape[1] - 1}."

@@ -38,7 +38,8 @@ class Steered(GradientGuidance):
 
     with x_t at unit variance, so that it means the same on every scheduler. Nair et al., "Steered Diffusion", ICCV
     2023, arXiv:2310.00224. (The paper takes `\\bar\\alpha` of the level before.) Losses act before the measurement,
-    which is exact therefore. With `recurrence` a step is evaluated several times.
+    which is exact therefore. Of several measurements in one stack the last that is attached is exact, those before it
+    are where it leaves them. With `recurrence` a step is evaluated several times.
 
     Latents are projected as images: decoded, projected, encoded. `latent="encode"` adds `E(P(D(z))) - E(D(z))`, so that
     what the autoencoder loses is not taken for a change; `"gradient"` descends `|y - A D(z)|^2` by `latent_steps` steps

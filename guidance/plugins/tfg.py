@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from ..errors import GuidanceRuntimeError, ParameterError
-from ..gradient import GradientGuidance, check_each, share_of_next, signal_share
+from ..gradient import GradientGuidance, check_each, levels_of_run, share_of_next, signal_share
 from ..networks import borrow
 from ..parameters import parameter
-from ..run import CLEAN, Run, Step
+from ..run import Run, Step
 
 Schedule = Literal["constant", "root", "increase", "decrease", "variance"]
 
@@ -127,9 +127,7 @@ class TFG(GradientGuidance):
     def _mean(schedule: str, step: Step) -> float:
         """Mean of a schedule over the run, so that the weights do not depend on the number of steps."""
         if schedule not in step.state.means:
-            assert step.algebra is not None
-            shares = sorted({signal_share(level) for level in (*step.algebra.levels(), CLEAN)})
-            ratios = [a / b for a, b in pairwise(shares)]
+            ratios = [a / b for a, b in pairwise(map(signal_share, levels_of_run(step)))]
             mean = sum(ratios) / len(ratios)
             step.state.means[schedule] = mean if schedule == "increase" else 1 - mean
         return float(step.state.means[schedule])
@@ -138,7 +136,7 @@ class TFG(GradientGuidance):
         return int(self.value("recurrence")) if self.scale > 0 else 1
 
     def with_respect_to(self, step: Step) -> str:
-        return "x_t" if self.scale * self.value("rho") > 0 and step.level.alpha > 0 else "x0"
+        return "x_t" if self.scale * self.value("rho") > 0 and step.level.holds_signal else "x0"
 
     @property
     def shares_backward(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -18,6 +19,7 @@ from diffusers import (
 )
 
 from trimtab.guidance.errors import ParameterError
+from trimtab.guidance.gradient import levels_of_run
 from trimtab.guidance.noise import Level, noise_algebra
 
 from .gaussian import Gaussian, image, noise, prepared, sample
@@ -156,3 +158,28 @@ def test_calls_are_counted_into_noise_levels(
     owner: Any, config: dict[str, Any], steps: int, expected: list[int]
 ) -> None:
     assert noise_algebra(prepared(owner(**config), steps)).noise_steps() == expected
+
+
+@pytest.mark.parametrize("steps", [4, 10, 25])
+def test_levels_that_a_scheduler_goes_through_twice_are_one_whatever_their_rounding(steps: int) -> None:
+    scheduler = KDPM2AncestralDiscreteScheduler()
+    scheduler.set_timesteps(steps)
+    ratios = [level.ratio for level in noise_algebra(scheduler).levels()]
+    distinct = [level for level in set(ratios) if not any(0 < other - level < 1e-3 * level for other in ratios)]
+    step = SimpleNamespace(algebra=noise_algebra(scheduler))
+    found = levels_of_run(step)
+    assert [level.ratio for level in found[:-1]] == pytest.approx(sorted(distinct, reverse=True), rel=1e-3)
+    assert found[-1].ratio == 0 and len(set(ratios)) > len(found) - 1
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler(), DDIMScheduler(beta_schedule="squaredcos_cap_v2")], ids=str)
+def test_neighbours_among_a_thousand_levels_are_not_one(scheduler: Any) -> None:
+    scheduler.set_timesteps(1000)
+    levels = noise_algebra(scheduler).levels()
+    assert not any(one.alike(other) for one, other in itertools.pairwise(levels))
+
+
+@pytest.mark.parametrize(("alpha", "holds"), [(0.0, False), (1e-6, False), (0.068, True), (1.0, True)])
+def test_a_millionth_of_signal_is_none(alpha: float, holds: bool) -> None:
+    """As UniPC begins with on flow models; Stable Diffusion begins with 0.068."""
+    assert Level(alpha, math.sqrt(1 - alpha**2)).holds_signal is holds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )  # fmt: skip
 from guided_runs import built
 from torch import nn
@@ -131,6 +133,38 @@ def test_the_weight_is_that_of_the_level_where_a_scheduler_evaluates_it_twice(na
         of_level.setdefault(round(ratio, 5), []).append(weight)
     assert max(map(len, of_level.values())) > 1 or name == "ancestral"  # which goes through levels in between
     assert all(found == pytest.approx([found[0]] * len(found), rel=1e-4) for found in of_level.values())
+
+
+@pytest.mark.parametrize("steps", [3, 4, 5])
+def test_the_weight_stays_that_of_its_neighbours_where_two_levels_differ_by_rounding(steps: int) -> None:
+    pipe, weights = tiny(), []
+    pipe.scheduler = KDPM2AncestralDiscreteScheduler()
+
+    class Watching(Classifier):
+        def weight(self, step: Any) -> float:
+            weights.append(super().weight(step))
+            return weights[-1]
+
+    pipe.add_guidance(Watching(classifier=Linear(), target=1, gamma=0.0))
+    run(pipe, steps=steps)
+    assert all(after < before * (1 + 1e-3) for before, after in pairwise(weights)), "less noise, a smaller weight"
+
+
+@pytest.mark.parametrize("plugin", ["classifier", "tfg"])
+def test_a_first_sample_with_a_millionth_of_signal_is_pure_noise(plugin: str) -> None:
+    """Where its weight would be a million."""
+    given: dict[str, dict[str, Any]] = {
+        "classifier": {"classifier": Linear(), "target": 1, "estimate": "x_t"},
+        "tfg": {"preset": "lgd", "energy": lambda images: images.square().flatten(1).mean(1)},
+    }
+    pipe = tiny()
+    pipe.scheduler = UniPCMultistepScheduler.from_config(
+        pipe.scheduler.config, use_flow_sigmas=True, prediction_type="flow_prediction"
+    )
+    stock = run(pipe, steps=4)
+    pipe.add_guidance(plugin, **given[plugin])
+    guided = run(pipe, steps=4)
+    assert 0 < (guided - stock).abs().max() < stock.abs().max()
 
 
 def test_the_network_serves_others_unsoftened() -> None:
@@ -389,6 +423,21 @@ def test_targets_that_the_classifier_does_not_know_are_an_error_before_the_first
     run(pipe, [0, 0])
 
 
+@pytest.mark.parametrize("estimate", ["x0", "x_t", "edm"])
+def test_logits_of_another_number_of_images_are_an_error_before_the_first_denoiser_call(estimate: str) -> None:
+    class First(Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = super().forward(images)
+            return logits[:1]
+
+    pipe, calls = tiny(), []
+    pipe.add_guidance("classifier", classifier=First(), target=0, estimate=estimate)
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(trimtab.ParameterError, match=r"classifier: classifier, First, returns \[1, 3\] for 2 images"):
+        run(pipe, [0, 0])
+    assert not calls
+
+
 @pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_a_target_out_of_range_is_seen_in_latents_as_well(name: str) -> None:
     """At x_t the classifier sees latents, of which only the pipeline knows the shape."""
@@ -493,7 +542,7 @@ class Nothing(nn.Module):
         (nn.Conv2d(3, 2, 1), r"classifier, Conv2d, does not take what it is shown, \[1, 1, 8, 8\]"),
         (Timed(), r"classifier, Timed, does not take what it is shown.*missing 1 required"),
         (Nothing(), "classifier, Nothing, does not take what it is shown.* it returned a NoneType; needed: a tensor"),
-        (nn.Conv2d(1, 3, 1), r"classifier returns \[1, 3, 8, 8\]; needed: logits \[batch, classes\]"),
+        (nn.Conv2d(1, 3, 1), r"returns \[1, 3, 8, 8\] for 1 images; needed: logits \[batch, classes\]"),
     ],
 )
 def test_a_network_of_other_images_is_an_error_before_the_first_denoiser_call(

@@ -427,6 +427,24 @@ def test_what_was_measured_is_kept_whichever_is_attached_first() -> None:
     torch.testing.assert_close(image[HOLE == 0], GREY[HOLE == 0])
 
 
+@pytest.mark.parametrize("last", ["inpainting", "super_resolution"])
+def test_of_several_measurements_the_last_is_exact(last: str) -> None:
+    small = torch.full((1, 1, 4, 4), 0.7)
+    given: dict[str, dict[str, Any]] = {
+        "inpainting": {"image": GREY, "mask": HOLE},
+        "super_resolution": {"image": small},
+    }
+    pipe = trimtab.guide(class_conditional(["one", "two"]))
+    for task in sorted(given, key=lambda task: task == last):
+        pipe.add_guidance("steered", name=task, task=task, **given[task])
+    image = pipe(0, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    off = {
+        "inpainting": (image - GREY)[HOLE == 0].abs().max(),
+        "super_resolution": (resampling((8, 8), (4, 4)).forward(image) - small).abs().max(),
+    }
+    assert off.pop(last) < 1e-3 < off.popitem()[1]
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
@@ -455,6 +473,29 @@ def test_latents_are_never_led_away_from_what_was_measured() -> None:
     with torch.no_grad(), pipe.guidance(Watched(task="inpainting", **image)):
         run_case(pipe, CASES["sd15"])
     assert misfits and all(after < before for before, after in misfits)
+
+
+GIVEN_TWICE: list[tuple[dict[str, Any], str]] = [
+    (
+        {"image": [GREY[0], GREY[0, :, :4]]},
+        r"image holds images of \[1, 8, 8\] and \[1, 4, 8\] \(channels, height, width\)",
+    ),
+    (
+        {"image": [Image.new("L", (8, 8)), Image.new("RGB", (8, 8))]},
+        r"image holds images of \[1, 8, 8\] and \[3, 8, 8\]",
+    ),
+    ({"mask": [HOLE[0], HOLE[0, :, :4]]}, "mask holds images of"),
+    ({"image": GREY[:0]}, r"image is an empty tensor \[0, 1, 8, 8\]; give at least one image"),
+    ({"mask": HOLE[:0]}, "mask is an empty tensor"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), GIVEN_TWICE)
+def test_images_of_two_sizes_or_none_are_refused_by_the_name_of_the_parameter(
+    given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(trimtab.ParameterError, match=f"steered: {message}"):
+        grey(**{"task": "inpainting", "image": GREY, "mask": HOLE, **given})
 
 
 def test_a_mask_of_another_size_than_the_image_is_refused_when_it_is_attached() -> None:
