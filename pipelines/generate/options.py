@@ -24,8 +24,8 @@ from ...guidance.base import Guidance
 from ...guidance.errors import ParameterError
 from ...guidance.parameters import fields_of, types_of, unknown_parameter
 from ...guidance.wording import describe_range, in_words
+from .request import LARGEST_SEED
 
-_LARGEST_SEED = 2**63 - 1
 _MOST_SEEDS = 100_000
 _MOST_VALUES = 100
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -42,7 +42,7 @@ def seeds(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first or last > _LARGEST_SEED or last - first >= _MOST_SEEDS:
+        if last < first or last > LARGEST_SEED or last - first >= _MOST_SEEDS:
             raise ValueError(
                 f"--seeds: {part.strip()!r} is neither a seed nor a range; allowed: whole numbers from 0 and rising "
                 f"ranges of at most {_MOST_SEEDS}, such as 0-7 or 0,3,5."

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .request import Request, RequestError
+from .request import Request, RequestError, option
 from .samples import resolve
 
 KEYS = ("prompt", "negative_prompt", "class_label", "seed")
@@ -19,7 +21,7 @@ def read_prompts(file: Path, base: Request, pipe: Any = None) -> list[Request]:
     """The requests of a prompt file: a prompt a line, or, in a `.jsonl` file, an object a line.
 
     Args:
-        file: text. An object's keys are `KEYS`.
+        file: text in UTF-8, whose lines end as those of any system do. An object's keys are `KEYS`.
         base: all other settings; request i has the seed `base.seed + i` unless its line says another.
         pipe: the model, which refuses what it does not take, such as a class that it does not know.
 
@@ -27,30 +29,62 @@ def read_prompts(file: Path, base: Request, pipe: Any = None) -> list[Request]:
         RequestError: naming the line.
     """
     found: list[Request] = []
-    for number, line in _lines(file):
-        try:
-            row = _row(line) if file.suffix == ".jsonl" else {"prompt": line}
+    for number, row in _rows(file):
+        with _naming(file, number):
             one = dataclasses.replace(base, **{"seed": base.seed + len(found), **row})
             if pipe is not None:
                 resolve(one, pipe)
-        except RequestError as error:
-            raise RequestError(f"--prompts: {file}, line {number}: {_of_file(str(error))}") from None
         found.append(one)
     if not found:
         raise RequestError(f"--prompts: {file} holds no prompt.")
     return found
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    lines = enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
-    return ((number, line.strip()) for number, line in lines if line.strip())
+def keys(file: Path) -> set[str]:
+    """Those of `KEYS` that some line of a prompt file says.
+
+    Raises:
+        RequestError: naming the line.
+    """
+    return {key for _, row in _rows(file) for key in row}
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The fields of a request that each line says, with its number."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise RequestError(f"--prompts: {file} cannot be read: {error.strerror}; give a text file.") from None
+    # Bytes have lines, as editors do; `str.splitlines` ends one also at characters that a prompt may hold.
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
+        with _naming(file, number):
+            text = _text(line)
+            row = (_row(text) if file.suffix == ".jsonl" else {"prompt": text}) if text else None
+        if row is not None:
+            yield number, row
+
+
+@contextmanager
+def _naming(file: Path, number: int) -> Iterator[None]:
+    """Say of what is refused in which line it stands."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"--prompts: {file}, line {number}: {_of_file(str(error))}") from None
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode().strip()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{error.object[:80]!r} is not UTF-8; save the file as UTF-8.") from None
 
 
 def _row(line: str) -> dict[str, Any]:
     """The fields of a request that an object says."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"this is not JSON: {error}") from None
     if not isinstance(row, dict) or not row or row.keys() - set(KEYS):
         raise RequestError(f"{line[:80]!r} is not allowed; allowed: an object with some of {', '.join(KEYS)}.")
@@ -68,7 +102,6 @@ def _row(line: str) -> dict[str, Any]:
 def _of_file(message: str) -> str:
     """What is said of an option, said of the key in the file."""
     for key in KEYS:
-        option = f"--{key.removesuffix('_label').replace('_', '-')}: "
-        if message.startswith(option):
-            return f"{key}: {message.removeprefix(option)}"
+        if message.startswith(f"{option(key)}: "):
+            return f"{key}: {message.removeprefix(f'{option(key)}: ')}"
     return message

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -19,11 +21,21 @@ from ...guidance.errors import TrimtabError
 from ...guidance.shipped import EMBEDDED
 
 DTYPES = ("float32", "bfloat16", "float16")
+LARGEST_SEED = 2**64 - 1
+"""PyTorch's generators are seeded with 64 bits."""
+_RANGES = {"steps": (1, math.inf), "height": (1, math.inf), "width": (1, math.inf), "seed": (0, LARGEST_SEED)}
+_OPTIONS = {"prompt": "PROMPT", "class_label": "--class", "seed": "--seeds"}
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _RECORDED_PACKAGES = ("trimtab", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "pillow")
 
 
 class RequestError(TrimtabError, ValueError):
     """Something asked for that this model cannot do."""
+
+
+def option(name: str) -> str:
+    """What is typed for a field of a request, such as `--guidance-scale`."""
+    return _OPTIONS.get(name, f"--{name.replace('_', '-')}")
 
 
 @dataclass(frozen=True)
@@ -63,10 +75,18 @@ class Request:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise RequestError(f"--dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}.")
-        for name, least in (("steps", 1), ("height", 1), ("width", 1), ("seed", 0)):
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise RequestError(f"--{name}: {value!r} is not allowed; allowed: whole numbers from {least}.")
+            if value is not None and not (isinstance(value, int) and least <= value <= most):
+                allowed = f"whole numbers from {least}" + ("" if most == math.inf else f" to {most}")
+                raise RequestError(f"{option(name)}: {value!r} is not allowed; allowed: {allowed}.")
+        for name in ("prompt", "negative_prompt", "class_label"):
+            value = getattr(self, name)
+            if isinstance(value, str) and (half := _HALF_CHARACTER.search(value)):
+                raise RequestError(
+                    f"{option(name)}: {value[:80]!r} is not allowed; allowed: text that can be written as UTF-8, which "
+                    f"{half[0]!r}, half of a character, cannot."
+                )
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Request:
@@ -83,7 +103,7 @@ class Request:
 
     def metadata(self, image: Image.Image) -> dict[str, Any]:
         """What goes into the image's file: the request, the image's size, and the versions of what made it."""
-        return {**dataclasses.asdict(self), "size": list(image.size), "versions": installed_versions()}
+        return {**dataclasses.asdict(self), "size": list(image.size), "versions": dict(installed_versions())}
 
     @property
     def subject(self) -> str:
@@ -101,7 +121,8 @@ class Request:
         return f"{words or 'image'}-{self.seed}-{hashlib.sha256(record.encode()).hexdigest()[:8]}"
 
 
-def installed_versions() -> dict[str, str]:
+@functools.cache  # to look them up takes longer than all else of a file's name
+def installed_versions() -> Mapping[str, str]:
     """Versions of Python and of the packages that an image depends on."""
     found = {"python": platform.python_version()}
     for name in _RECORDED_PACKAGES:

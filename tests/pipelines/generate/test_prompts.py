@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from zoo.class_conditional import class_conditional
 
 from trimtab import cli
 from trimtab.pipelines.generate.prompts import read_prompts
-from trimtab.pipelines.generate.request import Request, RequestError
+from trimtab.pipelines.generate.request import LARGEST_SEED, Request, RequestError
 
 
 def test_a_class_of_a_prompt_file_may_be_an_index(tmp_path: Path) -> None:
@@ -35,6 +37,43 @@ def test_a_jsonl_file_may_say_more(tmp_path: Path) -> None:
     assert (second.prompt, second.class_label, second.seed) == (None, "cat", 9)
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["bare", "with a byte order mark"])
+def test_lines_end_as_those_of_any_system_do_and_nowhere_else(tmp_path: Path, ending: str, mark: str) -> None:
+    """A prompt may hold what other programs take for the end of a line: here a line separator, NEL and a tab."""
+    prompts = ["a red\u2028heart", "a red\u0085heart\x0bfoo", "世界"]
+    text, objects = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    text.write_bytes(f"{mark}{ending.join(prompts)}{ending}".encode())
+    rows = (json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts if "\x0b" not in prompt)
+    objects.write_bytes(f"{mark}{ending.join(rows)}".encode())
+    assert [one.prompt for one in read_prompts(text, Request())] == prompts
+    assert [one.prompt for one in read_prompts(objects, Request())] == [prompts[0], prompts[2]]
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_file_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path, name: str, encoding: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(b'{"prompt": "a"}\n' + '{"prompt": "Grüße"}\n'.encode(encoding))
+    with pytest.raises(RequestError, match=rf"--prompts: {file}, line 2: .* is not UTF-8; save the file as UTF-8"):
+        read_prompts(file, Request())
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "absent.txt", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(RequestError, match=f"--prompts: {path} cannot be read: {why}; give a text file"):
+            read_prompts(path, Request())
+
+
+def test_seeds_are_those_of_64_bits(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f'{{"prompt": "a", "seed": {LARGEST_SEED}}}\n{{"prompt": "b"}}\n')
+    largest, _ = read_prompts(file, Request())
+    assert torch.Generator().manual_seed(largest.seed).initial_seed() == LARGEST_SEED
+    with pytest.raises(RequestError, match=f"line 2: seed: {LARGEST_SEED + 1} is not allowed"):
+        read_prompts(file, Request(seed=LARGEST_SEED))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -44,6 +83,10 @@ def test_a_jsonl_file_may_say_more(tmp_path: Path) -> None:
         ("p.jsonl", '"a fox"', "line 1: .*allowed: an object"),
         ("p.jsonl", '{"prompt": "a", "seed": "3"}', "line 1: seed='3' is not allowed; allowed: a whole number"),
         ("p.jsonl", '{"prompt": "a"}\n\n{"seed": -3}', "line 3: seed: -3 is not allowed; allowed: whole"),
+        ("p.jsonl", f'{{"prompt": "a", "seed": {2**64}}}', f"line 1: seed: {2**64} is not allowed; .* to {2**64 - 1}"),
+        ("p.jsonl", '{"prompt": "a \\ud83d"}', r"line 1: prompt: 'a \\ud83d' is not allowed; .*'\\ud83d', half of a"),
+        ("p.jsonl", '{"prompt": "a", "negative_prompt": "\\ude00"}', "line 1: negative_prompt: .* is not allowed"),
+        ("p.jsonl", "[" * 100_000, "line 1: this is not JSON"),
         ("p.jsonl", '{"prompt": 3}', "line 1: prompt=3 is not allowed; allowed: a text"),
     ],
 )
