@@ -22,10 +22,10 @@ from ...guidance.shipped import EMBEDDED
 from ..explain import make_plan
 from ..fashion import REPOSITORY
 from ..launch import first, launched
-from . import options, pictures
+from . import options, pictures, prompts
 from .comparison import compare, variants
 from .local import changed, fingerprints
-from .request import Request, installed_versions
+from .request import Request, RequestError, installed_versions, option
 from .samples import attach, call_arguments, generate, load_pipeline, resolve
 
 
@@ -58,7 +58,11 @@ def read(args: Namespace, names: Sequence[str]) -> Job:
     Raises:
         TrimtabError, ValueError, OSError: an option that cannot be used, or a file that cannot be read.
     """
-    model = REPOSITORY if _asks_for_classes(args) else EMBEDDED
+    if args.command != "explain":  # which writes nothing
+        _check_folder(args.output)
+    said = _said_by_lines(args)
+    classes = args.classes or args.class_balanced is not None or "class_label" in said
+    model = REPOSITORY if classes else EMBEDDED
     base = Request(model=model, device="cuda" if torch.cuda.is_available() else "cpu")
     recorded = pictures.load(args.like)[1] if args.like else {}
     if recorded:
@@ -156,15 +160,30 @@ def _changes(guidance: Guidance, other: Guidance) -> dict[str, Any]:
     return {name: value for name, value in other.parameters.items() if value is not guidance.parameters[name]}
 
 
-def _asks_for_classes(args: Namespace) -> bool:
-    """Whether the images are of classes, by an option or by the first line of a file."""
-    if any(getattr(args, option, None) is not None for option in ("classes", "class_balanced")):
-        return True
-    prompts = getattr(args, "prompts", None)
-    if prompts is None or prompts.suffix != ".jsonl" or not prompts.is_file():
-        return False
-    with prompts.open(encoding="utf-8") as file:
-        return '"class_label"' in file.readline()
+def _said_by_lines(args: Namespace) -> set[str]:
+    """What the lines of a prompt file say; it is refused that an option says it as well, or says several things."""
+    if args.prompts is None:
+        return set()
+    said = prompts.keys(args.prompts)
+    for key, given in (("prompt", args.prompt), ("class_label", args.classes)):
+        if given is not None and key in said:
+            raise RequestError(
+                f"{option(key)} and --prompts: the lines of {args.prompts} have their own {key}; leave out "
+                f"{option(key)}, or --prompts."
+            )
+    if len(args.classes or ()) > 1:
+        raise RequestError(
+            f"--class and --prompts: {len(args.classes)} classes are given for all lines of {args.prompts}; give one "
+            'of them, or each line its own: {"class_label": NAME}.'
+        )
+    return said
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a place for images where no folder can be."""
+    there = next((one for one in (folder, *folder.parents) if one.exists()), folder)
+    if not there.is_dir():
+        raise RequestError(f"-o {folder}: {there} is a file; give a folder, which is made where it is missing.")
 
 
 def _guidances(args: Namespace) -> dict[str, Guidance]:
