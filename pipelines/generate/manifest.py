@@ -14,6 +14,7 @@ from filelock import FileLock
 from ...guidance.files import replacing
 
 FILE = "manifest.jsonl"
+STATUSES = ("done", "failed")
 
 
 class Manifest:
@@ -32,7 +33,7 @@ class Manifest:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row. Processes take turns, and a line that a killed process left unfinished is closed first."""
-        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        line = _line(row)
         with self._lock, self.path.open("ab+") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
@@ -42,10 +43,19 @@ class Manifest:
             os.fsync(file.fileno())
 
     def rows(self) -> dict[int, dict[str, Any]]:
-        """The rows by index, in the order of the batch; unfinished lines are left out."""
+        """The rows by index, in the order of the batch; lines that are no rows are left out."""
+        self._read_on()
+        return dict(sorted(self._found.items()))
+
+    def count(self) -> int:
+        """How many images have rows, for whoever asks after each image: it looks at the lines since it last did."""
+        self._read_on()
+        return len(self._found)
+
+    def _read_on(self) -> None:
         if not self.path.exists():
             self._found, self._read = {}, 0
-            return {}
+            return
         with self.path.open("rb") as file:
             status = os.fstat(file.fileno())
             if status.st_ino != self._inode or status.st_size < self._read:  # `keep` has put another in its place
@@ -55,17 +65,25 @@ class Manifest:
                 if line.endswith(b"\n"):
                     self._read += len(line)
                     self._take(line)
-        return dict(sorted(self._found.items()))
 
     def _take(self, line: bytes) -> None:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("index"), int):
-                self._found[row["index"]] = row
+            if isinstance(row, dict) and type(index := row.get("index")) is int and _says_all(row):
+                self._found[index] = row
 
     def keep(self, files: Mapping[int, str]) -> None:
         """Rewrite the file in the order of the batch, with the rows of these files alone (by index); failures go."""
         with self._lock:
             rows = {index: row for index, row in self.rows().items() if files.get(index) == row.get("file")}
             with replacing(self.path) as file:
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()).encode())
+                file.writelines(map(_line, rows.values()))
+
+
+def _says_all(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("file"), str) and row.get("status") in STATUSES
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """A row in UTF-8; what that cannot say, half of a character, as JSON spells it: `\\ud83d`."""
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

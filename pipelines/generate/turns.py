@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock
 
@@ -25,13 +27,15 @@ class Turns:
     """
 
     def __init__(self, folder: Path, launch: str) -> None:
-        self._folder, self._file, self._launch = folder, folder / FILE, launch
+        self._folder, self._file, self._launch = folder, folder / FILE, f"{launch}\n".encode()
         self._lock = FileLock(folder / f"{FILE}.lock")
+        self._pieces: defaultdict[int, list[int]] = defaultdict(list)
+        self._count, self._read = 0, len(self._launch)
 
     def begin(self) -> None:
         """From now on turns are those of this launch, and nothing is taken; to be called once, before anybody takes."""
         with self._lock:
-            self._file.write_text(f"{self._launch}\n")
+            self._file.write_bytes(self._launch)
 
     def take(self, group: int, count: int) -> Iterator[int]:
         """The pieces of work, out of `count`, that fall to a group, each taken when it is asked for.
@@ -45,23 +49,39 @@ class Turns:
             turn += 1
 
     def _taken(self, group: int, turn: int) -> int:
-        with self.held() as groups:
-            own = [piece for piece, of in enumerate(groups) if int(of) == group]
-            if turn < len(own):
-                return own[turn]
-            with self._file.open("a") as file:
-                file.write(f"{group}\n")
-            return len(groups)
+        with self._open() as file:
+            own = self._pieces[group]
+            if turn == len(own):
+                file.truncate(self._read)  # a line that a killed process left unfinished goes
+                file.seek(self._read)
+                file.write(b"%d\n" % group)
+                self._read_on(file)
+            return own[turn]
 
     @contextmanager
-    def held(self) -> Iterator[list[str]]:
-        """The groups in the order of their turns; nobody takes one, and no other launch begins, within the block.
+    def held(self) -> Iterator[None]:
+        """Nobody takes a turn, and no other launch begins, within the block.
 
         Raises:
             RequestError: another launch has begun.
         """
-        with self._lock:
-            launch, *groups = self._file.read_text().split()
-            if launch != self._launch:
+        with self._open():
+            yield
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        """The file while the lock is held, with all turns known that were taken."""
+        with self._lock, self._file.open("r+b") as file:
+            if file.readline() != self._launch:
                 raise RequestError(f"{self._folder}: another command has begun to make images there; this one ends.")
-            yield groups
+            self._read_on(file)
+            yield file
+
+    def _read_on(self, file: BinaryIO) -> None:
+        """Read the turns that were taken since this was last called."""
+        file.seek(self._read)
+        for line in file:
+            if line.endswith(b"\n"):
+                self._pieces[int(line)].append(self._count)
+                self._count += 1
+                self._read += len(line)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+
+import pytest
 
 from trimtab.pipelines.generate.manifest import Manifest
 
@@ -25,6 +28,9 @@ def test_a_process_sees_what_another_appends(tmp_path: Path) -> None:
     for index in range(3):
         other.append(row(index))
         assert mine.rows() == {i: row(i) for i in range(index + 1)}
+        assert mine.count() == index + 1
+    other.append(row(0))
+    assert mine.count() == 3, "images, not lines"
 
 
 def test_a_line_that_a_killed_process_left_unfinished_is_no_row_and_hides_none(tmp_path: Path) -> None:
@@ -37,10 +43,39 @@ def test_a_line_that_a_killed_process_left_unfinished_is_no_row_and_hides_none(t
     assert mine.rows() == other.rows() == {0: row(0), 2: row(2)}
 
 
-def test_what_is_no_row_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"[1]",
+        b"",
+        b"not JSON",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"index": "0", "file": "0.png", "status": "done"}',
+        b'{"index": 0, "status": "done"}',
+        b'{"index": 0, "file": "0.png"}',
+        b'{"index": 0, "file": "0.png", "status": "odd"}',
+    ],
+    ids=lambda damaged: damaged[:50],
+)
+def test_what_is_no_row_is_passed_over(tmp_path: Path, damaged: bytes) -> None:
     manifest = Manifest(tmp_path)
-    manifest.path.write_bytes(b'[1]\n\n{"index": "0"}\nnot JSON\n' + json.dumps(row(3)).encode() + b"\n")
+    manifest.path.write_bytes(damaged + b"\n" + json.dumps(row(3)).encode() + b"\n")
     assert manifest.rows() == {3: row(3)}
+    manifest.keep({3: "3.png"})
+    assert [json.loads(line) for line in manifest.path.read_bytes().splitlines()] == [row(3)]
+
+
+def test_a_row_may_say_whatever_an_error_says(tmp_path: Path) -> None:
+    """Also of a file whose name is no UTF-8, which Python spells with halves of characters."""
+    manifest = Manifest(tmp_path)
+    file = os.fsdecode(b"gr\xfc\xdfe")
+    failed = {**row(0, "failed"), "error": f"no {file}: Grüße, 世界\nand \ud83d"}
+    manifest.append(failed)
+    manifest.append(row(1))
+    manifest.keep({0: "0.png", 1: "1.png"})
+    assert Manifest(tmp_path).rows() == {0: failed, 1: row(1)}
+    assert "Grüße, 世界" in manifest.path.read_text(encoding="utf-8")
 
 
 def test_a_file_that_is_gone_has_no_rows_and_one_in_its_place_has_its_own(tmp_path: Path) -> None:

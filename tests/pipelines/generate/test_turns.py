@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.pipelines.generate.request import RequestError
-from trimtab.pipelines.generate.turns import Turns
+from trimtab.pipelines.generate.turns import FILE, Turns
 
 
 def begun(folder: Path, launch: str = "one") -> Turns:
@@ -45,3 +45,21 @@ def test_who_outlived_an_earlier_launch_goes_no_further(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="this one ends"), orphan.held():
         raise AssertionError("its row would be counted")
     assert list(others) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("unfinished", [b"1", b"11111"])
+def test_a_turn_that_a_killed_process_did_not_take_to_its_end_is_nobodys(tmp_path: Path, unfinished: bytes) -> None:
+    """Of group 11, say, whose line was cut off."""
+    first, second = begun(tmp_path).take(0, 3), Turns(tmp_path, "one").take(1, 3)
+    assert [next(first), next(second)] == [0, 1]
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(unfinished)
+    assert list(first) == [2] and not list(second)
+    assert list(Turns(tmp_path, "one").take(1, 3)) == [1], "as whoever comes late reads it"
+
+
+def test_turns_whose_beginning_was_cut_off_are_those_of_another_launch(tmp_path: Path) -> None:
+    turns = begun(tmp_path)
+    (tmp_path / FILE).write_bytes(b"")
+    with pytest.raises(RequestError, match="this one ends"):
+        next(turns.take(0, 2))
