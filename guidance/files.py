@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from filelock import FileLock, Timeout
+
+_UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 
 
 @contextmanager
@@ -17,7 +20,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """An open file that takes the place of `path` when the block ends, also when the machine stops meanwhile.
 
     After an exception `path` is what it was.
+
+    Raises:
+        IsADirectoryError: a folder has this name.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder is where this file should be; remove or rename it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -28,6 +36,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path, names: Collection[str]) -> None:
+    """Remove what processes that were killed within `replacing` left of these files.
+
+    To be called by who holds the lock without which nobody writes them: a process that does would lose what it writes.
+    """
+    for path in folder.glob(".*.tmp"):
+        unfinished = _UNFINISHED.fullmatch(path.name)
+        if unfinished and unfinished[1] in names:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

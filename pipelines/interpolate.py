@@ -227,7 +227,7 @@ def make(
     given = (None if path is None else pins.fingerprint(path) for path in images)
     stem = request.file_stem([*seeds, count, prompt, *given])
     strip, animation = (folder / f"interpolation-{stem}.{kind}" for kind in ("png", "gif"))
-    if not anew and strip.is_file() and animation.is_file():
+    if not anew and pictures.whole(strip) and animation.is_file():
         return strip, animation, istd(_frames(pictures.load(strip)[0], count))
     real = [None if path is None else Image.open(path).convert("RGB") for path in images]
     prompts = request.prompt, request.prompt if prompt is None else prompt

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trimtab import cli
 from trimtab.evaluation import command
@@ -79,6 +80,20 @@ def at_file(number: int, after: bool) -> None:
     pictures.save = saving
 
 
+def within_file(number: int) -> None:
+    replacing, left = pictures.replacing, [number]
+
+    @contextmanager
+    def dying(path: Path) -> Iterator[BinaryIO]:
+        with replacing(path) as file:
+            yield file
+            left[0] -= 1
+            if left[0] == 0:
+                die()
+
+    pictures.replacing = dying
+
+
 def within_row(number: int) -> None:
     append, left = manifest.Manifest.append, [number]
 
@@ -96,6 +111,7 @@ def within_row(number: int) -> None:
 
 MOMENTS: dict[str, Callable[[int], None]] = {
     "before its file": lambda number: at_file(number, after=False),
+    "within its file": within_file,
     "between its file and its row": lambda number: at_file(number, after=True),
     "within its row": within_row,
 }

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ...guidance import recipe
-from ...guidance.files import locked
+from ...guidance.files import locked, remove_unfinished
 from ...once import by_main
 from . import pictures
 from .jobs import Job, pinned, prepare
@@ -142,7 +142,8 @@ def make_batch(
 ) -> Made:
     """Make this process's share of the images, and wait for the others.
 
-    A file that exists is not made again. An image that fails is noted in the manifest and the batch goes on.
+    An image whose file is there, and whole, is not made again. One that fails is noted in the manifest and the batch
+    goes on.
 
     Args:
         job, folder, prompts, count, sharing: see `run_batch`.
@@ -162,8 +163,9 @@ def make_batch(
         manifest = Manifest(folder)
         if state.is_main_process:
             turns.begin()
+            remove_unfinished(folder, {manifest.path.name, *files, *(path.name for path in paths)})
             recipe.write_files(folder, files)
-            manifest.keep({index: path.name for index, path in enumerate(paths) if path.is_file()})
+            manifest.keep({index: path.name for index, path in enumerate(paths) if pictures.whole(path)})
         state.wait_for_everyone()
         done = manifest.rows()
         missing = [index for index in range(len(requests)) if index not in done]
@@ -176,12 +178,13 @@ def make_batch(
                     with turns.held():
                         manifest.append(row)
                 if state.is_main_process:
-                    _show(bar, len(manifest.rows()))
-            while len(rows := manifest.rows()) < len(requests):
+                    _show(bar, manifest.count())
+            while (finished := manifest.count()) < len(requests):
                 with turns.held():
-                    _show(bar, len(rows))
+                    _show(bar, finished)
                 time.sleep(POLL_SECONDS)
-            _show(bar, len(rows))
+            _show(bar, finished)
+        rows = manifest.rows()
         state.wait_for_everyone()  # until nobody takes another turn
         if state.is_main_process:
             manifest.keep({index: path.name for index, path in enumerate(paths)})
@@ -201,11 +204,11 @@ def _check_different(requests: Sequence[Request]) -> None:
 
 
 def _make(pipe: Any, request: Request, path: Path) -> dict[str, Any]:
-    """Make one image, unless its file is there; returns what the manifest says of it."""
+    """Make one image, unless its file is there and whole; returns what the manifest says of it."""
     mesh = pipe.branch_parallel
     row: dict[str, Any] = {"file": path.name, "seed": request.seed, "subject": request.subject}
     try:
-        if not path.is_file():
+        if not pictures.whole(path):
             image = generate(pipe, request)
             if mesh is None or mesh.rank == 0:
                 pictures.save(image, path, request.metadata(image))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ SMALLEST_CELL, LARGEST_CELL = 96, 512
 """Edge lengths in pixels between which a sheet shows an image; metadata and single files are never resized."""
 
 _FONT_SIZE, _GAP, _LABEL_CHARACTERS = 16, 8, 22
+_SIGNATURE, _LAST_CHUNK = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class PictureError(TrimtabError, ValueError):
@@ -35,6 +37,20 @@ def save(image: Image.Image, path: Path, metadata: dict[str, Any]) -> Path:
     with replacing(path) as file:
         image.save(file, format="PNG", pnginfo=chunk)
     return path
+
+
+def whole(path: Path) -> bool:
+    """Whether there is a PNG with its beginning and its end, which an emptied or a truncated one is not.
+
+    What lies between is not read: many thousands are looked at when a batch is continued.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_SIGNATURE))
+            file.seek(-len(_LAST_CHUNK), os.SEEK_END)
+            return start == _SIGNATURE and file.read() == _LAST_CHUNK
+    except OSError:  # also of a file that is shorter than its end
+        return False
 
 
 def load(path: Path) -> tuple[Image.Image, dict[str, Any]]:

@@ -14,7 +14,9 @@ from zoo import CASES, picture
 import trimtab
 from trimtab.cli import main
 from trimtab.guidance.errors import ParameterError, UnsupportedPipelineError
-from trimtab.pipelines.interpolate import End, interpolate, invert, istd, slerp
+from trimtab.pipelines.generate.jobs import Job
+from trimtab.pipelines.generate.request import Request
+from trimtab.pipelines.interpolate import End, interpolate, invert, istd, make, slerp
 
 CALL = {"num_inference_steps": 2, "guidance_scale": 3.0}
 
@@ -108,3 +110,15 @@ def test_the_command_writes_a_strip_and_an_animation(tmp_path: Path, capsys: pyt
     assert Image.open(strip).size == (4 * 32, 32)
     assert Image.open(animation).n_frames == 6  # there and back
     assert "ISTD" in output.err
+
+
+def test_a_strip_that_is_there_and_whole_is_not_made_again_and_a_truncated_one_is(tmp_path: Path) -> None:
+    CASES["sd15"].build().save_pretrained(tmp_path / "sd")
+    job = Job([Request(model=str(tmp_path / "sd"), device="cpu", prompt="a fox", steps=1)], [0, 1], {})
+    strip, _, _ = make(job, tmp_path / "out", 3, anew=False)
+    written, when = strip.read_bytes(), strip.stat().st_mtime_ns
+    make(job, tmp_path / "out", 3, anew=False)
+    assert strip.stat().st_mtime_ns == when
+    strip.write_bytes(written[:-100])
+    make(job, tmp_path / "out", 3, anew=False)
+    assert strip.read_bytes() == written

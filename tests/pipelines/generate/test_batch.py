@@ -193,9 +193,11 @@ def test_at_whatever_moment_a_process_is_killed_nothing_is_lost_or_doubled(
     assert finish([killed, other], tmp_path / "two") == [None, None] and killed.exitcode == -signal.SIGKILL
     before = contents(parts)
     assert 1 <= len(before) < COUNT
+    assert moment != "within its file" or list(parts.glob(".*.tmp"))
 
     assert cli.main(options(model, parts)) == 0
     assert cli.main(options(model, whole)) == 0
+    assert not list(parts.glob(".*.tmp"))
     assert contents(parts) == contents(whole) and len(contents(parts)) == COUNT
     assert listed(parts) == listed(whole)
     assert before.items() <= contents(parts).items()
@@ -210,6 +212,26 @@ def test_what_is_there_is_not_made_again(model: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(batch, "generate", lambda pipe, request: made.append(request.seed) or real(pipe, request))
     assert cli.main(options(model, tmp_path)) == 0
     assert len(made) == 1 and len(contents(tmp_path)) == COUNT
+
+
+def test_an_image_whose_file_was_emptied_or_truncated_is_made_again(model: str, tmp_path: Path) -> None:
+    assert cli.main(options(model, tmp_path)) == 0
+    before = contents(tmp_path)
+    emptied, truncated, *_ = tmp_path.glob("*.png")
+    emptied.write_bytes(b"")
+    truncated.write_bytes(before[truncated.name][:-100])
+    assert cli.main(options(model, tmp_path)) == 0
+    assert contents(tmp_path) == before and len(listed(tmp_path)) == COUNT
+
+
+def test_a_folder_that_has_the_name_of_an_image_is_noted_as_its_failure(model: str, tmp_path: Path) -> None:
+    assert cli.main(options(model, tmp_path)) == 0
+    taken = tmp_path / listed(tmp_path)[2]["file"]
+    taken.unlink()
+    taken.mkdir()
+    assert cli.main(options(model, tmp_path)) == 2
+    assert [row["status"] for row in listed(tmp_path)] == ["done", "done", "failed", *["done"] * 4]
+    assert f"{taken}: a folder is where this file should be; remove or rename it." in listed(tmp_path)[2]["error"]
 
 
 def test_images_of_a_model_that_was_trained_anew_under_the_same_path_are_made_anew(tmp_path: Path) -> None:
@@ -312,7 +334,14 @@ def test_two_commands_do_not_share_a_folder(model: str, tmp_path: Path) -> None:
     ],
 )
 def test_options_that_contradict_each_other(
-    model: str, tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    model: str,
+    tmp_path: Path,
+    more: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("a fox\n")
     assert cli.main(options(model, tmp_path / "out", *more)) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.rglob("*.png"))

@@ -44,6 +44,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         pictures.load(tmp_path / "nothing.png")
 
 
+def test_a_picture_is_whole_if_it_was_written_to_its_end(tmp_path: Path) -> None:
+    path = pictures.save(grey(), tmp_path / "a.png", {"seed": 0})
+    written = path.read_bytes()
+    assert pictures.whole(path)
+    for damaged in (b"", written[:5], written[:-1], written[:-400], written[:-400] + bytes(400), bytes(len(written))):
+        path.write_bytes(damaged)
+        assert not pictures.whole(path)
+    assert not pictures.whole(tmp_path) and not pictures.whole(tmp_path / "absent.png")
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_png_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
