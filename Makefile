@@ -81,6 +81,7 @@ WORDS := --count 270 --batch 45 --autocast
 STEERING := --count 500 --steps 10 --autocast
 LATENTS := --count 24 --tuning 4 --batch 24 --steps 10
 CLASSIFIERS := --count 500 --autocast
+EXPERTS := --count 500 --autocast
 CONTROLS := --count 100
 COSTS := --turns 3
 KNOWN := --categories 'Smileys & Emotion,Animals & Nature,Food & Drink'
@@ -106,6 +107,7 @@ latents: $(TESTABLE) $(EMOJI)
 
 classifiers: $(TESTABLE)
 	$(BENCHMARK).classifiers $(CLASSIFIERS) --output $(MEASURED)/classifiers
+	$(BENCHMARK).experts $(EXPERTS) --output $(MEASURED)/experts
 
 controls: $(TESTABLE) $(EMOJI)
 	$(BENCHMARK).controls --flux trimtab/emoji-flux --easycontrol models/emoji-easycontrol/easycontrol.safetensors \

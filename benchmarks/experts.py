@@ -34,9 +34,15 @@ STEPS = 1500
 """Of training, shared by all experts of a row; the second budget is five times as many."""
 ARMS = ((1, STEPS), (3, STEPS), (5, STEPS), (1, 5 * STEPS), (5, 5 * STEPS))
 """Number of experts, and training steps that they share."""
-SCALES = (8.0, 16.0, 32.0)
+SCALES = (4.0, 8.0, 16.0, 32.0)
+WINDOWS = {
+    "without the noisiest fifth": {"start": 0.2},
+    "without the cleanest fifth": {"stop": 0.8},
+}
+"""Parts of the run that experts guide, beside all of it; of one training each of the first and the third of `ARMS`."""
 RANGES = 5
-RANKS, RATES = (1, 2, 4), (1e-3, 3e-3, 1e-2)
+LORAS = ((1, 1e-2), (2, 1e-2), (4, 1e-2), (2, 3e-3), (2, 1e-3))
+"""Rank and highest learning rate of five experts' training; the others have the second."""
 PUSHED = 200
 """Images of which gradients are taken."""
 
@@ -58,15 +64,19 @@ def pushes(configurations: Configurations, file: Path) -> list[float]:
     return found
 
 
-def arm(configurations: Configurations, sampling: Sampling, count: int, steps: int, seed: int) -> dict[str, Any]:
+def arm(
+    configurations: Configurations, sampling: Sampling, count: int, steps: int, seed: int, window: str = ""
+) -> dict[str, Any]:
     """Class and distance at each scale, with what the experts see and how strongly they push."""
     name = f"experts-{count}-of-{steps}-{seed}"
     file = configurations.experts(name, experts=count, rank=2, steps=steps // count, seed=seed)
-    attached = ("ppap", {"classifier": configurations.guide, "weights": str(file), "estimate": "x_t"})
+    at_x_t = {"classifier": configurations.guide, "weights": str(file), "estimate": "x_t", **WINDOWS.get(window, {})}
     scales = {}
     for scale in SCALES:
-        images = sampling.images(name, attached, scale, sampling.args.count, 0)
+        images = sampling.images(f"{name} {window}".strip(), ("ppap", at_x_t), scale, sampling.args.count, 0)
         scales[f"{scale:g}"] = {key: measure.value for key, measure in sampling.measured(images).items()}
+    if window:
+        return {"scales": scales, "window": window}
     return {"scales": scales, "agreement": agreement_of(file), "push": pushes(configurations, file)}
 
 
@@ -84,9 +94,12 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
     for seed, (count, steps) in tqdm(list(product(range(args.seeds), ARMS)), desc="experts"):
         if (name := f"{count} of {steps}, seed {seed}") not in rows:
             rows[name] = arm(configurations, sampling, count, steps, seed)
-    for rank, rate in tqdm(list(product(RANKS, RATES)), desc="LoRAs"):
+    for (count, steps), window in tqdm(list(product((ARMS[0], ARMS[2]), WINDOWS)), desc="windows"):
+        if (name := f"{count} of {steps}, {window}") not in rows:
+            rows[name] = arm(configurations, sampling, count, steps, 0, window)
+    for rank, rate in tqdm(LORAS, desc="LoRAs"):
         if (name := f"rank {rank}, rate {rate:g}") not in rows:
-            folder = f"experts-rank-{rank}-rate-{rate:g}"
+            folder = f"experts-rank-{rank}-rate-{rate:g}" if (rank, rate) != LORAS[1] else f"experts-5-of-{STEPS}-0"
             file = configurations.experts(folder, experts=5, rank=rank, steps=STEPS // 5, learning_rate=rate)
             report = json.loads((file.parent / "report.json").read_text())
             rows[name] = {"agreement": report["agreement"], "share": report["trainable_share"]}

@@ -17,10 +17,10 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def by_arm(rows: Mapping[str, Row]) -> dict[str, list[Row]]:
-    """The trainings of each kind."""
+    """The trainings of each kind, as they guide all of the run."""
     found: dict[str, list[Row]] = {}
     for name, row in rows.items():
-        if "scales" in row:
+        if "scales" in row and "window" not in row:
             found.setdefault(name.partition(",")[0], []).append(row)
     return found
 
@@ -51,6 +51,21 @@ def by_noise(rows: Mapping[str, Row], name: str, digits: int, of: Any) -> str:
     return "\n".join(lines)
 
 
+def windows(rows: Mapping[str, Row]) -> str:
+    """Accuracy and distance where experts guide a part of the run only, beside all of it."""
+    parts = [(name.partition(", ")[0], row) for name, row in rows.items() if "window" in row]
+    names = list(dict.fromkeys(name for name, _ in parts))
+    shown = [(title(name), "all of the run", rows[f"{name}, seed 0"]) for name in names]
+    shown += [(title(name), row["window"], row) for name, row in parts]
+    scales = list(shown[0][2]["scales"])
+    lines = ["| | guided | " + " | ".join(f"scale {scale}" for scale in scales) + " |"]
+    lines.append("| --- " * (len(scales) + 2) + "|")
+    for name, window, row in sorted(shown, key=lambda one: one[0]):
+        cells = [f"{row['scales'][scale]['accuracy']:.2f}, {row['scales'][scale]['frechet']:.0f}" for scale in scales]
+        lines.append(f"| {name} | {window} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def agreed(row: Row) -> list[float]:
     """How often experts and teacher agree, in five ranges of timesteps."""
     shares = [bin_["experts"] for bin_ in row["agreement"]]
@@ -59,15 +74,11 @@ def agreed(row: Row) -> list[float]:
 
 def loras(rows: Mapping[str, Row]) -> str:
     """Agreement between timesteps 400 and 600 by rank and learning rate."""
-    found = {tuple(name.replace("rank ", "").split(", rate ")): row for name, row in rows.items() if "share" in row}
-    rates = list(dict.fromkeys(rate for _, rate in found))
-    lines = [
-        "| rank | parameters of an expert | " + " | ".join(f"learning rate {rate}" for rate in rates) + " |",
-        "| --- " * (len(rates) + 2) + "|",
-    ]
-    for rank in dict.fromkeys(rank for rank, _ in found):
-        cells = [f"{agreed(found[rank, rate])[2]:.2f}" for rate in rates]
-        lines.append(f"| {rank} | {found[rank, rates[0]]['share'] / 5:.1%} | {' | '.join(cells)} |")
+    lines = ["| rank | learning rate | parameters of an expert | agreement |", "| --- " * 4 + "|"]
+    for name, row in rows.items():
+        if "share" in row:
+            rank, rate = name.removeprefix("rank ").split(", rate ")
+            lines.append(f"| {rank} | {rate} | {row['share'] / 5:.1%} | {agreed(row)[2]:.2f} |")
     return "\n".join(lines)
 
 
@@ -86,6 +97,10 @@ requested class:
 Fréchet distance on the judge's features:
 
 {distance}
+
+Accuracy and distance of the first training, where the experts guide a part of the run only:
+
+{windows}
 
 How strongly the experts push, the mean norm of the gradient of log p(c | x_t), by timesteps:
 
@@ -107,6 +122,6 @@ def page(rows: Mapping[str, Row], command: str, args: argparse.Namespace) -> str
     return PAGE.format(
         command=command, count=args.count, seeds=args.seeds, steps=300,
         accuracy=table(rows, "accuracy", 2), distance=table(rows, "frechet", 1),
-        push=by_noise(rows, "timesteps", 2, lambda row: row["push"]),
+        windows=windows(rows), push=by_noise(rows, "timesteps", 2, lambda row: row["push"]),
         agreement=by_noise(rows, "timesteps", 2, agreed), loras=loras(rows),
     )  # fmt: skip
