@@ -30,10 +30,8 @@ from .classifiers import Configurations, Sampling, check_count, sampling_options
 from .experts_page import page
 from .rows import Rows
 
-STEPS = 1500
-"""Of training, shared by all experts of a row; the second budget is five times as many."""
-ARMS = ((1, STEPS), (3, STEPS), (5, STEPS), (1, 5 * STEPS), (5, 5 * STEPS))
-"""Number of experts, and training steps that they share."""
+ARMS = ((1, 1), (3, 1), (5, 1), (1, 5), (5, 5))
+"""Number of experts, and how many times `--expert-steps` they share."""
 SCALES = (4.0, 8.0, 16.0, 32.0)
 WINDOWS = {
     "without the noisiest fifth": {"start": 0.2},
@@ -91,16 +89,19 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
     pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
     pipe.set_progress_bar_config(disable=True)
     configurations, sampling = Configurations(pipe, args), Sampling(pipe, args)
-    for seed, (count, steps) in tqdm(list(product(range(args.seeds), ARMS)), desc="experts"):
+    for seed, (count, times) in tqdm(list(product(range(args.seeds), ARMS)), desc="experts"):
+        steps = times * args.expert_steps
         if (name := f"{count} of {steps}, seed {seed}") not in rows:
             rows[name] = arm(configurations, sampling, count, steps, seed)
-    for (count, steps), window in tqdm(list(product((ARMS[0], ARMS[2]), WINDOWS)), desc="windows"):
+    for (count, times), window in tqdm(list(product((ARMS[0], ARMS[2]), WINDOWS)), desc="windows"):
+        steps = times * args.expert_steps
         if (name := f"{count} of {steps}, {window}") not in rows:
             rows[name] = arm(configurations, sampling, count, steps, 0, window)
+    total = args.expert_steps
     for rank, rate in tqdm(LORAS, desc="LoRAs"):
         if (name := f"rank {rank}, rate {rate:g}") not in rows:
-            folder = f"experts-rank-{rank}-rate-{rate:g}" if (rank, rate) != LORAS[1] else f"experts-5-of-{STEPS}-0"
-            file = configurations.experts(folder, experts=5, rank=rank, steps=STEPS // 5, learning_rate=rate)
+            folder = f"experts-rank-{rank}-rate-{rate:g}" if (rank, rate) != LORAS[1] else f"experts-5-of-{total}-0"
+            file = configurations.experts(folder, experts=5, rank=rank, steps=total // 5, learning_rate=rate)
             report = json.loads((file.parent / "report.json").read_text())
             rows[name] = {"agreement": report["agreement"], "share": report["trainable_share"]}
 
@@ -109,12 +110,13 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experts", description=__doc__)
     sampling_options(parser)
+    parser.add_argument("--expert-steps", type=int, default=1500, help="of training, shared by all experts of a row")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
     parser.add_argument("--output", type=Path, default=Path("runs/experts"), help="writes OUTPUT.md and OUTPUT.json")
     given = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(given)
     check_count(parser, args.count)
-    kept = ("count", "steps", "batch", "autocast", "guide_steps", "generated")
+    kept = ("count", "steps", "batch", "autocast", "guide_steps", "generated", "expert_steps")
     rows = Rows(args.output.with_suffix(".json"), {name: getattr(args, name) for name in kept})
     measure(rows, args)
     text = page(rows, shlex.join(["python", "-m", "benchmarks.experts", *given]), args)

@@ -120,7 +120,7 @@ The same for timesteps 400 to 600 by the LoRAs of five experts, {steps} steps ea
 def page(rows: Mapping[str, Row], command: str, args: argparse.Namespace) -> str:
     """The page's measured part."""
     return PAGE.format(
-        command=command, count=args.count, seeds=args.seeds, steps=300,
+        command=command, count=args.count, seeds=args.seeds, steps=args.expert_steps // 5,
         accuracy=table(rows, "accuracy", 2), distance=table(rows, "frechet", 1),
         windows=windows(rows), push=by_noise(rows, "timesteps", 2, lambda row: row["push"]),
         agreement=by_noise(rows, "timesteps", 2, agreed), loras=loras(rows),
