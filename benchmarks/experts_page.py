@@ -13,6 +13,8 @@ from .rows import Row
 def spread(values: Sequence[float], digits: int) -> str:
     """The mean, and the lowest and highest of several trainings."""
     least, most = min(values), max(values)
+    if len(values) == 1:
+        return f"{least:.{digits}f}"
     return f"{mean(values):.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
 
 
@@ -89,8 +91,8 @@ Made by
     {command}
 
 The setting of [classifier guidance measured](classifiers.md): {count} images at each scale, the same seeds in all.
-Cells are the mean of {seeds} trainings under different seeds, with the lowest and the highest. Accuracy of the
-requested class:
+Cells are the mean of {seeds} trainings under different seeds, with the lowest and the highest; the long ones were
+trained once. Accuracy of the requested class:
 
 {accuracy}
 
