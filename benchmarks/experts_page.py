@@ -91,8 +91,8 @@ Made by
     {command}
 
 The setting of [classifier guidance measured](classifiers.md): {count} images at each scale, the same seeds in all.
-Cells are the mean of {seeds} trainings under different seeds, with the lowest and the highest; the long ones were
-trained once. Accuracy of the requested class:
+Where a kind was trained under several seeds, cells are the mean, with the lowest and the highest. Accuracy of the
+requested class:
 
 {accuracy}
 
@@ -122,7 +122,7 @@ The same for timesteps 400 to 600 by the LoRAs of five experts, {steps} steps ea
 def page(rows: Mapping[str, Row], command: str, args: argparse.Namespace) -> str:
     """The page's measured part."""
     return PAGE.format(
-        command=command, count=args.count, seeds=args.seeds, steps=args.expert_steps // 5,
+        command=command, count=args.count, steps=args.expert_steps // 5,
         accuracy=table(rows, "accuracy", 2), distance=table(rows, "frechet", 1),
         windows=windows(rows), push=by_noise(rows, "timesteps", 2, lambda row: row["push"]),
         agreement=by_noise(rows, "timesteps", 2, agreed), loras=loras(rows),

@@ -42,7 +42,7 @@ class Level:
         return self.alpha > NO_SIGNAL * self.sigma
 
     def alike(self, other: Level) -> bool:
-        """Whether two levels differ by rounding only; neighbours among 1,000 differ fifty times as much."""
+        """Whether two levels differ by rounding only; neighbours among 1,000 of DDIM's differ fifty times as much."""
         return math.isclose(self.ratio, other.ratio, rel_tol=1e-4)
 
 

@@ -103,7 +103,7 @@ class SAG(Guidance):
 
     def acts_at(self, step: Step) -> bool:
         """Whether there is anything to do: pure noise holds no picture that could be degraded."""
-        return self.scale > 0 and step.level.alpha > 0
+        return self.scale > 0 and step.level.holds_signal
 
     def branches(self, step: Step) -> Sequence[Branch]:
         return (step.state.seen, step.state.degraded) if self.acts_at(step) else ()
