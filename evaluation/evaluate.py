@@ -99,6 +99,10 @@ class Evaluation:
         self.reference = None if reference is None else read_folder(reference)
         self.network = None if reference is None and pairs is None else feature_network(features)
         self.likeness = None if pairs is None or self.network is None else Likeness(pairs, self.network, lpips)
+        networks = {} if self.network is None else {"features": self.network.name}
+        networks |= {} if clip is None else {"clip": clip}
+        # Now, as they are loaded: one that is written anew while images are made is not the one that measures them.
+        self._networks = pins.fingerprints(networks)
         self.each: list[Measure] = [garments(), evenness]
         self.each += [clip_score(clip)] if clip is not None else []
         self.each += [self.likeness] if self.likeness is not None else []
@@ -111,11 +115,9 @@ class Evaluation:
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Of the networks, references and pairs that are on this machine: each may be written anew under its name."""
-        networks = {} if self.network is None else {"features": self.network.name}
-        networks |= {name: source for name, source in self.about.items() if name == "clip"}
         pairs = None if self.likeness is None else self.likeness.pictures
         images = {"reference": self.reference, "pairs": pairs}
-        return pins.fingerprints(networks) | {name: one.fingerprint for name, one in images.items() if one is not None}
+        return self._networks | {name: one.fingerprint for name, one in images.items() if one is not None}
 
     def __call__(self, images: Pictures) -> dict[str, Any]:
         """All measures for which there is what they need: `about`, and `measures` with value, low and high each.

@@ -121,7 +121,13 @@ def _pixels(file: Path) -> torch.Tensor:
             image: Image.Image = opened
             if image.mode.startswith("I;16"):
                 # Pillow clips these, though of colours of 16 bits it takes the high byte, as is done here.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                fine = np.asarray(image)
+                grey = (fine >> 8).astype(np.uint8)
+                grey[fine == image.info.get("transparency", -1)] = 255
+                image = Image.fromarray(grey)
+            if "transparency" in opened.info and [part.args for part in opened.tile] == ["RGB;16B"]:
+                # Pillow drops the low bytes, and with them which pixels have this colour.
+                raise EvaluationError(f"{file}: a colour of 16 bits a channel is transparent; save it with alpha.")
             if image.mode in ("I", "F"):
                 raise EvaluationError(f"{file}: its pixels are of 32 bits; allowed: 8 or 16 bits a channel.")
             if image.has_transparency_data:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import putchunk
 
 from trimtab.evaluation.features import EvaluationError
 from trimtab.evaluation.folders import read, read_folder
@@ -64,6 +67,28 @@ def test_grey_of_16_bits_is_that_of_8_bits_and_no_white(tmp_path: Path) -> None:
     Image.fromarray(grey * np.uint16(257)).save(tmp_path / "16.png")
     fine, coarse = read([tmp_path / "16.png", tmp_path / "8.png"]).images
     assert torch.equal(fine, coarse) and torch.equal(coarse[0], torch.from_numpy(grey))
+
+
+def test_a_transparent_grey_of_16_bits_is_on_white_and_its_neighbour_is_not(tmp_path: Path) -> None:
+    """In bytes both are one grey."""
+    Image.fromarray(np.array([[0x8012, 0x8013]], dtype=np.uint16)).save(tmp_path / "a.png", transparency=0x8012)
+    (found,) = read([tmp_path / "a.png"]).images
+    assert found[0].tolist() == [[0xFF, 0x80]]
+
+
+def test_a_transparent_colour_of_16_bits_is_refused(tmp_path: Path) -> None:
+    """Pillow writes none, so the file is put together of its chunks."""
+    header, pixel = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), struct.pack(">HHH", 0x8012, 0x8012, 0x8012)
+    with (tmp_path / "a.png").open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for name, data in (
+            (b"IHDR", header), (b"tRNS", pixel), (b"IDAT", zlib.compress(b"\0" + pixel)), (b"IEND", b""),
+        ):  # fmt: skip
+            putchunk(file, name, data)
+    with pytest.raises(
+        EvaluationError, match=r"a\.png: a colour of 16 bits a channel is transparent; save it with alpha"
+    ):
+        read([tmp_path / "a.png"])
 
 
 def test_pixels_that_are_no_bytes_are_refused(tmp_path: Path) -> None:

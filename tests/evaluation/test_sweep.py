@@ -126,6 +126,13 @@ def test_processes_that_share_branches_find_the_numbers_of_one(model: str, tmp_p
             assert measure == pytest.approx(other["measures"][name], abs=1e-3)
 
 
+def train(network: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(network)
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic")
+    ResNetModel(config).save_pretrained(network)
+
+
 def test_a_cell_is_measured_anew_by_a_network_that_was_trained_anew(tmp_path: Path) -> None:
     network, images, real = (tmp_path / name for name in ("network", "images", "real"))
     for folder in (images, real):
@@ -133,19 +140,32 @@ def test_a_cell_is_measured_anew_by_a_network_that_was_trained_anew(tmp_path: Pa
         for index in range(8):
             Image.effect_noise((16, 16), 20.0 + index).save(folder / f"{index}.png")
 
-    def measured() -> dict[str, Any]:
-        ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(network)
-        config = ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic")
-        ResNetModel(config).save_pretrained(network)
+    def measured(seed: int) -> dict[str, Any]:
+        train(network, seed)
         evaluation = Evaluation(real, str(network), repetitions=5)
         return sweep.measured_cell(evaluation, images, sorted(images.glob("*.png")))["measures"]
 
-    torch.manual_seed(0)
-    first = measured()
-    torch.manual_seed(0)
-    assert measured() == first
-    torch.manual_seed(1)
-    assert measured()["kernel_distance"] != first["kernel_distance"]
+    first = measured(0)
+    assert measured(0) == first
+    assert measured(1)["kernel_distance"] != first["kernel_distance"]
+
+
+def test_a_network_that_is_trained_anew_while_images_are_made_is_not_taken_for_the_one_that_measured(
+    tmp_path: Path,
+) -> None:
+    network, images, real = (tmp_path / name for name in ("network", "images", "real"))
+    for folder in (images, real):
+        folder.mkdir()
+        for index in range(8):
+            Image.effect_noise((16, 16), 20.0 + index).save(folder / f"{index}.png")
+    files = sorted(images.glob("*.png"))
+
+    train(network, 0)
+    evaluation = Evaluation(real, str(network), repetitions=5)
+    train(network, 1)
+    before = sweep.measured_cell(evaluation, images, files)["measures"]
+    after = sweep.measured_cell(Evaluation(real, str(network), repetitions=5), images, files)["measures"]
+    assert after["kernel_distance"] != before["kernel_distance"]
 
 
 def noise(file: Path, seed: int) -> None:
