@@ -123,7 +123,7 @@ def evaluate_strips(
             "five strips."
         )
     job, pipe = jobs.pinned(job), load_pipeline(job.requests[0])
-    requests = job.requests if prompts is None else read_prompts(prompts, job.requests[0], pipe)
+    requests = job.requests if prompts is None else read_prompts(prompts, job.requests[0], pipe, job.rows)
     pairs = zip(job.seeds[::2], job.seeds[1::2], strict=True)
     ways = [dataclasses.replace(job, requests=[one], seeds=pair) for pair in pairs for one in requests]
     evaluation.check(len(ways), folder)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
+ABANDONED = 60.0
+"""Seconds after which nobody is still writing a file: a picture or a LoRA takes less."""
 
 
 @contextmanager
@@ -41,12 +44,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def remove_unfinished(folder: Path, names: Collection[str]) -> None:
     """Remove what processes that were killed within `replacing` left of these files.
 
-    To be called by who holds the lock without which nobody writes them: a process that does would lose what it writes.
+    One that changed within `ABANDONED` seconds stays: another command may be writing it, and would fail without it.
     """
     for path in folder.glob(".*.tmp"):
         unfinished = _UNFINISHED.fullmatch(path.name)
         if unfinished and unfinished[1] in names:
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # finished meanwhile
+                if time.time() - path.stat().st_mtime > ABANDONED:
+                    path.unlink()
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def expand(job: Job, prompts: Path | None, count: int | None, pipe: Any) -> list
     if len(job.seeds) > 1:
         raise RequestError("--seeds: in a batch image i has the seed FIRST + i; give the first one only.")
     if prompts is not None:
-        return read_prompts(prompts, base, pipe)
+        return read_prompts(prompts, base, pipe, job.rows)
     if base.class_label is not None:
         raise RequestError("--class and --class-balanced: give one of them; a balanced batch is of all classes.")
     classes = list(class_names(pipe))
@@ -165,7 +165,8 @@ def make_batch(
             turns.begin()
             remove_unfinished(folder, {manifest.path.name, *files, *(path.name for path in paths)})
             recipe.write_files(folder, files)
-            manifest.keep({index: path.name for index, path in enumerate(paths) if pictures.whole(path)})
+            there = {index: path.name for index, path in enumerate(paths) if pictures.whole(path)}
+            manifest.keep(there, failed=False)
         state.wait_for_everyone()
         done = manifest.rows()
         missing = [index for index in range(len(requests)) if index not in done]

@@ -39,6 +39,7 @@ class Job:
         guidances: by name; `None` for those that the model's own folder lists, if any.
         compare: make a sheet a request, not an image a seed.
         repeats: the file that the job repeats with nothing changed, if it does.
+        rows: of the prompt file, if there is one, which may be such that it can be read once only.
     """
 
     requests: Sequence[Request]
@@ -46,6 +47,7 @@ class Job:
     guidances: dict[str, Guidance] | None = None
     compare: bool = False
     repeats: Path | None = None
+    rows: prompts.Rows | None = None
 
 
 def read(args: Namespace, names: Sequence[str]) -> Job:
@@ -60,7 +62,8 @@ def read(args: Namespace, names: Sequence[str]) -> Job:
     """
     if args.command != "explain":  # which writes nothing
         _check_folder(args.output)
-    said = _said_by_lines(args)
+    rows = _rows(args)
+    said = {key for _, row in rows or () for key in row}
     classes = args.classes or args.class_balanced is not None or "class_label" in said
     model = REPOSITORY if classes else EMBEDDED
     base = Request(model=model, device="cuda" if torch.cuda.is_available() else "cpu")
@@ -81,6 +84,7 @@ def read(args: Namespace, names: Sequence[str]) -> Job:
         guidances=guidances or (recipe.load(base.guidance, recipe.beside(args.like)) if recorded else None),
         compare=args.compare or "rows" in recorded,
         repeats=args.like if unchanged and "frames" not in recorded else None,
+        rows=rows,
     )
 
 
@@ -160,11 +164,16 @@ def _changes(guidance: Guidance, other: Guidance) -> dict[str, Any]:
     return {name: value for name, value in other.parameters.items() if value is not guidance.parameters[name]}
 
 
-def _said_by_lines(args: Namespace) -> set[str]:
+def _rows(args: Namespace) -> prompts.Rows | None:
     """What the lines of a prompt file say; it is refused that an option says it as well, or says several things."""
     if args.prompts is None:
-        return set()
-    said = prompts.keys(args.prompts)
+        return None
+    if (args.processes is not None or launched()) and args.prompts.exists() and not args.prompts.is_file():
+        raise RequestError(
+            f"--prompts: {args.prompts} is no regular file, so only one process can read it; save it as a file."
+        )
+    rows = prompts.read_rows(args.prompts)
+    said = {key for _, row in rows for key in row}
     for key, given in (("prompt", args.prompt), ("class_label", args.classes)):
         if given is not None and key in said:
             raise RequestError(
@@ -176,7 +185,7 @@ def _said_by_lines(args: Namespace) -> set[str]:
             f"--class and --prompts: {len(args.classes)} classes are given for all lines of {args.prompts}; give one "
             'of them, or each line its own: {"class_label": NAME}.'
         )
-    return said
+    return rows
 
 
 def _check_folder(folder: Path) -> None:

@@ -72,12 +72,17 @@ class Manifest:
             if isinstance(row, dict) and type(index := row.get("index")) is int and _says_all(row):
                 self._found[index] = row
 
-    def keep(self, files: Mapping[int, str]) -> None:
-        """Rewrite the file in the order of the batch, with the rows of these files alone (by index); failures go."""
+    def keep(self, files: Mapping[int, str], failed: bool = True) -> None:
+        """Rewrite the file in the order of the batch, with the rows of these files alone (by index).
+
+        Args:
+            files: their names.
+            failed: keep rows of failures too; of files that are there these are no longer true.
+        """
         with self._lock:
-            rows = {index: row for index, row in self.rows().items() if files.get(index) == row.get("file")}
+            rows = [row for index, row in self.rows().items() if files.get(index) == row["file"]]
             with replacing(self.path) as file:
-                file.writelines(map(_line, rows.values()))
+                file.writelines(_line(row) for row in rows if failed or row["status"] == "done")
 
 
 def _says_all(row: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,24 @@ KEYS = ("prompt", "negative_prompt", "class_label", "seed")
 """What an object of a `.jsonl` file may say."""
 
 
-def read_prompts(file: Path, base: Request, pipe: Any = None) -> list[Request]:
+Rows = Sequence[tuple[int, dict[str, Any]]]
+"""The fields of a request that each line says, with its number."""
+
+
+def read_prompts(file: Path, base: Request, pipe: Any = None, rows: Rows | None = None) -> list[Request]:
     """The requests of a prompt file: a prompt a line, or, in a `.jsonl` file, an object a line.
 
     Args:
         file: text in UTF-8, whose lines end as those of any system do. An object's keys are `KEYS`.
         base: all other settings; request i has the seed `base.seed + i` unless its line says another.
         pipe: the model, which refuses what it does not take, such as a class that it does not know.
+        rows: what `read_rows` gave of the file, where it was read already: what is no regular file is empty by then.
 
     Raises:
         RequestError: naming the line.
     """
     found: list[Request] = []
-    for number, row in _rows(file):
+    for number, row in read_rows(file) if rows is None else rows:
         with _naming(file, number):
             one = dataclasses.replace(base, **{"seed": base.seed + len(found), **row})
             if pipe is not None:
@@ -40,28 +45,25 @@ def read_prompts(file: Path, base: Request, pipe: Any = None) -> list[Request]:
     return found
 
 
-def keys(file: Path) -> set[str]:
-    """Those of `KEYS` that some line of a prompt file says.
+def read_rows(file: Path) -> Rows:
+    """What the lines of a prompt file say; empty ones are left out.
 
     Raises:
         RequestError: naming the line.
     """
-    return {key for _, row in _rows(file) for key in row}
-
-
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The fields of a request that each line says, with its number."""
     try:
         data = file.read_bytes()
     except OSError as error:
         raise RequestError(f"--prompts: {file} cannot be read: {error.strerror}; give a text file.") from None
+    rows = []
     # Bytes have lines, as editors do; `str.splitlines` ends one also at characters that a prompt may hold.
     for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         with _naming(file, number):
             text = _text(line)
             row = (_row(text) if file.suffix == ".jsonl" else {"prompt": text}) if text else None
         if row is not None:
-            yield number, row
+            rows.append((number, row))
+    return rows
 
 
 @contextmanager

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from trimtab.guidance.files import locked, remove_unfinished, replacing
+from trimtab.guidance.files import ABANDONED, locked, remove_unfinished, replacing
 
 KILLED = """
 import os, signal, sys
@@ -51,8 +52,19 @@ def test_what_a_killed_process_left_of_a_file_is_removed_and_nothing_else(tmp_pa
         (tmp_path / name).touch()
     assert len(os.listdir(tmp_path)) == len(others) + 2
     remove_unfinished(tmp_path, {"a.png"})
+    assert len(os.listdir(tmp_path)) == len(others) + 2, "they may be of a command that is still writing"
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - 2 * ABANDONED,) * 2)
+    remove_unfinished(tmp_path, {"a.png"})
     (left,) = set(os.listdir(tmp_path)) - others
     assert left.startswith(".b.png.") and (tmp_path / "a.png").read_bytes() == b"whole"
+
+
+def test_what_is_being_written_is_not_removed(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a.png") as file:
+        file.write(b"whole")
+        remove_unfinished(tmp_path, {"a.png"})
+    assert (tmp_path / "a.png").read_bytes() == b"whole" and os.listdir(tmp_path) == ["a.png"]
 
 
 def test_a_lock_is_held_by_one_and_free_again(tmp_path: Path) -> None:

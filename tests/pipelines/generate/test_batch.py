@@ -193,7 +193,10 @@ def test_at_whatever_moment_a_process_is_killed_nothing_is_lost_or_doubled(
     assert finish([killed, other], tmp_path / "two") == [None, None] and killed.exitcode == -signal.SIGKILL
     before = contents(parts)
     assert 1 <= len(before) < COUNT
-    assert moment != "within its file" or list(parts.glob(".*.tmp"))
+    unfinished = list(parts.glob(".*.tmp"))
+    assert moment != "within its file" or unfinished
+    for path in unfinished:
+        os.utime(path, (0, 0))  # as if a minute had passed
 
     assert cli.main(options(model, parts)) == 0
     assert cli.main(options(model, whole)) == 0
@@ -222,6 +225,15 @@ def test_an_image_whose_file_was_emptied_or_truncated_is_made_again(model: str, 
     truncated.write_bytes(before[truncated.name][:-100])
     assert cli.main(options(model, tmp_path)) == 0
     assert contents(tmp_path) == before and len(listed(tmp_path)) == COUNT
+
+
+def test_an_image_that_failed_and_is_there_by_now_has_not_failed(model: str, tmp_path: Path) -> None:
+    """Made by another command, say."""
+    assert cli.main(options(model, tmp_path)) == 0
+    before = listed(tmp_path)
+    Manifest(tmp_path).append({**before[2], "status": "failed", "error": "RuntimeError: out of memory"})
+    assert cli.main(options(model, tmp_path)) == 0
+    assert listed(tmp_path) == before
 
 
 def test_a_folder_that_has_the_name_of_an_image_is_noted_as_its_failure(model: str, tmp_path: Path) -> None:

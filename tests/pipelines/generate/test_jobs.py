@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
 
 from trimtab.cli import REQUEST
 from trimtab.parser import build_parser
-from trimtab.pipelines.generate import jobs
+from trimtab.pipelines.generate import batch, jobs
 from trimtab.pipelines.generate.request import RequestError
 
 
@@ -20,6 +22,13 @@ def read(*arguments: str) -> jobs.Job:
 def lines(folder: Path, text: str, name: str = "prompts.jsonl") -> str:
     (folder / name).write_text(text)
     return str(folder / name)
+
+
+def pipe(folder: Path, text: str) -> Path:
+    """What `<(...)` of a shell is."""
+    os.mkfifo(folder / "pipe")
+    threading.Thread(target=(folder / "pipe").write_text, args=(text,), daemon=True).start()
+    return folder / "pipe"
 
 
 # -- a prompt file beside other options --------------------------------------------------------------------------------
@@ -57,6 +66,17 @@ def test_the_model_that_ships_for_classes_is_taken_where_some_line_says_one(tmp_
     classes, prompts = '{"seed": 3, "class_label": "Bag"}', '{"prompt": "a \\"class_label\\""}'
     assert read("generate", "--prompts", lines(tmp_path, classes)).requests[0].model == "trimtab/fashion"
     assert read("generate", "--prompts", lines(tmp_path, prompts)).requests[0].model != "trimtab/fashion"
+
+
+def test_a_prompt_file_that_can_be_read_once_only_is_carried_along(tmp_path: Path) -> None:
+    file = pipe(tmp_path, "a fox\n\na boat\n")
+    job = read("generate", "--prompts", str(file))
+    assert [one.prompt for one in batch.expand(job, file, None, None)] == ["a fox", "a boat"]
+
+
+def test_a_prompt_file_that_can_be_read_once_only_is_refused_for_several_processes(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"--prompts: .*/pipe is no regular file, so only one process can read it"):
+        read("generate", "--processes", "2", "--prompts", str(pipe(tmp_path, "")))
 
 
 # -- where images go ---------------------------------------------------------------------------------------------------

@@ -78,6 +78,16 @@ def test_a_row_may_say_whatever_an_error_says(tmp_path: Path) -> None:
     assert "Grüße, 世界" in manifest.path.read_text(encoding="utf-8")
 
 
+def test_failures_are_kept_unless_they_are_no_longer_true(tmp_path: Path) -> None:
+    manifest, files = Manifest(tmp_path), {0: "0.png", 1: "1.png"}
+    for one in (row(1), row(0, "failed")):
+        manifest.append(one)
+    manifest.keep(files)
+    assert Manifest(tmp_path).rows() == {0: row(0, "failed"), 1: row(1)}
+    manifest.keep(files, failed=False)
+    assert Manifest(tmp_path).rows() == manifest.rows() == {1: row(1)}
+
+
 def test_a_file_that_is_gone_has_no_rows_and_one_in_its_place_has_its_own(tmp_path: Path) -> None:
     mine, other = Manifest(tmp_path), Manifest(tmp_path)
     for index in range(3):
