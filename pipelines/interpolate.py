@@ -25,6 +25,7 @@ from ..guidance.errors import ParameterError, UnsupportedPipelineError
 from ..guidance.files import replacing
 from .generate import jobs, pictures
 from .generate.jobs import Job
+from .generate.request import LARGEST_SEED, RequestError
 from .generate.samples import call_arguments
 from .guided import stock_class
 from .latents import ImageSpace
@@ -220,14 +221,21 @@ def make(
         images: real images at either end.
         pipe: the job's pipeline, where it is loaded already.
         anew: make also what is there already.
+
+    Raises:
+        RequestError: a single seed that no other follows.
     """
+    seeds = [*job.seeds, job.seeds[-1] + 1][:2]
+    if seeds[1] > LARGEST_SEED:
+        raise RequestError(
+            f"--seeds: from {seeds[0]}, the largest, there is no next one to go to; give two seeds, both ends."
+        )
     pipe, _, (request, *_), files = jobs.prepare(job, pipe=pipe)
     recipe.write_files(folder, files)
-    seeds = [*job.seeds, job.seeds[-1] + 1][:2]
     given = (None if path is None else pins.fingerprint(path) for path in images)
     stem = request.file_stem([*seeds, count, prompt, *given])
     strip, animation = (folder / f"interpolation-{stem}.{kind}" for kind in ("png", "gif"))
-    if not anew and pictures.whole(strip) and animation.is_file():
+    if not anew and pictures.whole(strip) and pictures.whole(animation):
         return strip, animation, istd(_frames(pictures.load(strip)[0], count))
     real = [None if path is None else Image.open(path).convert("RGB") for path in images]
     prompts = request.prompt, request.prompt if prompt is None else prompt

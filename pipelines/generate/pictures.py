@@ -23,7 +23,8 @@ SMALLEST_CELL, LARGEST_CELL = 96, 512
 """Edge lengths in pixels between which a sheet shows an image; metadata and single files are never resized."""
 
 _FONT_SIZE, _GAP, _LABEL_CHARACTERS = 16, 8, 22
-_SIGNATURE, _LAST_CHUNK = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+_ENDS = {".png": (b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"), ".gif": (b"GIF8", b"\0;")}
+"""What a file of a kind begins and ends with."""
 
 
 class PictureError(TrimtabError, ValueError):
@@ -40,15 +41,18 @@ def save(image: Image.Image, path: Path, metadata: dict[str, Any]) -> Path:
 
 
 def whole(path: Path) -> bool:
-    """Whether there is a PNG with its beginning and its end, which an emptied or a truncated one is not.
+    """Whether there is a PNG or a GIF with its beginning and its end, which an emptied or a truncated one is not.
 
     What lies between is not read: many thousands are looked at when a batch is continued.
     """
+    if path.suffix not in _ENDS:
+        return False
+    first, last = _ENDS[path.suffix]
     try:
         with path.open("rb") as file:
-            start = file.read(len(_SIGNATURE))
-            file.seek(-len(_LAST_CHUNK), os.SEEK_END)
-            return start == _SIGNATURE and file.read() == _LAST_CHUNK
+            start = file.read(len(first))
+            file.seek(-len(last), os.SEEK_END)
+            return start == first and file.read() == last
     except OSError:  # also of a file that is shorter than its end
         return False
 

@@ -15,7 +15,7 @@ import trimtab
 from trimtab.cli import main
 from trimtab.guidance.errors import ParameterError, UnsupportedPipelineError
 from trimtab.pipelines.generate.jobs import Job
-from trimtab.pipelines.generate.request import Request
+from trimtab.pipelines.generate.request import LARGEST_SEED, Request, RequestError
 from trimtab.pipelines.interpolate import End, interpolate, invert, istd, make, slerp
 
 CALL = {"num_inference_steps": 2, "guidance_scale": 3.0}
@@ -112,13 +112,22 @@ def test_the_command_writes_a_strip_and_an_animation(tmp_path: Path, capsys: pyt
     assert "ISTD" in output.err
 
 
-def test_a_strip_that_is_there_and_whole_is_not_made_again_and_a_truncated_one_is(tmp_path: Path) -> None:
+def test_the_largest_seed_alone_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    job = Job([Request(model=str(tmp_path / "no model"), prompt="a fox")], [LARGEST_SEED], {})
+    with pytest.raises(RequestError, match=f"--seeds: from {LARGEST_SEED}, the largest, there is no next one to go to"):
+        make(job, tmp_path / "out", 3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_and_whole_is_not_made_again_and_what_was_truncated_is(tmp_path: Path) -> None:
     CASES["sd15"].build().save_pretrained(tmp_path / "sd")
     job = Job([Request(model=str(tmp_path / "sd"), device="cpu", prompt="a fox", steps=1)], [0, 1], {})
-    strip, _, _ = make(job, tmp_path / "out", 3, anew=False)
+    strip, animation, _ = make(job, tmp_path / "out", 3, anew=False)
     written, when = strip.read_bytes(), strip.stat().st_mtime_ns
+    moving = animation.read_bytes()
     make(job, tmp_path / "out", 3, anew=False)
     assert strip.stat().st_mtime_ns == when
-    strip.write_bytes(written[:-100])
-    make(job, tmp_path / "out", 3, anew=False)
-    assert strip.read_bytes() == written
+    for path, content in ((strip, written[:-100]), (animation, moving[:-1]), (animation, b"")):
+        path.write_bytes(content)
+        make(job, tmp_path / "out", 3, anew=False)
+        assert strip.read_bytes() == written and animation.read_bytes() == moving
