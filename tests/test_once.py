@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from trimtab import once
+from trimtab import cli, once
+from trimtab.evaluation import command as evaluation
+from trimtab.parser import build_parser
+from trimtab.pipelines.generate import jobs
 
 PROGRAM = "import sys; from trimtab.once import complain; complain(sys.argv[1])"
 
@@ -57,6 +60,8 @@ def test_where_nothing_can_be_noted_it_is_said() -> None:
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
 def test_what_is_wrong_in_every_process_of_a_command_stands_there_once(command: str, tmp_path: Path) -> None:
     options = [command, "--model", str(tmp_path / "missing"), "--processes", "2", "-o", str(tmp_path / "images")]
+    by_launcher = {"generate": jobs.read, "evaluate": evaluation.evaluate}[command]
+    by_launcher(build_parser().parse_args(options), cli.REQUEST)  # which refuses nothing, so its processes do
     result = subprocess.run(
         [sys.executable, "-m", "trimtab", *options],
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
