@@ -52,14 +52,14 @@ def test_the_page_shows_the_rows_and_differences_that_there_are() -> None:
 def test_the_images_that_experts_learn_from_are_the_model_s_own(tmp_path: Path) -> None:
     """Also where the row before has left its guidance attached."""
     pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
-    sizes = {"generated": 40, "steps": 1, "rank": 1, "expert_steps": 1, "guide_steps": 1, "autocast": False}
+    sizes = {"generated": 40, "steps": 1, "guide_steps": 1, "autocast": False}
     images = {}
     for name in ("alone", "after a row"):
         args = Namespace(cache=tmp_path / name, data=garments(tmp_path, 200), **sizes)
         configurations = Configurations(pipe, args)
         if name != "alone":
             pipe.add_guidance("classifier", classifier=configurations.guide, target=0, scale=100.0)
-        configurations._experts(1)
+        configurations.experts("ppap", experts=1, rank=1, steps=1)
         (file,) = (args.cache / "images").glob("*.safetensors")
         images[name] = load_weights(file).tensors["images"]
     assert torch.equal(images["alone"], images["after a row"])
