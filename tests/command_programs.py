@@ -28,9 +28,14 @@ def evaluate(*arguments: str) -> dict[str, Any]:
 
 
 def killed(moment: str, number: int, *arguments: str) -> None:
-    """`trimtab` with these arguments, until process 0 is ended by force at a moment of its image of this number."""
+    """`trimtab` with these arguments, until process 0 is ended by force at a moment of its image of this number.
+
+    The other takes a second an image, so that it has not made all of them by then.
+    """
     if os.environ["RANK"] == "0":
         MOMENTS[moment](number)
+    else:
+        slow()
     cli.main(arguments)
 
 
@@ -40,12 +45,23 @@ def uneven(*arguments: str) -> int:
 
     def counted(pipe: Any, request: Any) -> Any:
         made.append(request.seed)
-        time.sleep(float(os.environ["RANK"] == "1"))
         return generate(pipe, request)
 
     batch.generate = counted
+    if os.environ["RANK"] == "1":
+        slow()
     assert cli.main(arguments) == 0
     return len(made)
+
+
+def slow() -> None:
+    generate = batch.generate
+
+    def slowly(pipe: Any, request: Any) -> Any:
+        time.sleep(1.0)
+        return generate(pipe, request)
+
+    batch.generate = slowly
 
 
 def failing(*arguments: str) -> int:
