@@ -36,9 +36,10 @@ class SchedulerStep:
 
 @dataclass
 class Record:
-    """A run, step by step."""
+    """A run, step by step; `pending` are the denoiser's calls since the last step."""
 
     steps: list[SchedulerStep] = field(default_factory=list)
+    pending: list[Forward] = field(default_factory=list)
 
     @property
     def forwards(self) -> list[Forward]:
@@ -63,7 +64,7 @@ def recorded(pipe: DiffusionPipeline, *denoisers: str, steps: int | None = None)
     With `steps`, `Enough` is raised once the scheduler has been given that many model outputs.
     """
     record = Record()
-    pending: list[Forward] = []
+    pending = record.pending
     for name in denoisers:
         module = getattr(pipe, name)
 

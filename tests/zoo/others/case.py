@@ -1,0 +1,63 @@
+"""What a case of the other classes is, and how it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from recorder import SchedulerStep
+from torch import Tensor
+
+from trimtab.conformance.tiny import assemble
+from trimtab.guidance.noise import split_variance
+
+
+def as_itself(step: SchedulerStep, delta: Tensor) -> Tensor:
+    return split_variance(step.model_output, step.sample)[0] + delta
+
+
+@dataclass(frozen=True)
+class Case:
+    """One tiny stock pipeline, one call of it, and what guidance makes of it.
+
+    Attributes:
+        make: makes the pipeline.
+        call: keyword arguments of a run of two steps.
+        denoisers: names of the components whose predictions reach a scheduler.
+        first: the first call of `scheduler.step` that is guided.
+        arrives: what the scheduler should be given at that step, of the stock run's step and a delta.
+        unmapped: why `pag` is refused; empty where it acts.
+        refused: why every guidance is refused; empty where the pipeline is guidable.
+        undeclared: rows that the pipeline, or a branch in a call of its own, computes beside those of the plan.
+    """
+
+    make: Callable[[], DiffusionPipeline]
+    call: dict[str, Any]
+    denoisers: tuple[str, ...] = ("unet",)
+    first: int = 0
+    arrives: Callable[[SchedulerStep, Tensor], Tensor] = as_itself
+    unmapped: str = ""
+    refused: str = ""
+    undeclared: int = 0
+
+    def build(self) -> DiffusionPipeline:
+        return assemble(self.make)
+
+    def run(self, pipe: DiffusionPipeline) -> Tensor:
+        """One run with fixed seeds, and its output as one tensor."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            np.random.seed(0)
+            output = pipe(**{"generator": torch.Generator().manual_seed(0), **self.call}, return_dict=False)
+        return as_tensor(output[0] if isinstance(output, tuple) else output)
+
+
+def as_tensor(output: Any) -> Tensor:
+    """Images, videos and sounds, in whatever lists a pipeline returns them."""
+    if isinstance(output, (list, tuple)):
+        return torch.stack([as_tensor(part) for part in output])
+    return output if isinstance(output, Tensor) else torch.as_tensor(np.array(output))
