@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -57,6 +58,23 @@ def stand_in(attention: nn.Module) -> Any:
     twin = object.__new__(kind)
     twin.__dict__ = processor.__dict__
     return twin
+
+
+def put_back_if_failed(stack: ExitStack, module: nn.Module) -> None:
+    """Put back, if the stack closes with an error, the attention processors that a pipeline exchanged in its call.
+
+    Diffusers' own pipelines do so at the end of their call only, so that one that is refused in mid-run would be left
+    with the wrong ones.
+    """
+    attentions = [part for part in module.modules() if hasattr(part, "set_processor") and hasattr(part, "processor")]
+    before = [(attention, attention.processor) for attention in attentions]
+
+    def put_back(kind: type[BaseException] | None, *_: object) -> None:
+        for attention, processor in before if kind is not None else ():
+            if attention.processor is not processor:
+                attention.set_processor(processor)  # type: ignore[operator]
+
+    stack.push(put_back)
 
 
 class Replaced:

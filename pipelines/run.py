@@ -32,6 +32,7 @@ from .controls import check_controlled
 from .converting import check_sample_is_left, is_converted, only_converts
 from .denoiser import Denoiser
 from .forwards import Forwards
+from .frames import with_videos
 from .graph import prepare
 from .guided_step import GuidedStep
 from .hooks import Hooks, needs_level
@@ -43,6 +44,7 @@ from .others import OtherDenoisers
 from .own_cfg import has_cfg
 from .parallel.branches import BranchParallel
 from .prediction import input_rows, is_prediction, primary, with_primary
+from .processors import put_back_if_failed
 from .progress import name_guidances
 from .recurrence import check_repeats
 from .renoising import check_renoising
@@ -129,9 +131,11 @@ class GuidedRun:
         )  # fmt: skip
         self._row_delta = RowDelta(self.pipe, self.arguments, self.hooks, self.forwards)
         for module in denoisers_of(self.pipe):
+            put_back_if_failed(self.stack, module)
             tap_call(self.stack, module, self._on_call)
         for scheduler in self.schedulers:
-            tap_scheduler(self.stack, scheduler, self._on_step, self.clocks.note_scaled)
+            on_step = with_videos(self._on_step, lambda: self._calls)
+            tap_scheduler(self.stack, scheduler, on_step, self.clocks.note_scaled)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -108,14 +108,19 @@ def ip_adapter() -> DiffusionPipeline:
     return pipe
 
 
-def controlnet() -> DiffusionPipeline:
-    parts = sd_components()
-    control = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(8, 8))
+def controlled(unet: diffusers.UNet2DConditionModel, levels: int = 2) -> diffusers.ControlNetModel:
+    """A ControlNet for `unet`, whose picture has `2 ** (levels - 1)` times the latents' side."""
+    control = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8,) * levels)
     # A fresh ControlNet ends in zeroed convolutions and would leave the UNet as it is.
     for convolution in (*control.controlnet_down_blocks, control.controlnet_mid_block):
         convolution.reset_parameters()
     control.controlnet_cond_embedding.conv_out.reset_parameters()
-    return diffusers.StableDiffusionControlNetPipeline(**parts, controlnet=control)
+    return control
+
+
+def controlnet() -> DiffusionPipeline:
+    parts = sd_components()
+    return diffusers.StableDiffusionControlNetPipeline(**parts, controlnet=controlled(parts["unet"]))
 
 
 def deepfloyd_if() -> DiffusionPipeline:

@@ -20,6 +20,18 @@ def as_itself(step: SchedulerStep, delta: Tensor) -> Tensor:
     return split_variance(step.model_output, step.sample)[0] + delta
 
 
+def known(like: Tensor) -> Tensor:
+    """A delta: a tenth of the same normal tensor for every sample."""
+    noise = torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(7))
+    return 0.1 * noise.to(like).expand_as(like)
+
+
+def on_the_video(step: SchedulerStep, delta: Tensor) -> Tensor:
+    """The scheduler is given the frames of one video as images."""
+    video = step.model_output.transpose(0, 1)[None]
+    return (video + known(video))[0].transpose(0, 1)
+
+
 @dataclass(frozen=True)
 class Case:
     """One tiny stock pipeline, one call of it, and what guidance makes of it.
@@ -31,6 +43,7 @@ class Case:
         first: the first call of `scheduler.step` that is guided.
         arrives: what the scheduler should be given at that step, of the stock run's step and a delta.
         unmapped: why `pag` is refused; empty where it acts.
+        tried: denoiser calls of the pipeline's own before that.
         refused: why every guidance is refused; empty where the pipeline is guidable.
         undeclared: rows that the pipeline, or a branch in a call of its own, computes beside those of the plan.
     """
@@ -41,6 +54,7 @@ class Case:
     first: int = 0
     arrives: Callable[[SchedulerStep, Tensor], Tensor] = as_itself
     unmapped: str = ""
+    tried: int = 0
     refused: str = ""
     undeclared: int = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import frames, kolors, sounds, subjects
 from .case import Case
 
-CASES: dict[str, Case] = {}
+CASES: dict[str, Case] = {**frames.CASES, **kolors.CASES, **sounds.CASES, **subjects.CASES}
