@@ -35,6 +35,7 @@ class Call:
         graph, leaf: output and input with their gradient graph, where a loss needs one.
         context: name of the `cache_context` in which it was made.
         counted: evaluations in it that the run has counted.
+        dropped: extra branches in it that turned out to be of the wrong rows.
     """
 
     module: nn.Module
@@ -54,6 +55,18 @@ class Call:
     leaf: torch.Tensor | None = None
     context: str | None = None
     counted: int = 0
+    dropped: int = 0
+
+    def drop_misplaced(self, roles: Sequence[str]) -> None:
+        """Drop the extra branches that were computed for other rows than `roles` says carry their condition."""
+        told = self.roles or []
+
+        def is_placed(branch: Branch) -> bool:
+            role = branch.condition if branch.condition in told else "cond"
+            return [known == role for known in told] == [known == role for known in roles]
+
+        kept = {branch: rows for branch, rows in self.extra.items() if is_placed(branch)}
+        self.dropped, self.extra = self.dropped + len(self.extra) - len(kept), kept
 
     def where(self, role: str) -> list[int]:
         """Indices of the rows with this role."""
@@ -107,9 +120,16 @@ def observe_calls(
         if found is not None and found.residual <= UNRELATED:
             return found, chosen
     shapes = ", ".join(str(tuple(call.output.shape)) for call in calls)
+    beside = [tuple(tensor.shape) for call in calls[-1:] for tensor in call.beside]
+    joined = (
+        f" The denoiser returns {', '.join(map(str, beside))} beside that; what joins several of its results into one "
+        "cannot be guided."
+        if beside
+        else ""
+    )
     raise UnsupportedPipelineError(
         f"{kind}: the scheduler was given a {tuple(model_output.shape)} that does not follow from the denoiser's "
-        f"output ({shapes}) by a combination of rows and a slice, so a guidance term cannot be handed to it."
+        f"output ({shapes}) by a combination of rows and a slice, so a guidance term cannot be handed to it.{joined}"
     )
 
 
@@ -136,5 +156,6 @@ def with_sample(call: Call, batch: int, sample: torch.Tensor, replacement: torch
     old, new = (torch.cat([tensor] * groups) for tensor in (sample, replacement))
     args, kwargs = with_sample_at(call.args, call.kwargs, range(len(call.output)), old, new)
     return replace(
-        call, args=args, kwargs=kwargs, extra={}, at={}, watched={}, extra_watched={}, graph=None, leaf=None, counted=0
-    )
+        call, args=args, kwargs=kwargs, extra={}, at={}, watched={}, extra_watched={}, graph=None, leaf=None,
+        counted=0, dropped=0,
+    )  # fmt: skip

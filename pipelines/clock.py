@@ -14,6 +14,7 @@ from torch import nn
 from ..guidance.errors import ParameterError, UnsupportedSchedulerError
 from ..guidance.noise import Level, NoiseAlgebra, noise_algebra
 from ..guidance.run import CLEAN, Step
+from ..guidance.schedulers import REFUSED
 
 UNKNOWN_LEVEL = Level(math.nan, math.nan)
 """The level of a scheduler that is not understood, where no guidance needs it."""
@@ -198,6 +199,7 @@ def planned_clock(scheduler: Any, algebra: NoiseAlgebra | None, **schedule: Any)
 
     Raises:
         ParameterError: the scheduler refuses these.
+        UnsupportedSchedulerError: it asks for more, which only the pipeline knows.
     """
     refusals = []
     for shift in ({}, {"mu": 1.0}):  # a scheduler with dynamic shifting asks for mu, which only a call can tell
@@ -206,5 +208,9 @@ def planned_clock(scheduler: Any, algebra: NoiseAlgebra | None, **schedule: Any)
             return Clock(scheduler, algebra)
         except (ValueError, TypeError) as error:
             refusals.append(error)
+        except LookupError as error:  # the stage of a pyramid, for each of which the pipeline sets the steps anew
+            name = type(scheduler).__name__
+            reason = REFUSED.get(name, f"its steps do not follow from {', '.join(schedule)} alone")
+            raise UnsupportedSchedulerError(f"{name}: {reason.rstrip('.')}. So no guidance can be planned.") from error
     given = ", ".join(f"{name}={value!r}" for name, value in schedule.items())
     raise ParameterError(f"{type(scheduler).__name__}: {given}: {refusals[0]}")

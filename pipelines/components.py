@@ -24,10 +24,17 @@ def may_denoise(kind: type) -> bool:
     return not hasattr(kind, "decode") and not beside
 
 
+def parts_of(pipe: Any) -> dict[str, Any]:
+    """The components by name, those included that a pipeline may be made without: `pipe.components` leaves them out."""
+    registered = {name: getattr(pipe, name, None) for name in getattr(pipe, "config", {})}
+    made = {name: part for name, part in registered.items() if isinstance(part, (nn.Module, SchedulerMixin))}
+    return {**made, **pipe.components}
+
+
 def denoisers_of(pipe: Any) -> list[nn.Module]:
     """The models that may be the denoiser, each once; which of them is shows at `scheduler.step`."""
     found: dict[int, nn.Module] = {}
-    for component in pipe.components.values():
+    for component in parts_of(pipe).values():
         inner = getattr(component, "_orig_mod", component)
         if isinstance(inner, ModelMixin) and may_denoise(type(inner)):
             found.setdefault(id(component), component)
@@ -41,7 +48,7 @@ def stages_of(pipe: Any) -> list[DiffusionPipeline]:
 
 def schedulers_of(pipe: Any) -> list[Any]:
     """The schedulers, each once."""
-    schedulers = [component for component in pipe.components.values() if isinstance(component, SchedulerMixin)]
+    schedulers = [component for component in parts_of(pipe).values() if isinstance(component, SchedulerMixin)]
     return list({id(scheduler): scheduler for scheduler in schedulers}.values())
 
 
@@ -58,7 +65,7 @@ def check_guidable(pipe: Any) -> None:
             f"{kind} cannot be guided: it is {what}. Needed: an instance of a DiffusionPipeline subclass, such as "
             "DiffusionPipeline.from_pretrained(...) returns."
         )
-    present = ", ".join(name for name, component in pipe.components.items() if component is not None) or "nothing"
+    present = ", ".join(name for name, component in parts_of(pipe).items() if component is not None) or "nothing"
     if not any(hasattr(scheduler, "step") for scheduler in schedulers_of(pipe)):
         raise UnsupportedPipelineError(
             f"{kind} cannot be guided: it has no scheduler with a step that guidance could join; it holds {present}."

@@ -51,7 +51,7 @@ class Conditions:
             missing = (labels == null).tolist()
             return ["cond"] * rows if all(missing) else ["uncond" if none else "cond" for none in missing]
         if not self._encoders and not self._beside.tensors:
-            return None if getattr(self._pipe, "do_classifier_free_guidance", False) else ["cond"] * rows
+            return None if has_cfg(self._pipe, self._call_arguments) else ["cond"] * rows
         known = [(role, tensor) for role, tensors in self._known() for tensor in tensors.values()]
         found: list[list[str]] = []
 

@@ -73,7 +73,7 @@ class Denoiser:
             partial = any(count % batch for count in counts.values()) or counts.get("cond", 0) > batch
             contradicted = trusted and told != roles and max(w.abs().max() for w in weights) > TOLERANCE
             if told is None or partial or contradicted:
-                call.extra = {}
+                call.drop_misplaced(roles)
                 call.roles = roles
             if self.observation is not None or trusted:
                 self.observed_roles[ordinal, call.output.shape[0]] = call.roles or roles

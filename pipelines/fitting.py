@@ -61,7 +61,10 @@ def fit(columns: Sequence[torch.Tensor], target: torch.Tensor, state: torch.Tens
             free = (~held).nonzero().flatten().to(target.device)
             parts = [[part.index_select(dim, free) for part in some] for some in (columns, [target], states)]
             found = _of_rows(parts[0], parts[1][0], parts[2])
-            if found.residual <= tolerance:
+            taken = held.nonzero().flatten().to(target.device)
+            if found.residual <= tolerance and not _follows_here_and_there(
+                found, [part.index_select(dim, taken) for part in (target, *columns, *states)], tolerance
+            ):
                 return replace(found, held=held.reshape(_along(dim, size, target)).to(target.device))
     for size, dim, weights, missed, wanted in _places(columns, target):
         if (residual := (missed.norm() / wanted.norm().clamp_min(1e-30)).item()) <= tolerance:
@@ -101,6 +104,22 @@ def _places(
         solution = inverse @ (matrix.mT @ vector)
         missed = (matrix @ solution - vector).flatten(1).norm(dim=1)
         yield size, dim, solution.squeeze(2).unbind(1), missed, vector.flatten(1).norm(dim=1)
+
+
+def _follows_here_and_there(found: Fit, parts: Sequence[torch.Tensor], tolerance: float) -> bool:
+    """Whether a fit holds for single values where it does not hold on the whole, as beside the mask of an edit.
+
+    Args:
+        parts: target, columns and x_t, where the fit does not hold.
+    """
+    target, *columns = (part.float() for part in parts)
+    weights = [*(weight.to(target) for weight in found.weights), target.new_tensor(found.on_sample)]
+    missed = target
+    for weight, column in zip(weights, columns, strict=False):  # x_t may be of another shape, and is no column then
+        missed = missed - weight * column
+    missed = missed.abs()
+    followed = (missed <= tolerance * missed.square().mean().sqrt()).float().mean().item()
+    return followed > 0.02 + 5 * tolerance  # so many may agree by chance
 
 
 def _along(dim: int, size: int, target: torch.Tensor) -> list[int]:

@@ -102,7 +102,7 @@ class Forwards:
             images = call.roles.count(call.roles[0]) if call.roles else min(rows, sample.shape[0])
             own = rows // (observed.batch if observed is not None else images)
             solitary = sum(branch.solitary for branch in call.extra)
-            evaluations = (own + len(call.extra) - solitary) * together + solitary
+            evaluations = (own + len(call.extra) + call.dropped - solitary) * together + solitary
             self.evaluations += max(evaluations - call.counted, 0)
             call.counted = max(evaluations, call.counted)
 

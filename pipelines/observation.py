@@ -31,7 +31,8 @@ class View:
     """The part of a denoiser row that reaches the scheduler: a slice along one dimension, another shape, or all.
 
     A row of tokens `[tokens, channels]` may first be laid out as `unpacked` `[channels, frames, height, width]`; what
-    was cut may then take another `shape`, as a single frame does.
+    was cut may then take another `shape`, as a single frame does. Or a whole row `[channels, ...]` is `packed` into
+    tokens.
     """
 
     dim: int = 0
@@ -39,9 +40,12 @@ class View:
     length: int | None = None
     shape: tuple[int, ...] | None = None
     unpacked: tuple[int, ...] | None = None
+    packed: bool = False
 
     def of(self, rows: torch.Tensor) -> torch.Tensor:
         """`rows` `[batch, ...]`, cut or reshaped."""
+        if self.packed:
+            return rows.flatten(2).transpose(1, 2)
         if self.unpacked is not None:
             rows = rows.transpose(1, 2).reshape(len(rows), *self.unpacked)
         if self.length is not None:
@@ -50,6 +54,8 @@ class View:
 
     def transpose(self, part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """`part` put back into zeros of the shape of `like`: the transpose of `of`."""
+        if self.packed:
+            return part.transpose(1, 2).reshape(like.shape)
         if self.length is None:
             return part.reshape(like.shape)
         whole = torch.zeros_like(like) if self.unpacked is None else part.new_zeros(len(part), *self.unpacked)
@@ -193,6 +199,8 @@ def _views(groups: Sequence[torch.Tensor], target: torch.Tensor) -> list[View]:
         return [View() if shape == target.shape else View(shape=tuple(target.shape[1:]))]
     if len(shape) == 3 and target.ndim == 5 and shape[2] == target.shape[1]:
         return _unpacked(shape, target.shape)
+    if len(shape) > target.ndim == 3 and target.shape[1:] == (shape[2:].numel(), shape[1]):
+        return [View(packed=True)]
     if len(shape) == target.ndim + 1:
         one = tuple(target.shape[1:])
         frames = [dim for dim in range(1, len(shape)) if (*shape[1:dim], *shape[dim + 1 :]) == one]

@@ -99,8 +99,13 @@ def flips_sign(kind: Any) -> bool:
     """Whether a pipeline's call negates its prediction before the scheduler gets it."""
 
     def negated(value: ast.AST) -> str:
-        """The name of what is negated here, if anything."""
-        return _name(value.operand) if isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub) else ""
+        """The name of what is negated here, if anything, reshaped or not."""
+        if not (isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub)):
+            return ""
+        inner = value.operand
+        while isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute):
+            inner = inner.func.value
+        return _name(inner)
 
     for node in _nodes(kind):
         if isinstance(node, ast.Assign):

@@ -15,7 +15,7 @@ from ..guidance.branch import Branch, Perturbation
 from ..guidance.planner import own_branches
 from ..guidance.run import Step
 from .clock import Clock, algebra_or_none, planned_clock
-from .components import denoisers_of, schedulers_of
+from .components import denoisers_of, parts_of, schedulers_of
 from .families import Family
 from .own_cfg import Seen, copies_of_latents, has_cfg, other_predictions
 
@@ -77,7 +77,7 @@ def stages(pipe: Any, arguments: Mapping[str, Any], needing: Sequence[str]) -> I
         yield from stages(part, {**defaults, **given}, needing)
     if inner:
         return
-    schedulers = (name for name, part in pipe.components.items() if isinstance(part, SchedulerMixin))
+    schedulers = (name for name, part in parts_of(pipe).items() if isinstance(part, SchedulerMixin))
     prefixes = [name.removesuffix("scheduler") for name in schedulers if name.endswith("_scheduler")]
     prefixes = [prefix for prefix in prefixes if isinstance(arguments.get(f"{prefix}num_inference_steps"), int)]
     # unCLIP's schedulers all have a name of their own.
@@ -101,7 +101,7 @@ def _families_of(pipe: Any, prefix: str, others: Sequence[str]) -> tuple[Family,
     found = {id(module): Family(module) for module in denoisers_of(pipe)}
     return tuple(
         found[id(component)]
-        for name, component in pipe.components.items()
+        for name, component in parts_of(pipe).items()
         if id(component) in found and (_belongs(name, prefix) if prefix else not any(_belongs(name, o) for o in others))
     )
 

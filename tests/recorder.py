@@ -79,7 +79,7 @@ def recorded(pipe: DiffusionPipeline, *denoisers: str, steps: int | None = None)
             return output
 
         module.forward = functools.wraps(module.forward)(forward)
-    for component in pipe.components.values():
+    for component in {**vars(pipe), **pipe.components}.values():
         if isinstance(component, SchedulerMixin):
             _record_steps(component, record, pending, steps)
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +45,11 @@ class Case:
         arrives: what the scheduler should be given at that step, of the stock run's step and a delta.
         unmapped: why `pag` is refused; empty where it acts.
         tried: denoiser calls of the pipeline's own before that.
+        steps: what the plan is told of the number of steps, where the call does not say it.
         refused: why every guidance is refused; empty where the pipeline is guidable.
-        undeclared: rows that the pipeline, or a branch in a call of its own, computes beside those of the plan.
+        undeclared: evaluations that no plan knows of.
+        unwanted: rows that are computed because a branch is a whole call of the pipeline's, and not counted.
+        renewed: whether each stock run leaves other objects than the one before.
     """
 
     make: Callable[[], DiffusionPipeline]
@@ -55,8 +59,11 @@ class Case:
     arrives: Callable[[SchedulerStep, Tensor], Tensor] = as_itself
     unmapped: str = ""
     tried: int = 0
+    steps: int | None = None
     refused: str = ""
     undeclared: int = 0
+    unwanted: int = 0
+    renewed: bool = False
 
     def build(self) -> DiffusionPipeline:
         return assemble(self.make)
@@ -66,7 +73,9 @@ class Case:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             np.random.seed(0)
-            output = pipe(**{"generator": torch.Generator().manual_seed(0), **self.call}, return_dict=False)
+            takes_generator = "generator" in inspect.signature(pipe.__call__).parameters
+            generator = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
+            output = pipe(**generator, **self.call, return_dict=False)
         return as_tensor(output[0] if isinstance(output, tuple) else output)
 
 

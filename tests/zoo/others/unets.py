@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from . import frames, kolors, sounds, subjects
+from . import edits_of_images, flows, frames, kolors, other_loops, sounds, subjects, versatile
 from .case import Case
 
-CASES: dict[str, Case] = {**frames.CASES, **kolors.CASES, **sounds.CASES, **subjects.CASES}
+MODULES = (edits_of_images, flows, frames, kolors, other_loops, sounds, subjects, versatile)
+CASES: dict[str, Case] = {name: case for module in MODULES for name, case in module.CASES.items()}
