@@ -8,6 +8,7 @@ Norms, rotary embeddings, adapters and projections stay the processor's own. Not
 
 from __future__ import annotations
 
+import dis
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from diffusers.models import attention_processor
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 from torch.nn import functional as F
+
+from ..guidance.errors import UnsupportedPipelineError
 
 _WITHOUT = {
     "AttnProcessor": "AttnProcessor2_0",
@@ -60,21 +63,45 @@ def stand_in(attention: nn.Module) -> Any:
     return twin
 
 
-def put_back_if_failed(stack: ExitStack, module: nn.Module) -> None:
-    """Put back, if the stack closes with an error, the attention processors that a pipeline exchanged in its call.
+class ProcessorsBefore:
+    """The attention processors of a model before a run, some of which a pipeline may exchange in its call.
 
-    Diffusers' own pipelines do so at the end of their call only, so that one that is refused in mid-run would be left
-    with the wrong ones.
+    They are put back if the stack closes with an error: Diffusers' own pipelines do so at the end of their call only,
+    so that one that is refused in mid-run would be left with the wrong ones.
     """
-    attentions = [part for part in module.modules() if hasattr(part, "set_processor") and hasattr(part, "processor")]
-    before = [(attention, attention.processor) for attention in attentions]
 
-    def put_back(kind: type[BaseException] | None, *_: object) -> None:
-        for attention, processor in before if kind is not None else ():
+    def __init__(self, stack: ExitStack, module: nn.Module) -> None:
+        parts = [part for part in module.modules() if hasattr(part, "processor") and hasattr(part, "set_processor")]
+        self._before: list[tuple[Any, Any]] = [(attention, attention.processor) for attention in parts]
+        stack.push(self._put_back)
+
+    def _put_back(self, kind: type[BaseException] | None, *_: object) -> None:
+        for attention, processor in self._before if kind is not None else ():
             if attention.processor is not processor:
-                attention.set_processor(processor)  # type: ignore[operator]
+                attention.set_processor(processor)
 
-    stack.push(put_back)
+    def check_unread(self, pipeline: str, asked_by: str) -> None:
+        """Refuse a further prediction where the pipeline reads attention maps by processors that it has put in itself.
+
+        Raises:
+            UnsupportedPipelineError: naming the processor.
+        """
+        for attention, before in self._before:
+            if attention.processor is not before and _keeps_something(attention.processor):
+                name = type(attention.processor).__name__
+                raise UnsupportedPipelineError(
+                    f"{asked_by}: {pipeline} reads attention maps by a processor of its own, {name}, which would take "
+                    "those of a further prediction for its own. Use a guidance that needs no further prediction."
+                )
+
+
+def _keeps_something(processor: Any) -> bool:
+    """Whether a processor remembers what it computed: it writes to itself, or holds more than numbers."""
+    if isinstance(processor, nn.Module):
+        return False
+    numbers = (bool, int, float, str, type(None))
+    writes = any(found.opname == "STORE_ATTR" for found in dis.get_instructions(type(processor).__call__))
+    return writes or not all(isinstance(value, numbers) for value in vars(processor).values())
 
 
 class Replaced:

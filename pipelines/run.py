@@ -44,7 +44,7 @@ from .others import OtherDenoisers
 from .own_cfg import has_cfg
 from .parallel.branches import BranchParallel
 from .prediction import input_rows, is_prediction, primary, with_primary
-from .processors import put_back_if_failed
+from .processors import ProcessorsBefore
 from .progress import name_guidances
 from .recurrence import check_repeats
 from .renoising import check_renoising
@@ -129,9 +129,9 @@ class GuidedRun:
             self.hooks, self.denoisers, self.others, self.own, self.around, self.meter, self._rows, self._budget,
             self._parallel,
         )  # fmt: skip
+        self._processors = {id(module): ProcessorsBefore(self.stack, module) for module in denoisers_of(self.pipe)}
         self._row_delta = RowDelta(self.pipe, self.arguments, self.hooks, self.forwards)
         for module in denoisers_of(self.pipe):
-            put_back_if_failed(self.stack, module)
             tap_call(self.stack, module, self._on_call)
         for scheduler in self.schedulers:
             on_step = with_videos(self._on_step, lambda: self._calls)
@@ -166,6 +166,7 @@ class GuidedRun:
             assert step is not None
             for branch in extra_of(self.hooks.wanted({name: guidance}, step), self.own):
                 check_controlled(self.pipe, self.arguments, branch, self.own, name)
+                self._processors[id(module)].check_unread(type(self.pipe).__name__, name)
         if self.around and step is None:
             raise UnsupportedPipelineError(
                 f"{type(self.pipe).__name__}: which of its {len(self.schedulers)} schedulers a denoiser call belongs "

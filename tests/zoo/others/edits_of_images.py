@@ -1,4 +1,4 @@
-"""Tiny pipelines with Stable Diffusion's UNet that place or edit things: GLIGEN, Pix2Pix-Zero, LEdits++."""
+"""Tiny pipelines with Stable Diffusion's UNet that place or edit things, some by the attention maps that they read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from diffusers import DiffusionPipeline
 from diffusers.models.attention import GatedSelfAttentionDense
 from diffusers.pipelines.stable_diffusion.clip_image_project_model import CLIPImageProjection
 
-from trimtab.conformance.tiny import BETAS, LENGTH, WIDTH, clip_tokenizer, sd_components
+from trimtab.conformance.tiny import (
+    BETAS,
+    CROSS,
+    CROSS_UP,
+    LENGTH,
+    PLAIN,
+    PLAIN_UP,
+    WIDTH,
+    clip_tokenizer,
+    sd_components,
+)
 
 from .. import picture
 from ..text import clip_vision
@@ -53,6 +63,30 @@ def ledits_xl() -> DiffusionPipeline:
     return pipe
 
 
+def ledits() -> DiffusionPipeline:
+    """It keeps attention maps of a quarter of the latents' side, at places that are known by the rows they have."""
+    parts = sd_components(down_block_types=(PLAIN, CROSS, CROSS), up_block_types=(CROSS_UP, CROSS_UP, PLAIN_UP))
+    parts["scheduler"] = diffusers.DPMSolverMultistepScheduler(
+        **BETAS, algorithm_type="sde-dpmsolver++", solver_order=2
+    )
+    pipe = diffusers.LEditsPPPipelineStableDiffusion(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.invert(picture(), num_inversion_steps=4, skip=0.5, generator=torch.Generator().manual_seed(0))
+    return pipe
+
+
+def attend_and_excite() -> DiffusionPipeline:
+    """Its call moves x_t so that the words of its choice are attended to."""
+    return diffusers.StableDiffusionAttendAndExcitePipeline(
+        **sd_components(down_block_types=(PLAIN, CROSS, CROSS), up_block_types=(CROSS_UP, CROSS_UP, PLAIN_UP))
+    )
+
+
+def sag() -> DiffusionPipeline:
+    """Its call blurs x_t where its own prediction attended, and asks the UNet again."""
+    return diffusers.StableDiffusionSAGPipeline(**sd_components())
+
+
 def _direction(seed: int) -> torch.Tensor:
     return torch.randn(1, LENGTH, WIDTH, generator=torch.Generator().manual_seed(seed))
 
@@ -72,7 +106,20 @@ CASES = {
     ),
     "StableDiffusionPix2PixZeroPipeline": Case(
         pix2pix_zero, {**CALL, "source_embeds": _direction(0), "target_embeds": _direction(1)},
-        unmapped="Pix2PixZeroAttnProcessor calls neither", renewed=True,
+        unmapped="Pix2PixZeroAttnProcessor", renewed=True,
+    ),
+    "LEditsPPPipelineStableDiffusion": Case(
+        ledits, {"editing_prompt": ["snow"], "output_type": "latent"}, renewed=True,
+        unmapped="reads attention maps by a processor of its own, LEDITSCrossAttnProcessor",
+    ),
+    "StableDiffusionAttendAndExcitePipeline": Case(
+        attend_and_excite,
+        {**CALL, "token_indices": [2], "max_iter_to_alter": 1, "thresholds": {}, "attn_res": (4, 4)}, renewed=True,
+        unmapped="reads attention maps by a processor of its own, AttendExciteAttnProcessor",
+    ),
+    "StableDiffusionSAGPipeline": Case(
+        sag, {**CALL, "sag_scale": 0.5},
+        unmapped="reads attention maps by a processor of its own, CrossAttnStoreProcessor",
     ),
     "LEditsPPPipelineStableDiffusionXL": Case(
         ledits_xl, {"editing_prompt": ["snow"], "output_type": "latent"}, steps=4,
