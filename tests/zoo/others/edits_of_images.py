@@ -95,17 +95,18 @@ CALL: dict[str, Any] = {
     "prompt": "a red fox", "negative_prompt": "blurry", "guidance_scale": 3.0, "num_inference_steps": 2,
     "output_type": "latent",
 }  # fmt: skip
+SMALL = {"height": 16, "width": 16}
 CASES = {
     "StableDiffusionGLIGENTextImagePipeline": Case(
         gligen_text_image,
         {
             **CALL, "gligen_phrases": ["fox"], "gligen_images": [picture()], "gligen_boxes": [[0.1, 0.1, 0.6, 0.6]],
-            "gligen_scheduled_sampling_beta": 1.0,
+            "gligen_scheduled_sampling_beta": 1.0, **SMALL,
         },
         undeclared=5,  # two rows more a step, without boxes; and the first branch of those that had to be dropped
     ),
     "StableDiffusionPix2PixZeroPipeline": Case(
-        pix2pix_zero, {**CALL, "source_embeds": _direction(0), "target_embeds": _direction(1)},
+        pix2pix_zero, {**CALL, **SMALL, "source_embeds": _direction(0), "target_embeds": _direction(1)},
         unmapped="Pix2PixZeroAttnProcessor", renewed=True,
     ),
     "LEditsPPPipelineStableDiffusion": Case(
