@@ -114,8 +114,10 @@ def observe_calls(
     Raises:
         UnsupportedPipelineError: it does not follow from any of them; `kind` is the pipeline's class for the message.
     """
-    for module in dict.fromkeys(call.module for call in reversed(calls)):
-        chosen = [call for call in calls if call.module is module]
+    modules = dict.fromkeys(call.module for call in reversed(calls))
+    chosen_of = [[call for call in calls if call.module is module] for module in modules]
+    # Conditional and unconditional predictions may be those of two denoisers.
+    for chosen in [*chosen_of, *([list(calls)] if len(modules) > 1 else [])]:
         found = observe([call.handed_back for call in chosen], model_output, sample)
         if found is not None and found.residual <= UNRELATED:
             return found, chosen

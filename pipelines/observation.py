@@ -30,9 +30,9 @@ UNRELATED = 0.5
 class View:
     """The part of a denoiser row that reaches the scheduler: a slice along one dimension, another shape, or all.
 
-    A row of tokens `[tokens, channels]` may first be laid out as `unpacked` `[channels, frames, height, width]`; what
-    was cut may then take another `shape`, as a single frame does. Or a whole row `[channels, ...]` is `packed` into
-    tokens.
+    A negative `start` counts from the end, where rows are of different lengths. A row of tokens `[tokens, channels]`
+    may first be laid out as `unpacked` `[channels, frames, height, width]`; what was cut may then take another `shape`,
+    as a single frame does. Or a whole row `[channels, ...]` is `packed` into tokens.
     """
 
     dim: int = 0
@@ -194,7 +194,7 @@ def own_channels(model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tens
 def _views(groups: Sequence[torch.Tensor], target: torch.Tensor) -> list[View]:
     shape = groups[0].shape
     if any(group.shape != shape for group in groups):
-        return []
+        return _of_unequal([group.shape for group in groups], target.shape)
     if [size for size in shape[1:] if size > 1] == [size for size in target.shape[1:] if size > 1]:
         return [View() if shape == target.shape else View(shape=tuple(target.shape[1:]))]
     if len(shape) == 3 and target.ndim == 5 and shape[2] == target.shape[1]:
@@ -212,6 +212,17 @@ def _views(groups: Sequence[torch.Tensor], target: torch.Tensor) -> list[View]:
         return []
     dim, length = differing[0], target.shape[differing[0]]
     return [View(dim, 0, length), View(dim, shape[dim] - length, length)]
+
+
+def _of_unequal(shapes: Sequence[Sequence[int]], target: Sequence[int]) -> list[View]:
+    """Rows that hold the sample beside more or fewer tokens of text, at their beginning or at their end."""
+    if any(len(shape) != len(target) for shape in shapes):
+        return []
+    differing = {dim for shape in shapes for dim in range(1, len(target)) if shape[dim] != target[dim]}
+    if len(differing) != 1 or any(shape[dim] < target[dim] for shape in shapes for dim in differing):
+        return []
+    dim = differing.pop()
+    return [View(dim, 0, target[dim]), View(dim, -target[dim], target[dim])]
 
 
 def _unpacked(shape: Sequence[int], target: Sequence[int]) -> list[View]:

@@ -118,3 +118,19 @@ def test_a_cut_of_which_nothing_is_held_explains_more_than_one_of_which_half_is(
         seen = observe([row, row * (1 + 1e-7)], target, torch.randn(1, 16, 2, 2))
         assert seen is not None and seen.exact
         assert seen.held is None and torch.equal(seen.view.of(row), target)
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+def test_rows_beside_texts_of_different_lengths_are_cut_alike(at_end: bool) -> None:
+    """As those of two denoisers, of which one sees no text (Ideogram 4)."""
+    cond, uncond = torch.randn(1, 9, 4), torch.randn(1, 6, 4)
+    own = [rows[:, -6:] if at_end else rows[:, :6] for rows in (cond, uncond)]
+    seen = observe([cond, uncond], own[1] - 3 * (own[0] - own[1]), torch.randn(1, 6, 4))
+    assert seen is not None and seen.exact
+    torch.testing.assert_close(seen.view.of(cond), own[0])
+    torch.testing.assert_close(seen.view.of(seen.view.transpose(own[0], cond)), own[0])
+
+
+def test_rows_that_differ_in_more_than_their_length_are_not_cut() -> None:
+    sample = torch.randn(1, 6, 4)
+    assert observe([torch.randn(1, 9, 4), torch.randn(1, 6, 5)], sample, sample) is None
