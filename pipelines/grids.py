@@ -63,7 +63,8 @@ def _of_sample(config: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> l
     key = sample_argument(args, kwargs)
     sample = None if key is None else args[key] if isinstance(key, int) else kwargs[key]
     if isinstance(sample, list):
-        sample = sample[0][None]
+        # A row that is a list holds several pictures, which are no grid together.
+        sample = sample[0][None] if isinstance(sample[0], torch.Tensor) else None
     if not isinstance(sample, torch.Tensor) or sample.ndim not in (4, 5):
         return []
     height, width = sample.shape[-2:]

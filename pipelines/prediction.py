@@ -60,13 +60,14 @@ def with_primary(output: Any, prediction: torch.Tensor) -> Any:
 def sample_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | str | None:
     """Position or name of the argument that holds the sample: the first tensor, or list of tensors, with dimensions.
 
-    Positions are none, although a packed sequence may bring them first and as fractions.
+    A row may be a list itself, of given pictures and the sample. Positions are none, although a packed sequence may
+    bring them first and as fractions.
     """
     named = [*(name for name in ("sample", "hidden_states") if name in kwargs), *kwargs]
     named = [name for name in named if not name.endswith(("_ids", "_indexes"))]
     candidates: list[tuple[int | str, Any]] = [*enumerate(args), *((name, kwargs[name]) for name in named)]
     for key, value in candidates:
-        if (isinstance(value, torch.Tensor) and value.ndim > 1) or _is_list_of_rows(value):
+        if (isinstance(value, torch.Tensor) and value.ndim > 1) or _is_list_of_rows(value) or _is_list_of_lists(value):
             return key
     return None
 
@@ -140,3 +141,7 @@ def locate(given: torch.Tensor, sample: torch.Tensor) -> tuple[int, int, float] 
 
 def _is_list_of_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, torch.Tensor) for item in value)
+
+
+def _is_list_of_lists(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_is_list_of_rows(row) for row in value)
