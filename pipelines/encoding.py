@@ -1,8 +1,8 @@
 """How a pipeline encodes its prompts: by which methods, what these returned in a run, and the same for another prompt.
 
-A method is one that the pipeline's own call uses: `encode_prompt`, or a private one such as `_encode_prompt`. It is
-watched and called again, never re-implemented. Older ones return both prompts as rows of one tensor, which are taken
-apart here, so that nobody else need know.
+A method is one that the pipeline's own call uses: `encode_prompt`, its variants for other inputs, or a private one such
+as `_encode_prompt`. It is watched and called again, never re-implemented. Older ones return both prompts as rows of one
+tensor, which are taken apart here, so that nobody else need know.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def encoders_of(kind: type) -> list[str]:
     if "prompt" not in inspect.signature(call).parameters:
         return names
     called = getattr(getattr(call, "__code__", None), "co_names", ())
+    names += [name for name in called if names and name.startswith("encode_prompt_") and hasattr(kind, name)]
     return names + [name for name in called if _PRIVATE.fullmatch(name) and name not in names and hasattr(kind, name)]
 
 
