@@ -151,6 +151,11 @@ def _dispatch(
         ).transpose(1, 2)
 
     mask = attn_mask
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        raise UnsupportedPipelineError(
+            f"attention is given a {type(mask).__name__}, which says for whole blocks of tokens which of them meet: "
+            "there is no map that could be perturbed. Use 'slg', which leaves whole layers out."
+        )
     if mask is not None and mask.ndim == 2 and mask.shape == (query.shape[0], key.shape[1]):
         mask = mask[:, None, None]
     heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
