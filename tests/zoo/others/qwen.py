@@ -6,40 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 import diffusers
-import torch
 from diffusers import DiffusionPipeline
 from recorder import SchedulerStep
 from torch import Tensor
-from torch.nn.functional import avg_pool3d
 
 from trimtab.conformance.tiny import HEAD_DIM, HEADS, WIDTH, flow
 
-from .case import Case, mask, picture
-from .vision_text import qwen2_processor, qwen25, tokenizer
+from .. import mask, picture
+from . import shrinking
+from .case import Case
+from .vision_text import Processor, qwen25, tokenizer
 
 SCALE = 3.0
 EDIT: dict[str, Any] = {
     "image": picture(), "prompt": "a red fox", "negative_prompt": "blurry", "true_cfg_scale": SCALE,
     "num_inference_steps": 2, "output_type": "latent", "max_sequence_length": 256,
 }  # fmt: skip
-
-
-class Shrinking(diffusers.AutoencoderKLQwenImage):
-    """Shrinks a picture 128 times: the pipelines enlarge whatever they are given to a megapixel first."""
-
-    def __init__(self, **config: Any) -> None:
-        super().__init__(**config)
-        self.temperal_downsample = [False] * 7  # whose length is how the pipelines know the factor
-
-    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        return super().encode(avg_pool3d(x, (1, 64, 64)), return_dict)
-
-
-def _vae() -> diffusers.AutoencoderKLQwenImage:
-    return Shrinking(
-        base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
-    )  # fmt: skip
 
 
 def _edit(kind: Callable[..., DiffusionPipeline], **config: Any) -> DiffusionPipeline:
@@ -49,10 +31,10 @@ def _edit(kind: Callable[..., DiffusionPipeline], **config: Any) -> DiffusionPip
     )  # fmt: skip
     return kind(
         transformer=transformer,
-        vae=_vae(),
+        vae=shrinking.qwen_image(),
         text_encoder=qwen25(),
         tokenizer=tokenizer(),
-        processor=qwen2_processor(),
+        processor=Processor(),
         scheduler=flow(),
     )
 
@@ -88,6 +70,8 @@ CASES = {
         ("transformer",),
         arrives=_rescaled,
     ),
-    "QwenImageEditPlusPipeline": Case(_plus, {**EDIT, "image": [picture(), picture()]}, ("transformer",), arrives=_rescaled),
-    "QwenImageLayeredPipeline": Case(_layered, {**EDIT, "layers": 2}, ("transformer",)),
+    "QwenImageEditPlusPipeline": Case(
+        _plus, {**EDIT, "image": [picture(), picture()]}, ("transformer",), arrives=_rescaled
+    ),
+    "QwenImageLayeredPipeline": Case(_layered, {**EDIT, "layers": 2, "output_type": "pt"}, ("transformer",)),
 }

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import transformers
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
+from transformers import BatchEncoding
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from trimtab.conformance.tiny import WIDTH
+from trimtab.conformance.tiny import WIDTH, clip_text, clip_tokenizer
 
 MARKS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>",
 )  # fmt: skip
+_PAD = re.compile(r"<\|image_pad\|>")
 END, VISION_START, VISION_END, IMAGE, VIDEO = (256 + at for at in (0, 3, 4, 5, 6))
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}"
@@ -21,8 +25,6 @@ CHAT = (
     "{% else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SEEN: dict[str, Any] = {"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}}
-"""Pictures as a language model sees them: so small that one or two tokens stand for them."""
 
 
 def tokenizer() -> transformers.Qwen2Tokenizer:
@@ -74,20 +76,35 @@ def qwen3(layers: int = 2) -> transformers.PreTrainedModel:
     return transformers.Qwen3VLForConditionalGeneration(config)
 
 
-def qwen2_processor() -> transformers.ProcessorMixin:
-    pictures = transformers.Qwen2VLImageProcessor(**SEEN)
-    videos = transformers.Qwen2VLVideoProcessor(**SEEN)
-    return transformers.Qwen2VLProcessor(pictures, tokenizer(), videos, chat_template=CHAT)
+class Processor:
+    """Text with pictures in it, as a language model reads it; those of Transformers need torchvision for their videos.
+
+    Args:
+        patch: pixels of a side of what the vision tower takes for one patch; two by two of them are one token.
+    """
+
+    def __init__(self, patch: int = 14) -> None:
+        area = (2 * patch) ** 2  # so small that one token stands for a picture
+        self.image_processor = Qwen2VLImageProcessorPil(
+            patch_size=patch, size={"shortest_edge": area, "longest_edge": area}
+        )
+        self.tokenizer = tokenizer()
+        self.image_token_id = IMAGE
+        self.batch_decode = self.tokenizer.batch_decode
+
+    def apply_chat_template(self, messages: Any, tokenize: bool = False, **kwargs: Any) -> Any:
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+        return [self.tokenizer(text)["input_ids"]] if tokenize else text
+
+    def __call__(self, text: list[str], images: Any = None, videos: Any = None, **kwargs: Any) -> BatchEncoding:
+        seen = self.image_processor(images=images, return_tensors="pt") if images is not None else {}
+        counts = (int(grid.prod()) // 4 for grid in seen.get("image_grid_thw", ()))
+        parts = [_PAD.sub(lambda mark: mark.group() * next(counts), line) for line in text]
+        read = self.tokenizer(parts, **kwargs)
+        return BatchEncoding({**read, **seen, "mm_token_type_ids": (read["input_ids"] == IMAGE).int()})
 
 
-def qwen25_processor() -> transformers.ProcessorMixin:
-    pictures = transformers.Qwen2VLImageProcessor(**SEEN)
-    videos = transformers.Qwen2VLVideoProcessor(**SEEN)
-    return transformers.Qwen2_5_VLProcessor(pictures, tokenizer(), videos, chat_template=CHAT)
-
-
-def qwen3_processor() -> transformers.ProcessorMixin:
-    sizes: dict[str, Any] = {"patch_size": 16, "size": {"shortest_edge": 32 * 32, "longest_edge": 32 * 32}}
-    pictures = transformers.Qwen2VLImageProcessor(**sizes)
-    videos = transformers.Qwen3VLVideoProcessor(**sizes)
-    return transformers.Qwen3VLProcessor(pictures, tokenizer(), videos, chat_template=CHAT)
+def long_clip() -> dict[str, Any]:
+    """CLIP with its 77 tokens, which Kandinsky 5 and 6 ask for by number."""
+    config = transformers.CLIPTextConfig(**{**clip_text().config.to_dict(), "max_position_embeddings": 77})
+    return {"text_encoder_2": transformers.CLIPTextModel(config), "tokenizer_2": clip_tokenizer()}
