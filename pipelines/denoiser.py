@@ -221,6 +221,14 @@ class Denoiser:
                         f"another condition ({branch}) cannot be made."
                     ) from None
         if not own:
+            for name in (
+                name for name, value in kwargs.items() if name.endswith(("cache", "caches")) and value is not None
+            ):
+                raise UnsupportedPipelineError(
+                    f"{type(self.family.module).__name__}: its {name} keeps what it made of the prompt for later steps, "
+                    f"so another condition ({branch}) would take its place there. Where the pipeline's call can do "
+                    "without it (use_kv_cache=False), let it."
+                )
             args, kwargs = self._conditions.substitute(branch.condition, self.module, args, kwargs)
         if moved is not None:
             args, kwargs = with_sample_at(args, kwargs, chosen, *moved)

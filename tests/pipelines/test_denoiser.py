@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 from zoo import CASES, pag_twin, run
+from zoo.others import OTHERS
 
 import trimtab
+from trimtab.guidance.branch import Branch, Prompt
 from trimtab.guidance.errors import GuidanceRuntimeError, UnsupportedPipelineError
 
 
@@ -31,3 +36,23 @@ def test_attention_that_is_no_dot_product_is_refused() -> None:
     with pytest.raises((GuidanceRuntimeError, UnsupportedPipelineError)), pipe.guidance("pag"):
         run(pipe, case)
     assert torch.equal(run(pipe, case), plain)
+
+
+def test_another_prompt_is_kept_out_of_a_cache_of_the_prompt() -> None:
+    """Qwen-Image 2.1 keeps keys and values of its prompt from its first step on."""
+
+    @dataclass
+    class Asking(trimtab.Guidance):
+        def branches(self, step: trimtab.Step) -> list[Branch]:
+            return [Branch(Prompt("a blue cat"))]
+
+        def delta(self, step: trimtab.Step, predictions: trimtab.Predictions) -> None:
+            return None
+
+    case = OTHERS["QwenImage21Pipeline"]
+    pipe: Any = case.build()
+    output = case.run(pipe)
+    trimtab.guide(pipe)
+    with pytest.raises(trimtab.TrimtabError, match="its kv_cache keeps"), pipe.guidance(Asking()):
+        case.run(pipe)
+    assert torch.equal(case.run(pipe), output)
