@@ -221,13 +221,12 @@ class Denoiser:
                         f"another condition ({branch}) cannot be made."
                     ) from None
         if not own:
-            for name in (
-                name for name, value in kwargs.items() if name.endswith(("cache", "caches")) and value is not None
-            ):
+            cache = next((n for n in kwargs if n.endswith(("cache", "caches")) and kwargs[n] is not None), None)
+            if cache is not None:
                 raise UnsupportedPipelineError(
-                    f"{type(self.family.module).__name__}: its {name} keeps what it made of the prompt for later steps, "
-                    f"so another condition ({branch}) would take its place there. Where the pipeline's call can do "
-                    "without it (use_kv_cache=False), let it."
+                    f"{type(self.family.module).__name__}: its {cache} keeps what it made of the prompt for later "
+                    f"steps, so another condition ({branch}) would take its place there. Where the pipeline's call can "
+                    "do without it (use_kv_cache=False), let it."
                 )
             args, kwargs = self._conditions.substitute(branch.condition, self.module, args, kwargs)
         if moved is not None:
