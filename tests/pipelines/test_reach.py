@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import diffusers
 import pytest
 import torch
@@ -54,3 +57,27 @@ def test_the_table_gives_each_reason_once() -> None:
     assert [line.split()[3:5] for line in drawn[2:4]] == [["no", "[1]"]] * 2
     assert "[1] AmusedScheduler samples discrete tokens" in drawn
     assert drawn[-1] == "1 of 3 classes can be guided as far as inspection tells."
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "reach.md"
+
+
+def test_the_counts_of_the_page_are_those_of_its_table() -> None:
+    cells = [line.strip("| \n").split(" | ") for line in PAGE.read_text().splitlines()]
+    exported = {row.pipeline for row in reach.reach()}
+    table = {name: (delta, pag) for name, _, delta, pag in (row for row in cells if len(row) == 4) if name in exported}
+    counts = {name.strip("*"): value.strip("*") for name, value in (row for row in cells if len(row) == 2)}
+    guided = {name: row for name, row in table.items() if not row[0].startswith("refused")}
+    of_kind = Counter(delta for delta, _ in guided.values())
+    acting = [pag for _, pag in guided.values() if pag.startswith("acts")]
+    assert counts["of those, guided in an actual run"] == str(len(guided))
+    assert counts["refused, with the reason below"] == str(len(table) - len(guided))
+    stepping = int(counts["step continuous latents"])
+    assert stepping == len(table) + int(counts["fail by themselves in Diffusers 0.42.1"])
+    assert counts["guidable"] == f"{len(guided)} of {stepping} ({len(guided) / stepping:.1%})".replace("%", " %")
+    assert counts["a known delta arrives as itself, to 1e-5"] == str(of_kind["exact"])
+    assert counts["it is summed before the pipeline's own rescale"] == str(
+        of_kind["summed before the pipeline's own rescale"]
+    )
+    assert counts["`pag` acts"] == str(len(acting))
+    assert counts["and costs what the plan declares"] == str(sum("counted" not in pag for pag in acting))
