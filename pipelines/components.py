@@ -26,7 +26,8 @@ def may_denoise(kind: type) -> bool:
 
 def parts_of(pipe: Any) -> dict[str, Any]:
     """The components by name, those included that a pipeline may be made without: `pipe.components` leaves them out."""
-    registered = {name: getattr(pipe, name, None) for name in getattr(pipe, "config", {})}
+    # Not by `getattr`: Diffusers warns where a setting of its configuration is read as an attribute.
+    registered = {name: vars(pipe).get(name) for name in getattr(pipe, "config", {})}
     made = {name: part for name, part in registered.items() if isinstance(part, (nn.Module, SchedulerMixin))}
     return {**made, **pipe.components}
 
