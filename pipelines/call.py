@@ -117,10 +117,16 @@ def observe_calls(
     modules = dict.fromkeys(call.module for call in reversed(calls))
     chosen_of = [[call for call in calls if call.module is module] for module in modules]
     # Conditional and unconditional predictions may be those of two denoisers.
+    nearest: tuple[Observation, list[Call]] | None = None
     for chosen in [*chosen_of, *([list(calls)] if len(modules) > 1 else [])]:
         found = observe([call.handed_back for call in chosen], model_output, sample)
-        if found is not None and found.residual <= UNRELATED:
+        if found is None or found.residual > UNRELATED:
+            continue
+        if found.exact:
             return found, chosen
+        nearest = nearest or (found, chosen)  # one of two that resemble each other explains much by itself
+    if nearest is not None:
+        return nearest
     shapes = ", ".join(str(tuple(call.output.shape)) for call in calls)
     beside = [tuple(tensor.shape) for call in calls[-1:] for tensor in call.beside]
     joined = (

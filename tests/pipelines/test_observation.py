@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from trimtab.pipelines.call import Call, observe_calls
 from trimtab.pipelines.observation import View, observe
 
 
@@ -134,3 +136,13 @@ def test_rows_beside_texts_of_different_lengths_are_cut_alike(at_end: bool) -> N
 def test_rows_that_differ_in_more_than_their_length_are_not_cut() -> None:
     sample = torch.randn(1, 6, 4)
     assert observe([torch.randn(1, 9, 4), torch.randn(1, 6, 5)], sample, sample) is None
+
+
+@pytest.mark.parametrize("scale", [1.2, 3.0])
+def test_two_denoisers_whose_predictions_resemble_each_other_are_seen_as_one_combination(scale: float) -> None:
+    """Each by itself explains most of it."""
+    cond, between, x_t = torch.randn(3, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    uncond = cond + 0.1 * between
+    calls = [Call(nn.Identity(), nn.Identity(), (), {}, 1, None, rows, rows) for rows in (cond, uncond)]
+    seen, taken = observe_calls("", calls, uncond + scale * (cond - uncond), x_t)
+    assert len(taken) == 2 and seen.exact and seen.roles == ("cond", "uncond")
