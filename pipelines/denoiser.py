@@ -24,6 +24,9 @@ from .perturbation import Perturber
 from .prediction import primary, with_sample_at
 from .rows import AmbiguousRowsError, check_splittable, index_of, join_rows, take_rows
 
+_OF_PICTURES = ("Flux2KVCache", "GlmImageKVCache")
+"""Caches that keep keys and values of given pictures only, which see no prompt, so that any prompt may read them."""
+
 
 class Denoiser:
     """Follows one candidate module through a run.
@@ -221,7 +224,7 @@ class Denoiser:
                         f"another condition ({branch}) cannot be made."
                     ) from None
         if not own:
-            cache = next((n for n in kwargs if n.endswith(("cache", "caches")) and kwargs[n] is not None), None)
+            cache = next((name for name, value in kwargs.items() if _keeps_prompt(name, value)), None)
             if cache is not None:
                 raise UnsupportedPipelineError(
                     f"{type(self.family.module).__name__}: its {cache} keeps what it made of the prompt for later "
@@ -232,3 +235,9 @@ class Denoiser:
         if moved is not None:
             args, kwargs = with_sample_at(args, kwargs, chosen, *moved)
         return args, kwargs, chosen, count
+
+
+def _keeps_prompt(name: str, value: Any) -> bool:
+    """Whether an argument is a cache of what was computed with the prompt, as its name says."""
+    is_cache = name.endswith(("cache", "caches")) and not isinstance(value, (bool, type(None)))
+    return is_cache and type(value).__name__ not in _OF_PICTURES

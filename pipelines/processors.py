@@ -100,8 +100,9 @@ def _keeps_something(processor: Any) -> bool:
     if isinstance(processor, nn.Module):
         return False
     numbers = (bool, int, float, str, type(None))
-    writes = any(found.opname == "STORE_ATTR" for found in dis.get_instructions(type(processor).__call__))
-    return writes or not all(isinstance(value, numbers) for value in vars(processor).values())
+    code = getattr(type(processor).__call__, "__code__", None)  # a function has none there
+    writes = code is not None and any(found.opname == "STORE_ATTR" for found in dis.get_instructions(code))
+    return writes or not all(isinstance(value, numbers) for value in getattr(processor, "__dict__", {}).values())
 
 
 class Replaced:

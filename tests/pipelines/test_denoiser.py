@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from zoo import CASES, pag_twin, run
 from zoo.others import OTHERS
 
@@ -38,16 +39,19 @@ def test_attention_that_is_no_dot_product_is_refused() -> None:
     assert torch.equal(run(pipe, case), plain)
 
 
+@dataclass
+class Asking(trimtab.Guidance):
+    """For the prediction of another prompt."""
+
+    def branches(self, step: trimtab.Step) -> list[Branch]:
+        return [Branch(Prompt("a blue cat"))]
+
+    def delta(self, step: trimtab.Step, predictions: trimtab.Predictions) -> None:
+        return None
+
+
 def test_another_prompt_is_kept_out_of_a_cache_of_the_prompt() -> None:
     """Qwen-Image 2.1 keeps keys and values of its prompt from its first step on."""
-
-    @dataclass
-    class Asking(trimtab.Guidance):
-        def branches(self, step: trimtab.Step) -> list[Branch]:
-            return [Branch(Prompt("a blue cat"))]
-
-        def delta(self, step: trimtab.Step, predictions: trimtab.Predictions) -> None:
-            return None
 
     case = OTHERS["QwenImage21Pipeline"]
     pipe: Any = case.build()
@@ -56,3 +60,40 @@ def test_another_prompt_is_kept_out_of_a_cache_of_the_prompt() -> None:
     with pytest.raises(trimtab.TrimtabError, match="its kv_cache keeps"), pipe.guidance(Asking()):
         case.run(pipe)
     assert torch.equal(case.run(pipe), output)
+
+
+def test_another_prompt_may_read_a_cache_of_given_pictures() -> None:
+    """GLM-Image hands its denoiser one in any case, without a picture as well."""
+    case = OTHERS["GlmImagePipeline"]
+    pipe: Any = case.build()
+    output = case.run(pipe)
+    trimtab.guide(pipe)
+    with pipe.guidance(Asking()):
+        assert torch.equal(case.run(pipe), output)
+        own = 2 * len(pipe.scheduler.timesteps)
+        assert pipe.last_guided_run.evaluations == own + len(pipe.scheduler.timesteps)
+
+
+@pytest.mark.parametrize("kind", ["function", "slots"])
+def test_a_processor_without_attributes_that_is_set_in_mid_run_is_no_error(kind: str) -> None:
+    case = CASES["sd15"]
+    stock = AttnProcessor2_0()
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        return stock(*args, **kwargs)
+
+    class Slots:
+        __slots__ = ()
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return stock(*args, **kwargs)
+
+    def exchange(pipe: Any, *_: Any) -> dict[str, Any]:
+        last = [module for module in pipe.unet.up_blocks.modules() if hasattr(module, "set_processor")][-1]
+        last.set_processor(plain if kind == "function" else Slots())
+        return {}
+
+    pipe = trimtab.guide(case.build())
+    with pipe.guidance("pag", layers="mid"):
+        expected = run(pipe, case)
+        assert torch.equal(run(pipe, case, callback_on_step_end=exchange), expected)
