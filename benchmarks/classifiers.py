@@ -17,7 +17,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ SCALES = {"x0": (0.5, 1.0, 2.0), "x_t": (2.0, 4.0, 8.0)}
 LEAST, MOST = 1 / 16, 64.0
 """Where it ends in any case."""
 TUNING_SEED = 10**6
-Attached = tuple[str, dict[str, Any]] | None
-"""A plug-in's name and parameters, the scale apart; `None` for no guidance."""
+Attached = Sequence[tuple[str, Mapping[str, Any]]]
+"""Plug-ins by name, with their parameters; a `scale` among these multiplies that of the row."""
 
 
 class NearestMeans(nn.Module):
@@ -82,18 +82,17 @@ class Configurations:
 
     def rows(self) -> Mapping[str, Callable[[], Attached]]:
         """By name, in the order of the table."""
-        found: dict[str, Callable[[], Attached]] = {"no guidance": lambda: None}
-        found |= {name: lambda p=p: ("classifier", {"classifier": self.guide, **p}) for name, p in ABLATION.items()}
+        found: dict[str, Callable[[], Attached]] = {"no guidance": lambda: ()}
+        found |= {name: lambda p=p: (("classifier", {"classifier": self.guide, **p}),) for name, p in ABLATION.items()}
         at_x_t = {"estimate": "x_t"}
-        found["clean classifier at x_t"] = lambda: ("classifier", {"classifier": self.guide, **at_x_t})
-        found["noise-aware classifier at x_t"] = lambda: ("classifier", {"classifier": self._noisy(), **at_x_t})
+        found["clean classifier at x_t"] = lambda: (("classifier", {"classifier": self.guide, **at_x_t}),)
+        found["noise-aware classifier at x_t"] = lambda: (("classifier", {"classifier": self._noisy(), **at_x_t}),)
         for count in EXPERTS:
             found[f"PPAP, {count} expert{'s' * (count > 1)}"] = lambda count=count: (
-                "ppap",
-                {"classifier": self.guide, "weights": str(self._shared(count)), **at_x_t},
+                ("ppap", {"classifier": self.guide, "weights": str(self._shared(count)), **at_x_t}),
             )
         if self.args.efficientnet:
-            found["EfficientNet-Lite0"] = lambda: ("classifier", {"classifier": NearestMeans(self.args.data)})
+            found["EfficientNet-Lite0"] = lambda: (("classifier", {"classifier": NearestMeans(self.args.data)}),)
         return found
 
     def _noisy(self) -> nn.Module:
@@ -140,8 +139,9 @@ class Sampling:
     def images(self, name: str, attached: Attached, scale: float, count: int, seed: int) -> torch.Tensor:
         """Unconditional images as bytes; image i is guided to class i modulo 10, and begins from its own seed + i."""
         self.pipe.clear_guidance()
-        if attached is not None:
-            self.pipe.add_guidance(attached[0], target=0, scale=scale, **attached[1])
+        for number, (plugin, parameters) in enumerate(attached):
+            given = {**parameters, "scale": scale * parameters.get("scale", 1.0)}
+            self.pipe.add_guidance(plugin, name=f"{plugin} {number}", target=0, **given)
         folder = self.args.cache / "images" / f"{name.replace(' ', '-')}-{scale:g}-{self.args.steps}"
         parts = []
         for first in tqdm(range(seed, seed + count, self.args.batch), desc=f"{name}, scale {scale:g}"):
@@ -153,8 +153,8 @@ class Sampling:
         return torch.cat(parts)
 
     def _batch(self, indices: range) -> torch.Tensor:
-        if self.pipe.guidances:
-            next(iter(self.pipe.guidances.values())).target = tuple(index % len(CLASS_NAMES) for index in indices)
+        for guidance in self.pipe.guidances.values():
+            guidance.target = tuple(index % len(CLASS_NAMES) for index in indices)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.args.autocast):
             return self.pipe(
                 [None] * len(indices),
@@ -224,18 +224,19 @@ def measure(rows: Rows, args: argparse.Namespace) -> None:
         if name in rows:
             continue
         attached = configured()
-        if attached is None:
-            scale, tried = 0.0, {0.0: sampling.distance(name, None, 0.0)}
+        parameters = attached[0][1] if attached else {}
+        if not attached:
+            scale, tried = 0.0, {0.0: sampling.distance(name, (), 0.0)}
         else:
-            begin = SCALES["x_t" if "estimate" in attached[1] else "x0"]
+            begin = SCALES["x_t" if "estimate" in parameters else "x0"]
             tried = search(lambda s, n=name, a=attached: sampling.distance(n, a, s), begin)
             scale = min(tried, key=tried.__getitem__)
         started = time.process_time()
         images = sampling.images(name, attached, scale, args.count, 0)
         row: dict[str, Any] = {"scale": scale, "tried": tried, "seconds": (time.process_time() - started) / args.count}
         row |= {key: [e.value, list(e.replicates)] for key, e in sampling.measured(images).items()}
-        if attached is not None and attached[0] == "ppap":
-            report = json.loads((Path(attached[1]["weights"]).parent / "report.json").read_text())
+        if "weights" in parameters:
+            report = json.loads((Path(parameters["weights"]).parent / "report.json").read_text())
             row |= {key: report[key] for key in ("trainable_share", "experts", "base_parameters", "agreement")}
         rows[name] = row
 

@@ -2,8 +2,8 @@
 
 The setting, networks and images of `benchmarks.classifiers`; at each scale the same seeds. First, 1, 3 and 5 experts
 that share a number of training steps, trained under several seeds, and 1 and 5 that share five times as many, once;
-with how strongly each pushes, the mean norm of the gradient of `log p(c | x_t)`, c being the wanted class, by noise.
-Second, how often an expert agrees with the teacher in the middle of its noise, by rank and learning rate.
+with how strongly each pushes, by noise. Second, mixtures of one expert and of five, which guide different parts of the
+run. Third, how often an expert agrees with the teacher in the middle of its noise, by rank and learning rate.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,62 +22,98 @@ import torch
 from tqdm.auto import tqdm
 
 import trimtab
-from trimtab.adapters.ppap.experts import load_experts
-from trimtab.adapters.ppap.noise import noised
-from trimtab.adapters.weights import load_weights
-from trimtab.guidance.images import Preprocessing
-from trimtab.pipelines.fashion.data import CLASS_NAMES
+from trimtab.pipelines.fashion.data import CLASS_NAMES, load
 
-from .classifiers import Configurations, Sampling, check_count, sampling_options
+from .classifiers import Attached, Configurations, Sampling, check_count, sampling_options
 from .experts_page import page
-from .rows import Rows
+from .experts_push import pushes
+from .images import to_bytes
+from .rows import Row, Rows
 
 ARMS = ((1, 1), (3, 1), (5, 1), (1, 5), (5, 5))
 """Number of experts, and how many times `--expert-steps` they share."""
 SCALES = (4.0, 8.0, 16.0, 32.0)
-WINDOWS = {
-    "without the noisiest fifth": {"start": 0.2},
-    "without the cleanest fifth": {"stop": 0.8},
-}
-"""Parts of the run that experts guide, beside all of it; of one training each of the first and the third of `ARMS`."""
-RANGES = 5
 LORAS = ((1, 1e-2), (2, 1e-2), (4, 1e-2), (2, 3e-3), (2, 1e-3))
 """Rank and highest learning rate of five experts' training; the others have the second."""
-PUSHED = 200
-"""Images of which gradients are taken."""
 
 
-def pushes(configurations: Configurations, file: Path) -> list[float]:
-    """The mean norm of the gradient of `log p(c | x_t)` with respect to `x_t`, in equal ranges of timesteps."""
-    experts = load_experts(configurations.guide, load_weights(file))
-    x0, preprocessing = configurations.generated()[:PUSHED], Preprocessing()
-    wanted = (torch.arange(len(x0)) % len(CLASS_NAMES))[:, None]
-    generator, found = torch.Generator().manual_seed(0), []
-    for index in range(RANGES):
-        low, high = (experts.timesteps * edge // RANGES for edge in (index, index + 1))
-        t = torch.randint(low, high, (len(x0),), generator=generator)
-        noise = torch.randn(x0.shape, generator=generator)
-        x_t = noised(configurations.pipe.scheduler, x0, noise, t).requires_grad_()
-        score = experts(preprocessing(x_t), t).log_softmax(1).gather(1, wanted).sum()
-        (gradient,) = torch.autograd.grad(score, x_t)
-        found.append(gradient.flatten(1).norm(dim=1).mean().item())
-    return found
+@dataclass(frozen=True)
+class Part:
+    """A part of the run, from much noise to little, and who guides it.
+
+    Args:
+        experts: those of which training.
+        start, stop: the part, as shares of the run.
+        as_strong_as: they push as strongly as these do in the noisiest fifth; by default as they do.
+    """
+
+    experts: int
+    start: float
+    stop: float
+    as_strong_as: int | None = None
 
 
-def arm(
-    configurations: Configurations, sampling: Sampling, count: int, steps: int, seed: int, window: str = ""
-) -> dict[str, Any]:
-    """Class and distance at each scale, with what the experts see and how strongly they push."""
-    name = f"experts-{count}-of-{steps}-{seed}"
-    file = configurations.experts(name, experts=count, rank=2, steps=steps // count, seed=seed)
-    at_x_t = {"classifier": configurations.guide, "weights": str(file), "estimate": "x_t", **WINDOWS.get(window, {})}
-    scales = {}
-    for scale in SCALES:
-        images = sampling.images(f"{name} {window}".strip(), ("ppap", at_x_t), scale, sampling.args.count, 0)
-        scales[f"{scale:g}"] = {key: measure.value for key, measure in sampling.measured(images).items()}
-    if window:
-        return {"scales": scales, "window": window}
-    return {"scales": scales, "agreement": agreement_of(file), "push": pushes(configurations, file)}
+MIXTURES = {
+    "1 expert, 5's in the noisiest fifth": (Part(5, 0.0, 0.2), Part(1, 0.2, 1.0)),
+    "1 expert, as weak there as 5's": (Part(1, 0.0, 0.2, as_strong_as=5), Part(1, 0.2, 1.0)),
+    "1 expert, 5's in the two noisiest fifths": (Part(5, 0.0, 0.4), Part(1, 0.4, 1.0)),
+    "5 experts, 1's in the noisiest fifth": (Part(1, 0.0, 0.2), Part(5, 0.2, 1.0)),
+    "5 experts, as strong there as 1's": (Part(5, 0.0, 0.2, as_strong_as=1), Part(5, 0.2, 1.0)),
+    "5 experts, 1's in the second noisiest fifth": (Part(5, 0.0, 0.2), Part(1, 0.2, 0.4), Part(5, 0.4, 1.0)),
+}
+"""By name: of the trainings that share `--expert-steps`, of every seed."""
+MIXED_SCALES = SCALES[1:]
+
+
+class Trained:
+    """The experts that are compared, trained where they are missing, and what their images are like.
+
+    Args:
+        pipe: the Fashion-MNIST model.
+        args: the command's.
+    """
+
+    def __init__(self, pipe: Any, args: argparse.Namespace) -> None:
+        self.pipe, self.args = pipe, args
+        self.configurations, self.sampling = Configurations(pipe, args), Sampling(pipe, args)
+        images, labels = load("t10k", args.data)
+        features = self.sampling.features(to_bytes(images))
+        self._means, self._variance = by_class(features, labels)
+
+    def file(self, count: int, steps: int, seed: int) -> Path:
+        """The weights of so many experts that share these steps."""
+        name = f"experts-{count}-of-{steps}-{seed}"
+        return self.configurations.experts(name, experts=count, rank=2, steps=steps // count, seed=seed)
+
+    def guided(self, file: Path, **more: Any) -> tuple[str, dict[str, Any]]:
+        """The plug-in that guides by them."""
+        return "ppap", {"classifier": self.configurations.guide, "weights": str(file), "estimate": "x_t", **more}
+
+    def pushes(self, file: Path) -> dict[str, list[float]]:
+        """How strongly they push."""
+        return pushes(self.pipe, self.configurations.guide, self.configurations.generated(), file)
+
+    def scales(self, name: str, attached: Attached, scales: Sequence[float]) -> dict[str, dict[str, float]]:
+        """Class, distance, and the two things that the distance holds, at each scale.
+
+        `class_means` is the mean squared distance of a requested class's mean feature to that of the real class,
+        `within` the variance of the images of one class as a share of that of real images.
+        """
+        found = {}
+        for scale in scales:
+            images = self.sampling.images(name, attached, scale, self.args.count, 0)
+            requested = torch.arange(len(images)) % len(CLASS_NAMES)
+            means, variance = by_class(self.sampling.features(images), requested)
+            measured = {key: measure.value for key, measure in self.sampling.measured(images).items()}
+            measured["class_means"] = (means - self._means).square().sum(1).mean().item()
+            found[f"{scale:g}"] = {**measured, "within": variance / self._variance}
+        return found
+
+
+def by_class(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The mean feature `[classes, values]` of each class, and the variance within a class, on average over classes."""
+    each = [features[labels == label].double() for label in range(len(CLASS_NAMES))]
+    return torch.stack([one.mean(0) for one in each]), sum(one.var(0).sum().item() for one in each) / len(each)
 
 
 def agreement_of(file: Path) -> list[dict[str, Any]]:
@@ -84,27 +122,44 @@ def agreement_of(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(rows: Rows, args: argparse.Namespace) -> None:
-    """Fill the rows that are missing."""
-    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
-    pipe.set_progress_bar_config(disable=True)
-    configurations, sampling = Configurations(pipe, args), Sampling(pipe, args)
+def measure_arms(rows: Rows, trained: Trained) -> None:
+    """The trainings by themselves."""
+    args = trained.args
     trainings = [(seed, arm) for seed, arm in product(range(args.seeds), ARMS) if arm[1] == 1 or seed == 0]
     for seed, (count, times) in tqdm(trainings, desc="experts"):
         steps = times * args.expert_steps
         if (name := f"{count} of {steps}, seed {seed}") not in rows:
-            rows[name] = arm(configurations, sampling, count, steps, seed)
-    for (count, times), window in tqdm(list(product((ARMS[0], ARMS[2]), WINDOWS)), desc="windows"):
-        steps = times * args.expert_steps
-        if (name := f"{count} of {steps}, {window}") not in rows:
-            rows[name] = arm(configurations, sampling, count, steps, 0, window)
-    total = args.expert_steps
+            file = trained.file(count, steps, seed)
+            scales = trained.scales(f"experts-{count}-of-{steps}-{seed}", (trained.guided(file),), SCALES)
+            rows[name] = {"scales": scales, "agreement": agreement_of(file), **trained.pushes(file)}
+
+
+def measure_mixtures(rows: Rows, trained: Trained) -> None:
+    """One expert and five in parts of the run."""
+    steps = trained.args.expert_steps
+    for seed, (name, parts) in tqdm(list(product(range(trained.args.seeds), MIXTURES.items())), desc="mixtures"):
+        if (named := f"{name}, seed {seed}") not in rows:
+            noisiest = {count: rows[f"{count} of {steps}, seed {seed}"]["push"][-1] for count in (1, 5)}
+            attached = [
+                trained.guided(
+                    trained.file(part.experts, steps, seed), start=part.start, stop=part.stop,
+                    scale=noisiest[part.as_strong_as or part.experts] / noisiest[part.experts],
+                )
+                for part in parts
+            ]  # fmt: skip
+            rows[named] = {"mixture": name, "scales": trained.scales(named, attached, MIXED_SCALES)}
+
+
+def measure_loras(rows: Rows, trained: Trained) -> None:
+    """Ranks and learning rates."""
+    total = trained.args.expert_steps
     for rank, rate in tqdm(LORAS, desc="LoRAs"):
         if (name := f"rank {rank}, rate {rate:g}") not in rows:
             folder = f"experts-rank-{rank}-rate-{rate:g}" if (rank, rate) != LORAS[1] else f"experts-5-of-{total}-0"
-            file = configurations.experts(folder, experts=5, rank=rank, steps=total // 5, learning_rate=rate)
+            file = trained.configurations.experts(folder, experts=5, rank=rank, steps=total // 5, learning_rate=rate)
             report = json.loads((file.parent / "report.json").read_text())
-            rows[name] = {"agreement": report["agreement"], "share": report["trainable_share"]}
+            row: Row = {"agreement": report["agreement"], "share": report["trainable_share"]}
+            rows[name] = row
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -119,7 +174,11 @@ def main(arguments: list[str] | None = None) -> None:
     check_count(parser, args.count)
     kept = ("count", "steps", "batch", "autocast", "guide_steps", "generated", "expert_steps")
     rows = Rows(args.output.with_suffix(".json"), {name: getattr(args, name) for name in kept})
-    measure(rows, args)
+    pipe = trimtab.GuidedPipeline.from_pretrained("trimtab/fashion")
+    pipe.set_progress_bar_config(disable=True)
+    trained = Trained(pipe, args)
+    for measured in (measure_arms, measure_mixtures, measure_loras):
+        measured(rows, trained)
     text = page(rows, shlex.join(["python", "-m", "benchmarks.experts", *given]), args)
     args.output.with_suffix(".md").write_text(text)
     print(text)

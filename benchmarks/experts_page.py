@@ -20,10 +20,18 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def by_arm(rows: Mapping[str, Row]) -> dict[str, list[Row]]:
     """The trainings of each kind, as they guide all of the run."""
+    return _by_kind({name: row for name, row in rows.items() if "push" in row})
+
+
+def by_mixture(rows: Mapping[str, Row]) -> dict[str, list[Row]]:
+    """The mixtures of each kind, one of each seed."""
+    return _by_kind({name: row for name, row in rows.items() if "scales" in row and "push" not in row})
+
+
+def _by_kind(rows: Mapping[str, Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for name, row in rows.items():
-        if "scales" in row and "window" not in row:
-            found.setdefault(name.partition(",")[0], []).append(row)
+        found.setdefault(name.rpartition(", seed ")[0], []).append(row)
     return found
 
 
@@ -33,15 +41,27 @@ def title(name: str) -> str:
     return f"{count} expert{'s' * (count > 1)}, {steps // count:,} steps each"
 
 
-def table(rows: Mapping[str, Row], key: str, digits: int) -> str:
-    """One measure by number of experts and scale."""
-    arms = by_arm(rows)
-    scales = list(next(iter(arms.values()))[0]["scales"])
+def table(kinds: Mapping[str, Sequence[Row]], key: str, digits: int) -> str:
+    """One measure by kind, as it is to be read, and scale."""
+    scales = list(next(iter(kinds.values()))[0]["scales"])
     lines = ["| | " + " | ".join(f"scale {scale}" for scale in scales) + " |", "| --- " * (len(scales) + 1) + "|"]
-    for name, trained in arms.items():
+    for name, trained in kinds.items():
         cells = [spread([row["scales"][scale][key] for row in trained], digits) for scale in scales]
-        lines.append(f"| {title(name)} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def mixed(rows: Mapping[str, Row]) -> dict[str, list[Row]]:
+    """The mixtures, under each of the two that they are made of."""
+    arms, mixtures = by_arm(rows), by_mixture(rows)
+    found = {}
+    for count in ("1", "5"):
+        scales = list(next(iter(mixtures.values()))[0]["scales"])
+        short = next(arm for arm in arms if arm.startswith(f"{count} of "))
+        plain = [{**row, "scales": {scale: row["scales"][scale] for scale in scales}} for row in arms[short]]
+        found[f"{count} expert{'s' * (count != '1')}"] = plain
+        found |= {name: trained for name, trained in mixtures.items() if name.startswith(f"{count} ")}
+    return found
 
 
 def by_noise(rows: Mapping[str, Row], name: str, digits: int, of: Any) -> str:
@@ -53,18 +73,19 @@ def by_noise(rows: Mapping[str, Row], name: str, digits: int, of: Any) -> str:
     return "\n".join(lines)
 
 
-def windows(rows: Mapping[str, Row]) -> str:
-    """Accuracy and distance where experts guide a part of the run only, beside all of it."""
-    parts = [(name.partition(", ")[0], row) for name, row in rows.items() if "window" in row]
-    names = list(dict.fromkeys(name for name, _ in parts))
-    shown = [(title(name), "all of the run", rows[f"{name}, seed 0"]) for name in names]
-    shown += [(title(name), row["window"], row) for name, row in parts]
-    scales = list(shown[0][2]["scales"])
-    lines = ["| | guided | " + " | ".join(f"scale {scale}" for scale in scales) + " |"]
-    lines.append("| --- " * (len(scales) + 2) + "|")
-    for name, window, row in sorted(shown, key=lambda one: one[0]):
-        cells = [f"{row['scales'][scale]['accuracy']:.2f}, {row['scales'][scale]['frechet']:.0f}" for scale in scales]
-        lines.append(f"| {name} | {window} | {' | '.join(cells)} |")
+def beside_exact(rows: Mapping[str, Row]) -> str:
+    """How strongly the experts push in the two noisiest fifths, and how strongly they should."""
+    head = "| | 600 to 800: size | exact size | cosine | 800 to 1000: size | exact size | cosine |"
+    lines = [head, "| --- " * 7 + "|"]
+    for name, trained in by_arm(rows).items():
+        cells = []
+        for index in (0, 1):
+            cells += [
+                spread([row["push"][3 + index] for row in trained], 2),
+                f"{mean(row['exact'][index] for row in trained):.2f}",
+                spread([row["cosine"][index] for row in trained], 2),
+            ]
+        lines.append(f"| {title(name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -100,13 +121,40 @@ Fréchet distance on the judge's features:
 
 {distance}
 
-Accuracy and distance of the first training, where the experts guide a part of the run only:
+What the distance holds: how far the mean features of a requested class are from those of the real class (squared, mean
+over classes),
 
-{windows}
+{means}
+
+and how much the images of one class vary, as a share of the variance of real ones:
+
+{within}
+
+## Mixtures
+
+One expert, but five in a part of the run, and the other way round. "As weak there as 5's": in the noisiest fifth the
+one's push is multiplied by what makes its mean norm that of the five's. Accuracy:
+
+{mixed_accuracy}
+
+Fréchet distance:
+
+{mixed_distance}
+
+How much the images of one class vary, as a share:
+
+{mixed_within}
+
+## Pushes
 
 How strongly the experts push, the mean norm of the gradient of log p(c | x_t), by timesteps:
 
 {push}
+
+And beside the exact gradient for the images that the experts learnt from, where there is much noise (at little noise
+one image has all of the weight, and nothing is left of it):
+
+{exact}
 
 How often they see in x_t what the teacher sees in x_0:
 
@@ -121,9 +169,14 @@ The same for timesteps 400 to 600 by the LoRAs of five experts, {steps} steps ea
 
 def page(rows: Mapping[str, Row], command: str, args: argparse.Namespace) -> str:
     """The page's measured part."""
+    arms = {title(name): trained for name, trained in by_arm(rows).items()}
+    mixtures = mixed(rows)
     return PAGE.format(
         command=command, count=args.count, steps=args.expert_steps // 5,
-        accuracy=table(rows, "accuracy", 2), distance=table(rows, "frechet", 1),
-        windows=windows(rows), push=by_noise(rows, "timesteps", 2, lambda row: row["push"]),
+        accuracy=table(arms, "accuracy", 2), distance=table(arms, "frechet", 1),
+        means=table(arms, "class_means", 0), within=table(arms, "within", 2),
+        mixed_accuracy=table(mixtures, "accuracy", 2), mixed_distance=table(mixtures, "frechet", 1),
+        mixed_within=table(mixtures, "within", 2),
+        push=by_noise(rows, "timesteps", 2, lambda row: row["push"]), exact=beside_exact(rows),
         agreement=by_noise(rows, "timesteps", 2, agreed), loras=loras(rows),
     )  # fmt: skip
