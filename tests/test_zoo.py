@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from fingerprint import of_pipeline
+from known_delta import adding, known
 from recorder import Enough, Record, SchedulerStep, recorded
 from zoo import CASES, Case, pag_twin, run
 
@@ -107,23 +108,6 @@ def kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
     output = run(pipe, case)
     trimtab.guide(pipe)
     yield Kind(case, pipe, record, output, record.steps.copy(), of_pipeline(pipe, values=False))
-
-
-def adding(record: Record, at: int) -> trimtab.Guidance:
-    """Adds a tenth of the same normal tensor where the schedulers have been stepped `at` times before."""
-
-    @dataclass
-    class Known(trimtab.Guidance):
-        def delta(self, step: trimtab.Step, predictions: trimtab.Predictions) -> torch.Tensor | None:
-            assert step.own is not None
-            return known(step.own) if len(record.steps) == at else None
-
-    return Known()
-
-
-def known(like: torch.Tensor) -> torch.Tensor:
-    noise = torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(7))
-    return 0.1 * noise.to(like).expand_as(like)
 
 
 def with_delta(kind: Kind, step: SchedulerStep) -> torch.Tensor:

@@ -11,9 +11,9 @@ import diffusers
 import pytest
 import torch
 from fingerprint import of_pipeline
+from known_delta import adding, known
 from recorder import Record, SchedulerStep, recorded
 from zoo.others import OTHERS, Case
-from zoo.others.case import known
 
 import trimtab
 from trimtab.guidance.noise import split_variance
@@ -64,18 +64,6 @@ def other(request: pytest.FixtureRequest) -> Iterator[Other]:
     steps = record.steps.copy()
     trimtab.guide(pipe)
     yield Other(case, pipe, record, output, steps, frame_of(pipe, case))
-
-
-def adding(record: Record, at: int) -> trimtab.Guidance:
-    """Adds what is known where the schedulers have been stepped `at` times before."""
-
-    @dataclass
-    class Known(trimtab.Guidance):
-        def delta(self, step: trimtab.Step, predictions: trimtab.Predictions) -> torch.Tensor | None:
-            assert step.own is not None
-            return known(step.own) if len(record.steps) == at else None
-
-    return Known()
 
 
 def test_with_nothing_attached_it_is_the_stock_pipeline(other: Other) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from known_delta import known
 from recorder import SchedulerStep
 from torch import Tensor
 
@@ -19,12 +20,6 @@ from trimtab.guidance.noise import split_variance
 
 def as_itself(step: SchedulerStep, delta: Tensor) -> Tensor:
     return split_variance(step.model_output, step.sample)[0] + delta
-
-
-def known(like: Tensor) -> Tensor:
-    """A delta: a tenth of the same normal tensor for every sample."""
-    noise = torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(7))
-    return 0.1 * noise.to(like).expand_as(like)
 
 
 def on_the_video(step: SchedulerStep, delta: Tensor) -> Tensor:
