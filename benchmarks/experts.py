@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -79,6 +80,8 @@ class Trained:
         images, labels = load("t10k", args.data)
         features = self.sampling.features(to_bytes(images))
         self._means, self._variance = by_class(features, labels)
+        right = self._seen(features) == labels
+        _, self._variance_right = by_class(features[right], labels[right])
 
     def file(self, count: int, steps: int, seed: int) -> Path:
         """The weights of so many experts that share these steps."""
@@ -97,23 +100,34 @@ class Trained:
         """Class, distance, and the two things that the distance holds, at each scale.
 
         `class_means` is the mean squared distance of a requested class's mean feature to that of the real class,
-        `within` the variance of the images of one class as a share of that of real images.
+        `within` the variance of the images of one class as a share of that of real images, and `within_right` the same
+        of the images, made and real, in which the judge sees that class.
         """
         found = {}
         for scale in scales:
             images = self.sampling.images(name, attached, scale, self.args.count, 0)
             requested = torch.arange(len(images)) % len(CLASS_NAMES)
-            means, variance = by_class(self.sampling.features(images), requested)
+            features = self.sampling.features(images)
+            means, variance = by_class(features, requested)
+            right = self._seen(features) == requested
+            _, variance_right = by_class(features[right], requested[right])
             measured = {key: measure.value for key, measure in self.sampling.measured(images).items()}
             measured["class_means"] = (means - self._means).square().sum(1).mean().item()
-            found[f"{scale:g}"] = {**measured, "within": variance / self._variance}
+            within = {"within": variance / self._variance, "within_right": variance_right / self._variance_right}
+            found[f"{scale:g}"] = {**measured, **within}
         return found
+
+    @torch.inference_mode()
+    def _seen(self, features: torch.Tensor) -> torch.Tensor:
+        """The class that the judge sees in each image."""
+        return self.sampling.judge.head(features).argmax(1)
 
 
 def by_class(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The mean feature `[classes, values]` of each class, and the variance within a class, on average over classes."""
+    """The mean feature `[classes, values]` of each class, and the variance within those of two images and more."""
     each = [features[labels == label].double() for label in range(len(CLASS_NAMES))]
-    return torch.stack([one.mean(0) for one in each]), sum(one.var(0).sum().item() for one in each) / len(each)
+    variances = [one.var(0).sum().item() for one in each if len(one) > 1]
+    return torch.stack([one.mean(0) for one in each]), mean(variances)
 
 
 def agreement_of(file: Path) -> list[dict[str, Any]]:

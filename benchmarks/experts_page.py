@@ -121,14 +121,19 @@ Fréchet distance on the judge's features:
 
 {distance}
 
-What the distance holds: how far the mean features of a requested class are from those of the real class (squared, mean
+Beside the distance: how far the mean features of a requested class are from those of the real class (squared, mean
 over classes),
 
 {means}
 
-and how much the images of one class vary, as a share of the variance of real ones:
+how much the images of one requested class vary, as a share of the variance of real ones, those of another class
+included,
 
 {within}
+
+and the same of images, made and real, in which the judge sees the class:
+
+{right}
 
 ## Mixtures
 
@@ -141,9 +146,9 @@ Fréchet distance:
 
 {mixed_distance}
 
-How much the images of one class vary, as a share:
+How much the images in which the judge sees the requested class vary, as a share:
 
-{mixed_within}
+{mixed_right}
 
 ## Pushes
 
@@ -175,8 +180,9 @@ def page(rows: Mapping[str, Row], command: str, args: argparse.Namespace) -> str
         command=command, count=args.count, steps=args.expert_steps // 5,
         accuracy=table(arms, "accuracy", 2), distance=table(arms, "frechet", 1),
         means=table(arms, "class_means", 0), within=table(arms, "within", 2),
+        right=table(arms, "within_right", 2),
         mixed_accuracy=table(mixtures, "accuracy", 2), mixed_distance=table(mixtures, "frechet", 1),
-        mixed_within=table(mixtures, "within", 2),
+        mixed_right=table(mixtures, "within_right", 2),
         push=by_noise(rows, "timesteps", 2, lambda row: row["push"]), exact=beside_exact(rows),
         agreement=by_noise(rows, "timesteps", 2, agreed), loras=loras(rows),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """How experts push: their gradient of `log p(c | x_t)` by noise, beside the exact one of the images they learnt from.
 
-For clean images `x_i` with class probabilities `p_i(c)`, drawn with equal chance,
+For clean images `x_i` with class probabilities `p_i(c)`, as experts are taught them, drawn with equal chance,
 
     grad log p(c | x_t) = alpha / sigma^2 (E[x_0 | x_t, c] - E[x_0 | x_t])
 
@@ -18,6 +18,7 @@ from torch import nn
 
 from trimtab.adapters.ppap.experts import load_experts
 from trimtab.adapters.ppap.noise import noised
+from trimtab.adapters.ppap.train import TEMPERATURE
 from trimtab.adapters.weights import load_weights
 from trimtab.guidance.images import Preprocessing
 from trimtab.pipelines.fashion.data import CLASS_NAMES
@@ -65,8 +66,8 @@ def pushes(pipe: Any, guide: nn.Module, images: torch.Tensor, file: Path) -> dic
     """
     experts, preprocessing = load_experts(guide, load_weights(file)), Preprocessing()
     with torch.no_grad():
-        probabilities = torch.cat([guide(preprocessing(part)) for part in images.split(PUSHED)]).softmax(1)
-    true = Exact(images, probabilities, pipe.scheduler.alphas_cumprod)
+        logits = torch.cat([guide(preprocessing(part)) for part in images.split(PUSHED)])
+    true = Exact(images, (logits / TEMPERATURE).softmax(1), pipe.scheduler.alphas_cumprod)
     x0 = images[:PUSHED]
     wanted = torch.arange(len(x0)) % len(CLASS_NAMES)
     generator, found = torch.Generator().manual_seed(0), {"push": [], "exact": [], "cosine": []}
