@@ -16,8 +16,6 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transformers.utils import logging
-
 from .guidance.errors import TrimtabError
 from .once import complain
 from .parser import REQUEST_OPTIONS, TRAININGS, build_parser, parse_settings
@@ -231,8 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; by default those of this process.
     """
-    if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        logging.set_verbosity_error()  # it warns of image processors that want torchvision, whoever needs them
+    # It would warn of image processors that want torchvision, whoever needs them.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     args = build_parser().parse_args(arguments)
     args.given = list(sys.argv[1:] if arguments is None else arguments)
     code = 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import inspect
+import functools
 from typing import Any
 
 import torch
 
-from .source import nodes
+from .source import attributes, nodes
 
 
 def scale_and_shift(pipe: Any, autoencoder: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,17 +40,18 @@ def scales(pipe: Any, autoencoder: Any) -> bool:
     if pipe.components.get("movq") is autoencoder:
         return False
     kinds = [kind for kind in type(pipe).__mro__ if kind.__module__.startswith("diffusers.pipelines.")]
-    attributes = {node.attr for kind in kinds for node in nodes(kind) if isinstance(node, ast.Attribute)}
-    return "decode" not in attributes or "scaling_factor" in attributes
+    names = frozenset[str]().union(*(attributes(kind) for kind in kinds))
+    return "decode" not in names or "scaling_factor" in names
 
 
-def divides_by_sigma_data(kind: type) -> bool:
+@functools.cache
+def divides_by_sigma_data(kind: Any) -> bool:
     """Whether a pipeline takes the standard deviation of its scheduler's data off its latents before it decodes."""
     return any(
         isinstance(node, ast.Assign)
         and any(isinstance(target, ast.Name) and target.id == "latents" for target in node.targets)
         and any(_divides(part) for part in ast.walk(node.value))
-        for node in nodes(inspect.unwrap(kind.__call__))
+        for node in nodes(kind.__call__)
     )
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import functools
-import inspect
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from .components import stages_of
+from .source import nodes
 
 _CFG_NAMES = ("guidance_scale", "max_guidance_scale", "true_cfg_scale")
 
@@ -60,7 +58,7 @@ def compares_scale(kind: Any) -> bool:
     """Whether a pipeline's call asks how large its guidance scale is."""
     return any(
         isinstance(node, ast.Compare) and any(_name(part).endswith("guidance_scale") for part in ast.walk(node))
-        for node in _nodes(kind)
+        for node in nodes(kind.__call__)
     )
 
 
@@ -68,7 +66,7 @@ def copies_of_latents(kind: Any) -> list[int]:
     """How often a pipeline's call repeats its latents, as in `[latents] * 3`; empty if it never does."""
     return [
         node.right.value
-        for node in _nodes(kind)
+        for node in nodes(kind.__call__)
         if isinstance(node, ast.BinOp)
         and isinstance(node.op, ast.Mult)
         and isinstance(node.left, ast.List)
@@ -84,15 +82,15 @@ def shares_residuals(kind: Any) -> bool:
 
     Its call then calls the denoiser more often than the ControlNet.
     """
-    called = [_name(node.func) for node in _nodes(kind) if isinstance(node, ast.Call)]
+    called = [_name(node.func) for node in nodes(kind.__call__) if isinstance(node, ast.Call)]
     return 0 < called.count("controlnet") < called.count("transformer") + called.count("unet")
 
 
 def may_rescale(kind: Any) -> bool:
     """Whether a pipeline's call measures the size of a prediction, as one that rescales its combination must."""
-    nodes = _nodes(kind)
+    written = nodes(kind.__call__)
     measures = {"norm", "vector_norm", "std", "rescale_noise_cfg"}
-    return not nodes or any(_name(node.func) in measures for node in nodes if isinstance(node, ast.Call))
+    return not written or any(_name(node.func) in measures for node in written if isinstance(node, ast.Call))
 
 
 def flips_sign(kind: Any) -> bool:
@@ -107,7 +105,7 @@ def flips_sign(kind: Any) -> bool:
             inner = inner.func.value
         return _name(inner)
 
-    for node in _nodes(kind):
+    for node in nodes(kind.__call__):
         if isinstance(node, ast.Assign):
             name = negated(node.value)
             if name and [_name(target) for target in node.targets] == [name]:
@@ -119,16 +117,6 @@ def flips_sign(kind: Any) -> bool:
 
 def _name(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-
-
-@functools.cache
-def _nodes(kind: Any) -> tuple[ast.AST, ...]:
-    """Everything in the source of a class's call; nothing where that is not at hand."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(kind.__call__))))
-    except (OSError, TypeError, SyntaxError):
-        return ()
-    return tuple(ast.walk(tree))
 
 
 class Seen:

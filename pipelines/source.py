@@ -1,10 +1,12 @@
-"""What a function's source says about what it returns, and what it joins."""
+"""What the source of a function or a class says: what it returns, joins and reads. Each is parsed once."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -35,12 +37,28 @@ def joined_names(function: Any) -> dict[str, list[list[str]]]:
     return found
 
 
-def nodes(function: Any) -> list[ast.AST]:
+def nodes(function: Any) -> tuple[ast.AST, ...]:
     """Everything in a function's source; nothing where that is not at hand."""
+    written = inspect.unwrap(function)
+    return _nodes(getattr(written, "__func__", written))
+
+
+@functools.cache
+def attributes(kind: type) -> frozenset[str]:
+    """The names of all attributes that a class's own source reads or sets."""
+    return frozenset(node.attr for node in _parsed(kind) if isinstance(node, ast.Attribute))
+
+
+@functools.cache
+def _nodes(function: Any) -> tuple[ast.AST, ...]:
+    return tuple(_parsed(function))
+
+
+def _parsed(written: Any) -> Iterator[ast.AST]:
     try:
-        return list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))))
+        yield from ast.walk(ast.parse(textwrap.dedent(inspect.getsource(written))))
     except (OSError, TypeError, SyntaxError):
-        return []
+        return
 
 
 def _called(node: ast.Call) -> str:

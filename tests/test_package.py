@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+import trimtab
+
 ROOT = Path(__file__).parents[1]
 PACKAGED = ("guidance", "pipelines", "adapters", "conformance", "evaluation", "scaffold", "training")
 
@@ -52,7 +54,7 @@ def test_the_wheel_holds_every_module_and_nothing_else_but_data_and_metadata(whe
     data = {name for name in inside if not name.endswith(".py")}
     model = {path.relative_to(ROOT).as_posix() for path in (ROOT / "models").rglob("*") if path.is_file()}
     template = {path.relative_to(ROOT).as_posix() for path in (ROOT / "scaffold" / "template").rglob("*.in")}
-    assert data == {"py.typed", "evaluation/judge.safetensors", *model, *template}
+    assert data == {"__init__.pyi", "py.typed", "evaluation/judge.safetensors", *model, *template}
     folders = {re.sub(r"^trimtab-[\d.]+\.", "", name.split("/")[0]) for name in names}
     assert folders == {"trimtab", "pytest_trimtab", "dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -68,6 +70,21 @@ def test_the_installed_wheel_runs_the_command_without_the_source_tree(wheel: Pat
     first, *listing = result.stdout.splitlines()
     assert Path(first).is_relative_to(tmp_path)
     assert any(line.startswith("pag ") for line in listing)
+
+
+def test_what_the_package_offers_is_imported_when_it_is_first_asked_for() -> None:
+    """So that `trimtab --help`, and a mistake in what was typed, take no seconds."""
+    program = (
+        "import sys, trimtab; from trimtab.cli import build_parser; build_parser();"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_everything_that_the_package_offers_is_there() -> None:
+    assert all(getattr(trimtab, name) is not None for name in trimtab.__all__)
+    assert {"guide", "GuidedPipeline", "Guidance", "parameter", "GuidanceStack"} <= set(trimtab.__all__)
 
 
 def test_every_folder_with_modules_is_a_listed_package_with_an_init() -> None:

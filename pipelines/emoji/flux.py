@@ -102,7 +102,8 @@ def train_flux(settings: FluxSettings) -> Path:
     trained = Path(settings.start) / "vae" if settings.start else Path(settings.autoencoder)
     autoencoder = load_autoencoder(trained)
     drawings, held_out = (
-        Drawings(EmojiData(settings.data, split, settings.categories), autoencoder) for split in (False, True)
+        Drawings(EmojiData(settings.data, split, settings.categories), autoencoder, copies)
+        for split, copies in ((False, settings.copies), (True, 1))
     )
 
     def error(model: Any, source: Drawings, chosen: torch.Tensor, dropout: float, generator: Any) -> torch.Tensor:

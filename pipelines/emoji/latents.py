@@ -8,27 +8,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
 from .data import EmojiData, to_unit
 
+SHIFT = 2
+"""Pixels that a copy of an image is moved at most."""
+
 
 class Drawings:
-    """Latents `[n, 4, 16, 16]` of unit variance and captions; one sample is a drawing in one of its skin tones.
+    """Latents `[copies, n, 4, 16, 16]` of unit variance and captions; one sample is a drawing in one of its skin tones.
 
     Args:
         data: the images.
         autoencoder: trained.
+        copies: of each image: the first as it is, the others moved, and every second one mirrored.
     """
 
-    def __init__(self, data: EmojiData, autoencoder: AutoencoderKL) -> None:
+    def __init__(self, data: EmojiData, autoencoder: AutoencoderKL, copies: int = 1) -> None:
         config: Any = autoencoder.config
-        with torch.no_grad():
-            batches = tqdm(to_unit(data.images).split(128), desc="encode emoji")
-            modes = [autoencoder.encode(batch.to(autoencoder.device)).latent_dist.mode().cpu() for batch in batches]
-        self.latents = (torch.cat(modes) - config.shift_factor) * config.scaling_factor
+        images = to_unit(data.images)
+        sided = torch.tensor([bool({"left", "right"} & set(caption.split())) for caption in data.captions])
+        generator, modes = torch.Generator().manual_seed(0), []
+        with torch.no_grad(), tqdm(total=copies * len(images), desc="encode emoji") as bar:
+            for number in range(copies):
+                made = moved(images, generator) if number else images
+                made = torch.where(sided.view(-1, 1, 1, 1), made, made.flip(-1)) if number % 2 else made
+                for batch in made.split(128):
+                    modes.append(autoencoder.encode(batch.to(autoencoder.device)).latent_dist.mode().cpu())
+                    bar.update(len(batch))
+        latents = (torch.cat(modes) - config.shift_factor) * config.scaling_factor
+        self.latents = latents.unflatten(0, (copies, len(images)))
         self.captions = data.captions
         counts = torch.tensor([len(group) for group in data.drawings])
         self._members = torch.nn.utils.rnn.pad_sequence([torch.tensor(g) for g in data.drawings], batch_first=True)
@@ -42,7 +55,7 @@ class Drawings:
     def draw(
         self, drawings: torch.Tensor, dropout: float, generator: torch.Generator
     ) -> tuple[torch.Tensor, list[str]]:
-        """Latents `[batch, 4, 16, 16]` and captions, a skin tone of each drawing at random, some captions empty.
+        """Latents `[batch, 4, 16, 16]` and captions, tone and copy of each drawing at random, some captions empty.
 
         Args:
             drawings: their numbers `[batch]`.
@@ -52,10 +65,21 @@ class Drawings:
         device, count = generator.device, len(drawings)
         uniform = torch.rand(2, count, generator=generator, device=device).cpu()
         drawings = drawings.cpu()
-        chosen = self._members[drawings, (uniform[0] * self._counts[drawings]).long()]
+        copies = len(self.latents)
+        choice = (uniform[0] * self._counts[drawings] * copies).long()
+        chosen = self._members[drawings, choice // copies]
         kept = (uniform[1] >= dropout).tolist()
         captions = [self.captions[i] if keep else "" for i, keep in zip(chosen.tolist(), kept, strict=True)]
-        return self.latents[chosen].to(device), captions
+        return self.latents[choice % copies, chosen].to(device), captions
+
+
+def moved(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each image `[3, h, w]` in -1..1, moved by up to `SHIFT` pixels either way, on white."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (SHIFT,) * 4, value=1.0)
+    places = torch.randint(2 * SHIFT + 1, (len(images), 2), generator=generator).tolist()
+    parts = [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, places, strict=True)]
+    return torch.stack(parts)
 
 
 def load_autoencoder(folder: str | Path) -> AutoencoderKL:

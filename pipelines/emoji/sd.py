@@ -49,6 +49,7 @@ class DenoiserSettings(TrainingSettings):
     warmup: int = option(500, "steps until it is reached")
     caption_dropout: float = option(0.1, "share of empty captions")
     categories: str = option("", "only emoji of these, with commas between; all by default")
+    copies: int = option(1, "of each image: the first as it is, the others moved, and every second one mirrored")
     start: str = option("", "folder of a trained model to go on from, with its autoencoder and its words")
     compile: int = option(0, "1 to compile the denoiser: minutes at the start, then faster steps")
     checkpoint_every: int = option(1000, "steps")
@@ -124,7 +125,8 @@ def train_sd(settings: SDSettings) -> Path:
     trained = Path(settings.start) / "vae" if settings.start else Path(settings.autoencoder)
     autoencoder = load_autoencoder(trained)
     drawings, held_out = (
-        Drawings(EmojiData(settings.data, split, settings.categories), autoencoder) for split in (False, True)
+        Drawings(EmojiData(settings.data, split, settings.categories), autoencoder, copies)
+        for split, copies in ((False, settings.copies), (True, 1))
     )
 
     def error(model: Any, source: Drawings, chosen: torch.Tensor, dropout: float, generator: Any) -> torch.Tensor:

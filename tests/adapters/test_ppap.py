@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import training_programs as programs
@@ -442,8 +443,14 @@ def test_a_checkpoint_of_depth_or_segmentation_is_taught_by_the_command_and_guid
     ],
 )
 def test_a_wrong_setting_is_one_line_before_anything_is_made(
-    wrong: list[str], message: str, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wrong: list[str],
+    message: str,
+    saved: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # else it asks for minutes, without network
     assert cli.main([*command(saved, tmp_path, steps=1, batch=8), *wrong]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

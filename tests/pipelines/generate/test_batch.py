@@ -65,12 +65,11 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, tmp_path: Path, processes: int) -> None:
+def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, tmp_path: Path) -> None:
     alone, many = tmp_path / "alone", tmp_path / "many"
     assert cli.main(options(model, alone)) == 0
     result = subprocess.run(
-        command(model, many, "--processes", str(processes)),
+        command(model, many, "--processes", "2"),
         check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=300,
     )  # fmt: skip
     rows = listed(many)
@@ -79,6 +78,14 @@ def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, 
     assert [row["subject"] for row in rows[:3]] == ["class Cat", "class Sea lion", "class Cat"]
     assert [Path(line).name for line in result.stdout.splitlines()] == [row["file"] for row in rows]
     assert f"{COUNT}/{COUNT}" in result.stderr  # the bar of the first process counts the images of all
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_any_number_of_processes_makes_what_one_makes(model: str, tmp_path: Path, processes: int) -> None:
+    alone, many = tmp_path / "alone", tmp_path / "many"
+    assert cli.main(options(model, alone)) == 0
+    assert together(processes, programs.run, tmp_path / "group", *options(model, many)) == [0] * processes
+    assert contents(many) == contents(alone) and listed(many) == listed(alone)
 
 
 def test_the_launcher_of_accelerate_starts_processes_that_share_a_batch(model: str, tmp_path: Path) -> None:
@@ -160,7 +167,7 @@ def test_a_killed_launcher_takes_its_processes_along_and_any_number_of_them_cont
         process.kill()
     assert not alive
     before = contents(parts)
-    subprocess.run(command(model, parts, "--processes", "3", steps=steps), check=True, env=ENVIRONMENT, timeout=300)
+    assert together(3, programs.run, tmp_path / "three", *options(model, parts, steps=steps)) == [0] * 3
     assert cli.main(options(model, whole, steps=steps)) == 0
     assert contents(parts) == contents(whole) and listed(parts) == listed(whole)
     assert before.items() <= contents(parts).items()
@@ -168,13 +175,10 @@ def test_a_killed_launcher_takes_its_processes_along_and_any_number_of_them_cont
 
 def test_of_two_commands_in_one_folder_the_second_is_refused_in_one_line(model: str, tmp_path: Path) -> None:
     """By both of its processes."""
-    told = command(model, tmp_path, "--processes", "2", steps=1000)
-    first = subprocess.Popen(told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
-    try:
-        until(lambda: (tmp_path / ".turns").exists())
-        second = subprocess.run(told, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
-    finally:
-        first.kill()
+    with batch.alone(tmp_path):
+        second = subprocess.run(
+            command(model, tmp_path, "--processes", "2"), capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+        )
     assert second.returncode == 2
     assert second.stderr.splitlines() == [
         f"trimtab: error: {tmp_path}: another command makes images there; wait for it, or give another folder: "
