@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,19 @@ class Drawings:
     Args:
         data: the images.
         autoencoder: trained.
-        copies: of each image: the first as it is, the others moved, and every second one mirrored.
+        copies: of each image, of which each sample is one at random; see `copies_of`.
     """
 
     def __init__(self, data: EmojiData, autoencoder: AutoencoderKL, copies: int = 1) -> None:
         config: Any = autoencoder.config
-        images = to_unit(data.images)
-        sided = torch.tensor([bool({"left", "right"} & set(caption.split())) for caption in data.captions])
-        generator, modes = torch.Generator().manual_seed(0), []
-        with torch.no_grad(), tqdm(total=copies * len(images), desc="encode emoji") as bar:
-            for number in range(copies):
-                made = moved(images, generator) if number else images
-                made = torch.where(sided.view(-1, 1, 1, 1), made, made.flip(-1)) if number % 2 else made
-                for batch in made.split(128):
+        modes = []
+        with torch.no_grad(), tqdm(total=copies * len(data.images), desc="encode emoji") as bar:
+            for images in copies_of(data, copies):
+                for batch in images.split(128):
                     modes.append(autoencoder.encode(batch.to(autoencoder.device)).latent_dist.mode().cpu())
                     bar.update(len(batch))
         latents = (torch.cat(modes) - config.shift_factor) * config.scaling_factor
-        self.latents = latents.unflatten(0, (copies, len(images)))
+        self.latents = latents.unflatten(0, (copies, len(data.images)))
         self.captions = data.captions
         counts = torch.tensor([len(group) for group in data.drawings])
         self._members = torch.nn.utils.rnn.pad_sequence([torch.tensor(g) for g in data.drawings], batch_first=True)
@@ -73,8 +70,21 @@ class Drawings:
         return self.latents[choice % copies, chosen].to(device), captions
 
 
+def copies_of(data: EmojiData, count: int) -> Iterator[torch.Tensor]:
+    """The images `[n, 3, h, w]` in -1..1 so many times: as they are, then moved, and every second time mirrored.
+
+    Nothing is mirrored whose caption names a side.
+    """
+    images, generator = to_unit(data.images), torch.Generator().manual_seed(0)
+    sided = torch.tensor([any(word.startswith(("left", "right")) for word in one.split()) for one in data.captions])
+    yield images
+    for number in range(1, count):
+        copy = moved(images, generator)
+        yield torch.where(sided.view(-1, 1, 1, 1), copy, copy.flip(-1)) if number % 2 else copy
+
+
 def moved(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image `[3, h, w]` in -1..1, moved by up to `SHIFT` pixels either way, on white."""
+    """Each image by up to `SHIFT` pixels either way, on white."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (SHIFT,) * 4, value=1.0)
     places = torch.randint(2 * SHIFT + 1, (len(images), 2), generator=generator).tolist()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from trimtab.pipelines.emoji.clip import PairSettings, train_pair
 from trimtab.pipelines.emoji.data import CATEGORIES, STYLES, EmojiData, to_unit
 from trimtab.pipelines.emoji.flux import FluxSettings, train_flux
 from trimtab.pipelines.emoji.judges import JudgeSettings, train_judge
-from trimtab.pipelines.emoji.latents import Drawings
+from trimtab.pipelines.emoji.latents import Drawings, copies_of
 from trimtab.pipelines.emoji.sd import SDSettings, train_sd
 from trimtab.pipelines.emoji.text import LENGTH, clip_tokenizer, t5_tokenizer
 from trimtab.training.log import read_log
@@ -39,7 +40,7 @@ def autoencoder(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_autoencoder_gives_latents_of_unit_variance(autoencoder: Path, packed: Path) -> None:
     model = AutoencoderKL.from_pretrained(autoencoder)
     latents = Drawings(EmojiData(packed), model).latents
-    assert latents.shape[1:] == (4, 16, 16)
+    assert latents.shape[2:] == (4, 16, 16)
     assert latents.std() == pytest.approx(1.0, abs=0.1)
     assert psnr(model, to_unit(EmojiData(packed, held_out=True).images)) > 0
 
@@ -51,6 +52,25 @@ def test_a_drawing_comes_in_all_its_tones_and_some_captions_are_empty(autoencode
     assert latents.shape == (64, 4, 16, 16)
     assert len({caption for caption in captions if caption}) == 2
     assert 4 < captions.count("") < 32
+
+
+def test_copies_are_moved_and_every_second_one_is_mirrored_unless_its_caption_names_a_side() -> None:
+    images = torch.full((2, 3, 64, 64), 255, dtype=torch.uint8)
+    images[:, :, 20:30, 10:20] = 0  # left of the middle
+    data = SimpleNamespace(images=images, captions=["red square, noto style", "hand pointing rightwards, noto style"])
+    first, mirrored, moved = copies_of(cast(EmojiData, data), 3)
+    assert torch.equal(first, to_unit(images))
+    middle = [(copy < 0).any(1).any(1).float().argmax(1).tolist() for copy in (mirrored, moved)]
+    assert middle[0][0] > 40 > 13 > middle[0][1] and max(middle[1]) < 13
+    assert all(((copy < 0).sum((1, 2, 3)) == 300).all() for copy in (mirrored, moved)), "on white, nothing is lost"
+    assert not torch.equal(moved, first)
+
+
+def test_a_sample_is_one_of_the_copies(autoencoder: Path, packed: Path) -> None:
+    drawings = Drawings(EmojiData(packed), AutoencoderKL.from_pretrained(autoencoder), copies=3)
+    latents, _ = drawings.draw(torch.full((64,), 1), 0.0, torch.Generator().manual_seed(0))
+    assert len(torch.unique(latents, dim=0)) == 3
+    assert drawings.latents.shape[:2] == (3, len(drawings.captions))
 
 
 @pytest.mark.parametrize(
