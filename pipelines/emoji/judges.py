@@ -74,7 +74,7 @@ def train_judge(settings: JudgeSettings) -> Path:
     splits: dict[str, TensorDataset] = {}
     for split, held_out in (("train", False), ("test", True)):
         data = EmojiData(settings.data, held_out)
-        inputs = Drawings(data, load_autoencoder(settings.autoencoder)).latents if settings.noisy else data.images
+        inputs = Drawings(data, load_autoencoder(settings.autoencoder)).latents[0] if settings.noisy else data.images
         answers = data.categories if settings.target == "category" else data.styles
         splits[split] = TensorDataset(inputs, answers)
     scheduler = build_scheduler()
