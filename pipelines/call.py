@@ -72,14 +72,21 @@ class Call:
         """Indices of the rows with this role."""
         return [index for index, known in enumerate(self.roles or ()) if known == role]
 
+    @property
+    def given(self) -> Any:
+        """What stands for the sample among the arguments; `None` if nothing does."""
+        key = sample_argument(self.args, self.kwargs)
+        return self.args[key] if isinstance(key, int) else self.kwargs[key] if key is not None else None
+
     def sample_before_step(self, unscaled: torch.Tensor | None) -> torch.Tensor | None:
         """x_t for each row, as far as it can be told before `scheduler.step`: like the output in shape, or `None`.
 
         Args:
             unscaled: what `scale_model_input` was given in this step, if it was called.
         """
-        key = sample_argument(self.args, self.kwargs)
-        given = self.args[key] if isinstance(key, int) else self.kwargs[key] if key is not None else None
+        given = self.given
+        if isinstance(given, list) and all(getattr(row, "shape", None) == self.output.shape[1:] for row in given):
+            given = torch.stack(given)
         found = (value for value in (unscaled, given) if isinstance(value, torch.Tensor))
         return next((sample for sample in found if sample.shape == self.output.shape), None)
 

@@ -69,6 +69,16 @@ class Conditions:
         map_tensors(dict(kwargs), compare)
         return found[0] if found else None
 
+    def roles_in_list(self, values: Sequence[Any], rows: int) -> list[str] | None:
+        """The role of each row, where one of these is a list of what was encoded for each."""
+        known = [(role, tensor[None]) for role, tensors in self._known() for tensor in tensors.values()]
+        for value in values:
+            if isinstance(value, list) and len(value) == rows and all(isinstance(one, torch.Tensor) for one in value):
+                roles = [_roles_of(row, known) for row in value]
+                if all(len(one) == 1 for one in roles):
+                    return [role for one in roles for role in one]
+        return None
+
     def _are_both(self, roles: Sequence[set[str]], known: Sequence[tuple[str, torch.Tensor]]) -> bool:
         """Whether prompt and negative prompt are one, in a call that holds both."""
         prompts = next((len(tensor) for role, tensor in known if role == "cond" and tensor.ndim), 0)
@@ -142,28 +152,63 @@ class Conditions:
 
 
 def _roles_of(row: torch.Tensor, known: Sequence[tuple[str, torch.Tensor]]) -> set[str]:
-    return {
-        role
-        for role, tensor in known
-        if tensor.shape[1:] == row.shape and any(torch.equal(row, other.to(row)) for other in tensor)
-    }
+    return {role for role, tensor in known if any(_is_padded(other, row) for other in tensor)}
+
+
+def _is_padded(encoded: torch.Tensor, row: torch.Tensor) -> bool:
+    """Whether a row is what was encoded, lengthened with zeros where it is joined with a longer text."""
+    if encoded.shape == row.shape:
+        return torch.equal(row, encoded.to(row))
+    if not row.ndim == encoded.ndim > 0 or row.shape[1:] != encoded.shape[1:] or len(encoded) >= len(row):
+        return False
+    return torch.equal(row[: len(encoded)], encoded.to(row)) and not row[len(encoded) :].any()
 
 
 def _exchanged(
     args: Any, kwargs: Any, old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]
 ) -> tuple[Any, Any, bool]:
-    """Arguments with the tensors that equal one of `old` replaced, and whether one was; masks alone do not count."""
-    replaced = []
+    """Arguments with the tensors that equal one of `old` replaced, and whether one was; masks alone do not count.
+
+    A mask that is not found may have been lengthened, as for the tokens of the image (Qwen-Image 2.1), and there is
+    none for texts of one length.
+    """
+    found: dict[str, str] = {}
 
     def swap(tensor: torch.Tensor, name: str) -> torch.Tensor:
-        for before, after in ((old[key], new[key]) for key in old if key in new):
+        for key, before, after in ((key, old[key], new[key]) for key in old if key in new):
             each = tensor.shape[0] // before.shape[0] if tensor.ndim == before.ndim and before.ndim else 1
             if each > 1:  # a video pipeline repeats the prompt for each frame
                 before, after = before.repeat_interleave(each, 0), after.repeat_interleave(each, 0)
             if tensor.shape == before.shape and torch.equal(tensor, before.to(tensor)):
-                replaced.append(before.is_floating_point())
+                found[key] = name
                 return after.to(tensor)
         return tensor
 
+    def lengthen(tensor: torch.Tensor, name: str) -> torch.Tensor:
+        for key in (key for key in old if key in new and key not in found):
+            before, after = old[key], new[key]
+            if tensor.ndim != 2 or "mask" not in name or (tensor.dtype, len(tensor)) != (before.dtype, len(before)):
+                continue
+            length = before.shape[1] if before.ndim == 2 else tensor.shape[1]
+            if length < tensor.shape[1] and torch.equal(tensor[:, :length], before.to(tensor)):
+                return torch.cat([after.to(tensor), tensor[:, length:]], dim=1)
+        return tensor
+
     args, kwargs = map_tensors((args, dict(kwargs)), swap)
-    return args, kwargs, any(replaced)
+    replaced = any(old[key].is_floating_point() for key in found)
+    if replaced:
+        args, kwargs = map_tensors((args, kwargs), lengthen)
+        kwargs.update(_masks_of_other_length(kwargs, old, new, found))
+    return args, kwargs, replaced
+
+
+def _masks_of_other_length(
+    kwargs: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any], found: Mapping[str, str]
+) -> dict[str, Any]:
+    """The masks that belong to only one of two prompts, as the other one's texts are all of one length.
+
+    Args:
+        found: the arguments in which the first prompt's tensors were, by their names.
+    """
+    masks = {f"{argument}_mask": f"{key}_mask" for key, argument in found.items()}
+    return {name: new.get(key) for name, key in masks.items() if name in kwargs and (key in old) != (key in new)}

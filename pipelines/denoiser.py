@@ -61,6 +61,11 @@ class Denoiser:
             return [words.pop()] * rows
         return self._conditions.roles(self.module, kwargs, rows)
 
+    def roles_of_output(self, ordinal: int, call: Call) -> list[str] | None:
+        """The roles of a call's rows once it is made, where only its output tells how many there are."""
+        told = self.observed_roles.get((ordinal, len(call.output)))
+        return told or self._conditions.roles_in_list([*call.args, *call.kwargs.values()], len(call.output))
+
     def settle_roles(self, observation: Observation, calls: Sequence[Call]) -> None:
         """Settle each row's role by what was observed, and drop branches that were computed for the wrong rows."""
         batch, group = observation.batch, 0

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..guidance.branch import Condition, Prompt
+from ..guidance.errors import UnsupportedPipelineError
 from .interception import tap_method
 from .source import joined_names, returned_names
 
@@ -31,7 +32,7 @@ def encoders_of(kind: type) -> list[str]:
     if "prompt" not in inspect.signature(call).parameters:
         return names
     called = getattr(getattr(call, "__code__", None), "co_names", ())
-    names += [name for name in called if names and name.startswith("encode_prompt_") and hasattr(kind, name)]
+    names += [name for name in called if name.startswith("encode_prompt_") and hasattr(kind, name)]
     return names + [name for name in called if _PRIVATE.fullmatch(name) and name not in names and hasattr(kind, name)]
 
 
@@ -89,7 +90,7 @@ class Encoder:
     def __init__(self, pipe: Any, name: str, given: Mapping[str, Any], stack: ExitStack) -> None:
         self.name = name
         self.encodings: list[Encoding] = []
-        self._given = given
+        self._given = _lists_kept(given)
         self._method = getattr(pipe, name)
         self._signature = inspect.signature(self._method)
         written = getattr(type(pipe), name)
@@ -99,8 +100,10 @@ class Encoder:
         tap_method(stack, pipe, name, self._watch)
 
     def _watch(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = self._signature.bind(*args, **kwargs)
+        bound.arguments = _lists_kept(bound.arguments)
         result = original(*args, **kwargs)
-        self.encodings.append(self._encoding(self._signature.bind(*args, **kwargs), result))
+        self.encodings.append(self._encoding(bound, result))
         return result
 
     def _encoding(self, bound: inspect.BoundArguments, result: Any) -> Encoding:
@@ -174,13 +177,37 @@ class Encoder:
             elif _is_encoded(name):
                 arguments[name] = None
             elif name == "prompt" or (name.startswith("prompt_") and isinstance(arguments[name], (str, list))):
-                arguments[name] = _each(given.get("prompt") or "", count)
+                text = given.get("prompt") or ""
+                arguments[name] = self._within_more(arguments[name], text) or _each(text, count)
         return self._encode_again(arguments).positive()
+
+    def _within_more(self, encoded: Any, text: Any) -> list[str]:
+        """Another text in place of the call's own, where its prompts are encoded within more, as between pictures.
+
+        Raises:
+            UnsupportedPipelineError: a prompt is found there more than once.
+        """
+        asked = self._given.get("prompt")
+        before, after, whole = ([one] if isinstance(one, str) else one or [] for one in (asked, text, encoded))
+        if len(before) != len(whole) or not all(a and a in b and a != b for a, b in zip(before, whole, strict=True)):
+            return []
+        if any(b.count(a) > 1 for a, b in zip(before, whole, strict=True)):
+            raise UnsupportedPipelineError(
+                f"{self.name}: where the prompt {asked!r} lies in {whole[0]!r} is not known, so another cannot take "
+                "its place. Use the pipeline's own guidance_scale and negative_prompt."
+            )
+        others = after * len(before) if len(after) == 1 else after
+        return [b.replace(a, other) for a, b, other in zip(before, whole, others, strict=True)]
 
     def _encode_again(self, arguments: dict[str, Any]) -> Encoding:
         kwargs = arguments.pop("kwargs", {})
         bound = self._signature.bind(**arguments, **kwargs)
         return self._encoding(bound, self._method(*bound.args, **bound.kwargs))
+
+
+def _lists_kept(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as they are, although a pipeline may put other texts into their lists (Z-Image)."""
+    return {name: [*value] if type(value) is list else value for name, value in arguments.items()}
 
 
 def _prompts_in(arguments: Mapping[str, Any]) -> int:

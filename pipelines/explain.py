@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
+from itertools import accumulate, pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,8 @@ from .families import Family
 from .hooks import SetupView, needs_level
 from .interception import cache_hooks
 from .layout import Layout, lay_out, may_join
+from .own_cfg import own_rows
+from .own_rows import steps_scheduler
 from .parallel import cost
 from .recurrence import check_repeats
 from .renoising import check_renoising
@@ -79,7 +82,7 @@ def make_plan(
         piece = None if lone else most
         per_guidance: dict[str, list[int]] = {name: [] for name in guidances}
         for stage, step in ((here, step) for here in (*earlier, last) for step in here.steps()):
-            own, own_calls = stage.own, stage.own_calls
+            own, ends = stage.own, [*accumulate(stage.own_calls)]
             acting = {name: guidance for name, guidance in guidances.items() if guidance.acts(step)}
             seen = {name: dataclasses.replace(step, state=views[name].state) for name in acting}
             extra = stage.moved(extra_of(wanted_branches(acting, seen), own))
@@ -90,7 +93,7 @@ def make_plan(
                     check_controlled(pipe, arguments, branch, own, name)
                 per_guidance[name].append(len(asked))
             # What the pipeline predicts in each of its calls; further branches ride along in the first.
-            hosts = [own] if own_calls == 1 else [(branch,) for branch in own]
+            hosts = [own[begin:end] for begin, end in pairwise([0, *ends])]
             joining = [branch for branch in extra if may_join(branch, hosts[0])]
             together = images * (len(hosts[0]) + len(joining))
             gradient = backward_passes(acting, seen)
@@ -121,6 +124,8 @@ def make_plan(
     notes: tuple[str, ...] = ()
     if parallel is not None:
         notes = cost.notes(parallel.size, parallel.measured, costs, sum(step.gradient > 0 for step in planned))
+    if not own_rows(pipe, arguments).says_how_often_it_steps(lambda name: steps_scheduler(type(pipe), name)):
+        notes = (*notes, "at least so many: how often its call goes through noise levels again, only a run shows")
     if len(largest) > 1:
         split = f"at most {most} rows a call: {sum(largest)} rows of a step in pieces of {', '.join(map(str, largest))}"
         notes = (*notes, split)

@@ -107,21 +107,26 @@ class Forwards:
             call.counted = max(evaluations, call.counted)
 
     # -- the pipeline's calls --------------------------------------------------------------------------------------
-    def make(self, call: Call, acting: Mapping[str, Guidance], step: Step | None) -> Any:
+    def make(self, call: Call, acting: Mapping[str, Guidance], step: Step | None, earlier: Sequence[Call] = ()) -> Any:
         """Make a call of the pipeline, with the branches that may ride along in it.
+
+        Args:
+            earlier: calls of the same step; what rode along in one of the same sample is not computed again.
 
         Returns:
             What the denoiser returned for the pipeline's own rows; predictions are noted in the call.
         """
         with self.within():
-            output = self._output(call, acting, step)
+            output = self._output(call, acting, step, earlier)
         if is_prediction(output):
             call.output = call.handed_back = primary(output)
             call.beside = beside_primary(output)
         return output
 
-    def _output(self, call: Call, acting: Mapping[str, Guidance], step: Step | None) -> Any:
-        branches = self._joining(call, acting, step)
+    def _output(self, call: Call, acting: Mapping[str, Guidance], step: Step | None, earlier: Sequence[Call]) -> Any:
+        alike = [other for other in earlier if other.module is call.module and other.given is call.given]
+        computed = {branch for other in alike for branch in other.extra}
+        branches = [branch for branch in self._joining(call, acting, step) if branch not in computed]
         if step is not None and any(needs_graph(g, self._hooks.view(name, step)) for name, g in acting.items()):
             return call_with_graph(call, self.meter)
         denoiser = self.denoiser_of(call)

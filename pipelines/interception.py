@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -80,7 +81,13 @@ def tap_scheduler(
 
     body: dict[str, Any] = {"step": step, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
     body["__reduce_ex__"] = lambda self, protocol: (_bare, (stock,), self.__dict__.copy())
-    body["__deepcopy__"] = _copy_within_run
+    copies: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def copied(self: Any, memo: dict[int, Any]) -> Any:
+        copies.add(twin := _copy_within_run(self, memo))
+        return twin
+
+    body["__deepcopy__"] = copied
     if hasattr(stock, "scale_model_input"):
 
         @functools.wraps(stock.scale_model_input)
@@ -93,15 +100,20 @@ def tap_scheduler(
         body["scale_model_input"] = scale_model_input
     guided: Any = _AsStock(stock.__name__, (stock,), body)
 
+    routed = [scheduler]
+
     def on() -> None:
-        open_run[0], scheduler.__class__ = True, guided
+        open_run[0] = True
+        for one in routed:
+            one.__class__ = guided
 
     def off() -> bool:
         open_run[0] = False
-        ours = type(scheduler) is guided
-        if ours:
-            scheduler.__class__ = stock
-        return ours
+        # A pipeline may keep a copy in place of its scheduler (Text2Video-Zero).
+        routed[:] = [one for one in (scheduler, *copies) if type(one) is guided]
+        for one in routed:
+            one.__class__ = stock
+        return bool(routed)
 
     put(stack, on, off)
 

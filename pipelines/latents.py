@@ -41,7 +41,7 @@ class ImageSpace:
         found = (pipe.components.get(name) for name in AUTOENCODERS)
         self.autoencoder: Any = next((one for one in found if isinstance(one, nn.Module)), None)
         self._prepared: tuple[torch.Tensor, ...] = ()
-        self._shapes: tuple[torch.Size, ...] = ()
+        self.shapes: tuple[torch.Size, ...] = ()
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
         self._wide: dict[str, torch.Tensor] = {}
 
@@ -56,7 +56,7 @@ class ImageSpace:
         self._arguments = {**self._arguments, **{n: given[n] for n in ("height", "width") if given.get(n)}}
         values = result if isinstance(result, (tuple, list)) else (result,)
         self._prepared = tuple(value for value in values if isinstance(value, torch.Tensor))
-        self._shapes = tuple(value.shape for value in self._prepared)
+        self.shapes = tuple(value.shape for value in self._prepared)
         return result
 
     def decode(self, sample: torch.Tensor) -> torch.Tensor:
@@ -144,7 +144,7 @@ class ImageSpace:
                 f"{kind}: its {type(self.autoencoder).__name__} decodes to images of another range and scale. Guide "
                 "the stage before it, or use a guidance that works on the sample itself."
             )
-        whole = not self._shapes or any(len(s) == 5 and s[2] == latents.shape[2] for s in self._shapes)
+        whole = not self.shapes or any(len(s) == 5 and s[2] == latents.shape[2] for s in self.shapes)
         if latents is sample and sample.ndim == 5 and not whole:
             raise UnsupportedPipelineError(
                 f"{kind}: of its frames, those that are given are not in the sample, so no video is known. Use a "

@@ -30,9 +30,9 @@ UNRELATED = 0.5
 class View:
     """The part of a denoiser row that reaches the scheduler: a slice along one dimension, another shape, or all.
 
-    A negative `start` counts from the end, where rows are of different lengths. A row of tokens `[tokens, channels]`
-    may first be laid out as `unpacked` `[channels, frames, height, width]`; what was cut may then take another `shape`,
-    as a single frame does. Or a whole row `[channels, ...]` is `packed` into tokens.
+    A negative `start` counts from the end, as rows with another text may be of another length. A row of tokens
+    `[tokens, channels]` may first be laid out as `unpacked` `[channels, frames, height, width]`; what was cut may then
+    take another `shape`, as a single frame does. Or a whole row `[channels, ...]` is `packed` into tokens.
     """
 
     dim: int = 0
@@ -211,7 +211,7 @@ def _views(groups: Sequence[torch.Tensor], target: torch.Tensor) -> list[View]:
     if len(differing) > 1 or shape[differing[0]] < target.shape[differing[0]]:
         return []
     dim, length = differing[0], target.shape[differing[0]]
-    return [View(dim, 0, length), View(dim, shape[dim] - length, length)]
+    return [View(dim, 0, length), View(dim, -length, length)]
 
 
 def _of_unequal(shapes: Sequence[Sequence[int]], target: Sequence[int]) -> list[View]:

@@ -6,8 +6,10 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from .components import stages_of
+from .components import denoisers_of, parts_of, stages_of
+from .own_rows import OwnRows
 from .source import nodes
+from .written import UNKNOWN, WrittenCall
 
 _CFG_NAMES = ("guidance_scale", "max_guidance_scale", "true_cfg_scale")
 
@@ -24,7 +26,9 @@ def has_cfg(pipe: Any, arguments: Mapping[str, Any]) -> bool:
         )
     tested = _property(pipe, "do_classifier_free_guidance", scale, arguments)
     if tested is not None:
-        return bool(tested)
+        # A call may have a test of its own, whatever its property says (Panorama).
+        local = written_call(pipe, arguments).named("do_classifier_free_guidance")
+        return local if isinstance(local, bool) else bool(tested)
     if (guider := getattr(pipe, "guider", None)) is not None:
         return int(guider.num_conditions) > 1
     if (stages := stages_of(pipe)) != [pipe]:
@@ -38,8 +42,34 @@ def other_predictions(pipe: Any, arguments: Mapping[str, Any]) -> int:
     """Predictions that the call makes by itself beside the conditional and the unconditional one."""
     if _property(pipe, "do_perturbed_attention_guidance", 1.0, arguments):
         return 1
+    written = own_rows(pipe, arguments).each_call()
+    if written is not None and sum(written) > (own := 1 + has_cfg(pipe, arguments)):
+        return sum(written) - own
     copies = copies_of_latents(type(pipe))
     return min(copies) - 2 if copies and has_cfg(pipe, arguments) else 0
+
+
+def own_rows(pipe: Any, arguments: Mapping[str, Any]) -> OwnRows:
+    """What the call computes by itself, as it is written."""
+    candidates = {id(module) for module in denoisers_of(pipe)}
+    names = [name for name, part in parts_of(pipe).items() if id(part) in candidates]
+    return OwnRows(written_call(pipe, arguments), names)
+
+
+def written_call(pipe: Any, arguments: Mapping[str, Any]) -> WrittenCall:
+    """The call as it is written, with its arguments."""
+    given = {f"{mark}{name}": value for name, value in arguments.items() for mark in ("", "_")}
+
+    def attribute(name: str) -> Any:
+        try:
+            test = getattr(type(pipe), name, None)
+            if isinstance(test, property) and test.fget is not None and name not in given:
+                return test.fget(Seen(pipe, **given))
+            return given[name] if name in given else getattr(pipe, name)
+        except Exception:  # what only a running call sets
+            return UNKNOWN
+
+    return WrittenCall(type(pipe), arguments, attribute)
 
 
 def _property(pipe: Any, name: str, scale: float, arguments: Mapping[str, Any]) -> Any:
@@ -88,9 +118,31 @@ def shares_residuals(kind: Any) -> bool:
 
 def may_rescale(kind: Any) -> bool:
     """Whether a pipeline's call measures the size of a prediction, as one that rescales its combination must."""
-    written = nodes(kind.__call__)
+    return not nodes(kind.__call__) or _measures_size(kind)
+
+
+def rescales(kind: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether a pipeline's call is known to rescale its combination: by an argument of it, or if none asks, always."""
+    switches = [name for name in arguments if "rescale" in name or "norm" in name]
+    asked = any(isinstance(arguments[name], (bool, int, float)) and arguments[name] > 0 for name in switches)
+    return _measures_size(kind) and (asked or not switches)
+
+
+def _measures_size(kind: Any) -> bool:
     measures = {"norm", "vector_norm", "std", "rescale_noise_cfg"}
-    return not written or any(_name(node.func) in measures for node in written if isinstance(node, ast.Call))
+    return any(_name(node.func) in measures for node in nodes(kind.__call__) if isinstance(node, ast.Call))
+
+
+def counts_from_cond(kind: Any) -> bool:
+    """Whether a pipeline's call combines `c + s (c - u)`, so that a scale of 0 is no guidance and not 1."""
+    sums = [node for node in nodes(kind.__call__) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)]
+    products = [(_name(node.left), node.right) for node in sums if isinstance(node.right, ast.BinOp)]
+    return any(
+        isinstance(factor, ast.BinOp) and isinstance(factor.op, ast.Sub) and name == _name(factor.left) != ""
+        for name, product in products
+        if isinstance(product, ast.BinOp) and isinstance(product.op, ast.Mult)
+        for factor in (product.left, product.right)
+    )
 
 
 def flips_sign(kind: Any) -> bool:

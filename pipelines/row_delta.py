@@ -7,7 +7,7 @@ A pipeline that computes `R(u + g (c - u))` with a rescale R gets `u + delta / (
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from .denoiser import Denoiser
 from .forwards import Forwards
 from .hooks import Hooks
 from .observation import TOLERANCE, Observation, View
-from .own_cfg import flips_sign, may_rescale
+from .own_cfg import counts_from_cond, flips_sign, may_rescale, rescales
 from .prediction import with_primary
 
 
@@ -31,11 +31,17 @@ class RowDelta:
         pipe, arguments: the pipeline, and the arguments of its call.
         hooks: the guidances' hooks in this run.
         forwards: computes the branches that are missing.
+        shapes: those of what the pipeline prepared as its samples.
     """
 
-    def __init__(self, pipe: Any, arguments: Mapping[str, Any], hooks: Hooks, forwards: Forwards) -> None:
+    def __init__(
+        self, pipe: Any, arguments: Mapping[str, Any], hooks: Hooks, forwards: Forwards,
+        shapes: Callable[[], Sequence[torch.Size]],
+    ) -> None:  # fmt: skip
+        self._shapes = shapes
         self._pipe, self._arguments, self._hooks, self._forwards = pipe, arguments, hooks, forwards
-        self._may_rescale = may_rescale(type(pipe))
+        self._may_rescale, self._rescales = may_rescale(type(pipe)), rescales(type(pipe), arguments)
+        self._scale_at_none = 0.0 if counts_from_cond(type(pipe)) else 1.0
         self._sign = -1.0 if flips_sign(type(pipe)) else 1.0  # until it is observed
         self.handed_with: float | None = None
 
@@ -49,7 +55,8 @@ class RowDelta:
             return False
         if not any(guidance.overrides("delta") for guidance in acting.values()):
             return False
-        if (self._arguments.get("guidance_rescale") or 0.0) > 0:
+        # A bounded rescale, or one that moves nothing yet, is not seen in the weights although a delta may cause it.
+        if self._rescales or (self._arguments.get("guidance_rescale") or 0.0) > 0:
             return True
         if denoiser.observation is not None:
             return denoiser.observation.rescaled
@@ -60,7 +67,8 @@ class RowDelta:
         names = ("true_cfg_scale", "guidance_scale") if "true_cfg_scale" in self._arguments else ("guidance_scale",)
         # A callback may change the scale in the run, and the pipeline reads its own attribute then.
         values = [getattr(self._pipe, name, self._arguments.get(name)) for name in names]
-        return next((float(value) for value in values if isinstance(value, (int, float))), None)
+        scales = (float(value) for value in values if isinstance(value, (int, float)))
+        return next((scale + 1.0 - self._scale_at_none for scale in scales), None)
 
     def hand_over(
         self, call: Call, calls: list[Call], output: Any, acting: Mapping[str, Guidance], step: Step, denoiser: Denoiser
@@ -72,13 +80,15 @@ class RowDelta:
             calls: all calls of the step so far, among them the one with the conditional row.
             step: with x_t for each row of the call, where it is known.
         """
+        if call.roles is None:
+            call.roles = denoiser.roles_of_output(len([one for one in calls if one.module is call.module]) - 1, call)
         uncond = call.where("uncond")
         cond_call = next((earlier for earlier in calls if earlier.where("cond")), None)
         g = self._scale_of_cfg()
         if not uncond or cond_call is None or g is None:
             return output
         seen = denoiser.observation
-        view, sign = (View(), self._sign) if seen is None else (seen.view, seen.gain)
+        view, sign = (self._first_view(call), self._sign) if seen is None else (seen.view, seen.gain)
 
         def convert(rows: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
             return sign * view.of(rows)
@@ -99,6 +109,14 @@ class RowDelta:
         call.handed_back = edited
         self.handed_with = g
         return with_primary(output, edited)
+
+    def _first_view(self, call: Call) -> View:
+        """How rows become samples, before it is observed: whole, with the dimensions of what the pipeline prepared."""
+        row = call.output.shape[1:]
+        for shape in self._shapes():
+            if shape[1:] != row and [size for size in shape[1:] if size > 1] == [size for size in row if size > 1]:
+                return View(shape=tuple(shape[1:]))
+        return View()
 
     def corrected(
         self, own: torch.Tensor, observation: Observation, acting: Mapping[str, Guidance], step: Step,

@@ -127,6 +127,8 @@ def join_rows(values: Sequence[Any], counts: Sequence[int], name: str = "") -> A
         AmbiguousRowsError: tensors with rows that differ in another dimension, or others that differ.
     """
     first = values[0]
+    if any((value is None) != (first is None) for value in values):
+        raise AmbiguousRowsError(f"{name} is missing in another branch")
     if isinstance(first, torch.Tensor):
         tensors = list(values)
         if is_shared(name, first) or not first.ndim:

@@ -130,7 +130,7 @@ class GuidedRun:
             self._parallel,
         )  # fmt: skip
         self._processors = {id(module): ProcessorsBefore(self.stack, module) for module in denoisers_of(self.pipe)}
-        self._row_delta = RowDelta(self.pipe, self.arguments, self.hooks, self.forwards)
+        self._row_delta = RowDelta(self.pipe, self.arguments, self.hooks, self.forwards, lambda: self.space.shapes)
         for module in denoisers_of(self.pipe):
             tap_call(self.stack, module, self._on_call)
         for scheduler in self.schedulers:
@@ -176,7 +176,7 @@ class GuidedRun:
         original = self.forwards.counted(surrounded(denoiser, original, self.around, step, roles))
         call = Call(module, original, args, kwargs, rows, roles, torch.empty(0), torch.empty(0))
         call.context = denoiser.contexts.present
-        output = self.forwards.make(call, acting, step)
+        output = self.forwards.make(call, acting, step, self._calls)
         if not is_prediction(output):
             return output
         self._calls.append(call)

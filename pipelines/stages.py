@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -17,7 +18,7 @@ from ..guidance.run import Step
 from .clock import Clock, algebra_or_none, planned_clock
 from .components import denoisers_of, parts_of, schedulers_of
 from .families import Family
-from .own_cfg import Seen, copies_of_latents, has_cfg, other_predictions
+from .own_cfg import Seen, copies_of_latents, has_cfg, other_predictions, own_rows
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Stage:
         clock: over these.
         families: of the denoisers whose predictions it may be given.
         own: branches that the pipeline computes by itself.
-        own_calls: forward calls in which it does, a step.
+        own_calls: how many of these each of its forward calls computes, a step.
         end: the timestep below which the call leaves the rest to another pipeline (`denoising_end`).
     """
 
@@ -37,12 +38,16 @@ class Stage:
     clock: Clock
     families: tuple[Family, ...]
     own: tuple[Branch, ...]
-    own_calls: int
+    own_calls: tuple[int, ...]
     end: float = -math.inf
 
     def steps(self) -> list[Step]:
         """One for each `scheduler.step` call."""
-        return [step for step in self.clock.steps() if step.timestep >= self.end]
+        steps = [step for step in self.clock.steps() if step.timestep >= self.end]
+        if not hasattr(self.scheduler, "undo_step"):
+            return steps
+        # Where the schedule climbs again, noise is added without a prediction (RePaint).
+        return steps[:1] + [step for before, step in pairwise(steps) if step.timestep < before.timestep]
 
     def joins_at(self, perturbation: Perturbation) -> int:
         """The outer block in which a perturbation begins, in the first of these denoisers that it changes."""
@@ -86,14 +91,17 @@ def stages(pipe: Any, arguments: Mapping[str, Any], needing: Sequence[str]) -> I
         scheduler, count = copy.deepcopy(stock), arguments.get(f"{prefix}num_inference_steps") or 50
         algebra = algebra_or_none(scheduler, needing)
         lists = {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
-        clock = planned_clock(scheduler, algebra, **(lists if lists and not prefix else {"num_inference_steps": count}))
+        schedule = (
+            lists if lists and not prefix else {"num_inference_steps": count, **_of_schedule(scheduler, arguments)}
+        )
+        clock = planned_clock(scheduler, algebra, **schedule)
         if not prefix and (first := _first_timestep(pipe, scheduler, count, arguments)) is not None:
             clock = Clock(scheduler, algebra, first)
         scale = {"guidance_scale": arguments.get(f"{prefix}guidance_scale")} if prefix else {}
         scaled = {**arguments, **scale}
         own = own_branches(has_cfg(pipe, scaled), other_predictions(pipe, scaled))
         families = _families_of(pipe, prefix, prefixes)
-        yield Stage(scheduler, clock, families, own, _calls_of(pipe, own), _end(scheduler, arguments))
+        yield Stage(scheduler, clock, families, own, _calls_of(pipe, scaled, own), _end(scheduler, arguments))
 
 
 def _families_of(pipe: Any, prefix: str, others: Sequence[str]) -> tuple[Family, ...]:
@@ -111,10 +119,19 @@ def _belongs(component: str, prefix: str) -> bool:
     return f"{component}_".startswith(prefix)
 
 
-def _calls_of(pipe: Any, own: Sequence[Branch]) -> int:
-    """Forward calls in which the pipeline computes its own branches of one step."""
+def _of_schedule(scheduler: Any, arguments: Mapping[str, Any]) -> dict[str, int]:
+    """What a call is given for its schedule alone, beside the number of steps: RePaint's jumps."""
+    takes = inspect.signature(scheduler.set_timesteps).parameters
+    return {name: value for name in takes if name.startswith("jump") and isinstance(value := arguments.get(name), int)}
+
+
+def _calls_of(pipe: Any, arguments: Mapping[str, Any], own: Sequence[Branch]) -> tuple[int, ...]:
+    """How many of the pipeline's own branches each of its forward calls of one step computes."""
+    written = own_rows(pipe, arguments).each_call()
+    if written is not None and sum(written) == len(own):
+        return tuple(written)
     apart = any(hasattr(module, "cache_context") for module in denoisers_of(pipe))
-    return len(own) if apart and not copies_of_latents(type(pipe)) else 1
+    return (1,) * len(own) if apart and not copies_of_latents(type(pipe)) else (len(own),)
 
 
 def _end(scheduler: Any, arguments: Mapping[str, Any]) -> float:

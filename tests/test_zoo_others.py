@@ -104,6 +104,7 @@ def test_pag_acts_and_costs_what_it_declares_or_says_why_not(other: Other) -> No
     made = counted - other.case.unwanted
     assert plan.evaluations + other.case.undeclared == other.pipe.last_guided_run.evaluations == made
     assert plan.own_evaluations <= own < counted
+    assert not other.case.undeclared or "at least so many" in str(plan)
     other.check_as_stock()
 
 

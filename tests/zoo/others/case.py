@@ -42,7 +42,7 @@ class Case:
         tried: denoiser calls of the pipeline's own before that.
         steps: what the plan is told of the number of steps, where the call does not say it.
         refused: why every guidance is refused; empty where the pipeline is guidable.
-        undeclared: evaluations that no plan knows of.
+        undeclared: evaluations that no plan knows of, as it says.
         unwanted: rows that are computed because a branch is a whole call of the pipeline's, and not counted.
         renewed: whether each stock run leaves other objects than the one before.
     """

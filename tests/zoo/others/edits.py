@@ -119,14 +119,17 @@ def _joy_plus() -> DiffusionPipeline:
 
 def _joy_rescaled(step: SchedulerStep, delta: Tensor) -> Tensor:
     """The delta is part of the sum that Joy then gives the norm of its conditional prediction."""
-    cond, uncond = (forward.output for forward in step.forwards)
+    rows = [row for forward in step.forwards for row in forward.output.split(1)]
+    cond, uncond = rows if len(step.forwards) == 2 else reversed(rows)
     total = uncond + SCALE * (cond - uncond) + delta
     return total * cond.norm(dim=2, keepdim=True) / total.norm(dim=2, keepdim=True)
 
 
 CASES = {
     "JoyImageEditPipeline": Case(_joy_edit, {**TEXT, "image": picture()}, ("transformer",), arrives=_joy_rescaled),
-    "JoyImageEditPlusPipeline": Case(_joy_plus, {**TEXT, "images": [[picture()]]}, ("transformer",), unwanted=2),
+    "JoyImageEditPlusPipeline": Case(
+        _joy_plus, {**TEXT, "images": [[picture()]]}, ("transformer",), arrives=_joy_rescaled, unwanted=2
+    ),
     "LongCatImagePipeline": Case(
         _longcat,
         {**TEXT, "height": 16, "width": 16, "enable_prompt_rewrite": False},

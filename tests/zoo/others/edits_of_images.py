@@ -103,7 +103,6 @@ CASES = {
             **CALL, "gligen_phrases": ["fox"], "gligen_images": [picture()], "gligen_boxes": [[0.1, 0.1, 0.6, 0.6]],
             "gligen_scheduled_sampling_beta": 1.0, **SMALL,
         },
-        undeclared=5,  # two rows more a step, without boxes; and the first branch of those that had to be dropped
     ),
     "StableDiffusionPix2PixZeroPipeline": Case(
         pix2pix_zero, {**CALL, **SMALL, "source_embeds": _direction(0), "target_embeds": _direction(1)},
@@ -123,7 +122,6 @@ CASES = {
         unmapped="reads attention maps by a processor of its own, CrossAttnStoreProcessor",
     ),
     "LEditsPPPipelineStableDiffusionXL": Case(
-        ledits_xl, {"editing_prompt": ["snow"], "output_type": "latent"}, steps=4,
-        undeclared=4,  # the row of the edit
+        ledits_xl, {"editing_prompt": ["snow"], "output_type": "latent"}, steps=4
     ),
 }  # fmt: skip
