@@ -6,6 +6,7 @@ A test that does not follow from these is unknown, and so is what depends on it;
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,17 +45,8 @@ class WrittenCall:
 
     def __init__(self, kind: Any, arguments: Mapping[str, Any], attribute: Callable[[str], Any]) -> None:
         self._arguments, self._attribute = arguments, attribute
-        written = [node for node in nodes(kind.__call__) if isinstance(node, ast.FunctionDef)]
-        self.places = list(_places(written[0].body)) if written else []
-        self.assigned: dict[str, list[tuple[Place, ast.expr | None]]] = {}
-        for place in self.places:
-            for name, value in _assignments(place.statement):
-                self.assigned.setdefault(name, []).append((place, value))
+        self.places, self.assigned = _read(kind.__call__)
         self._open: set[str] = set()
-
-    def assigns(self, name: str) -> bool:
-        """Whether the call sets a name by itself."""
-        return name in self.assigned
 
     def named(self, name: str) -> Any:
         """What a name stands for once it is set."""
@@ -63,11 +55,13 @@ class WrittenCall:
             return given
         self._open.add(name)
         try:
-            set_here = [(place, value) for place, value in self.assigned.get(name, ()) if self.reached(place)]
+            set_here = [
+                (place, value) for place, value in self.assigned.get(name, ()) if self.reached(place) is not False
+            ]
             if not set_here:
                 return self._attribute(name.removeprefix("self.")) if name.startswith("self.") else given
             place, value = set_here[-1]
-            return self.value(value) if value is not None and self.reached(place) is True else UNKNOWN
+            return self.value(value) if value is not None and self.reached(place) else UNKNOWN
         finally:
             self._open.remove(name)
 
@@ -123,6 +117,18 @@ class WrittenCall:
                 return False
             outcomes.append(value)
         return None if UNKNOWN in outcomes else True
+
+
+@functools.cache
+def _read(call: Any) -> tuple[list[Place], dict[str, list[tuple[Place, ast.expr | None]]]]:
+    """The statements of a function, and what names are set to in it."""
+    written = [node for node in nodes(call) if isinstance(node, ast.FunctionDef)]
+    places = list(_places(written[0].body)) if written else []
+    assigned: dict[str, list[tuple[Place, ast.expr | None]]] = {}
+    for place in places:
+        for name, value in _assignments(place.statement):
+            assigned.setdefault(name, []).append((place, value))
+    return places, assigned
 
 
 def _places(
