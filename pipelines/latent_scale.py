@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 from typing import Any
 
 import torch
@@ -44,8 +43,7 @@ def scales(pipe: Any, autoencoder: Any) -> bool:
     return "decode" not in names or "scaling_factor" in names
 
 
-@functools.cache
-def divides_by_sigma_data(kind: Any) -> bool:
+def divides_by_sigma_data(kind: type) -> bool:
     """Whether a pipeline takes the standard deviation of its scheduler's data off its latents before it decodes."""
     return any(
         isinstance(node, ast.Assign)
