@@ -94,8 +94,8 @@ class OwnRows:
     def _rows(self, node: ast.expr) -> int | None:
         """How many rows a tensor has for each image; what is not understood counts as one, the sample itself."""
         if isinstance(node, ast.IfExp):
-            test = self._call.value(node.test)
-            if test is not UNKNOWN:
+            test = self._call.true(node.test)
+            if test is not None:
                 return self._rows(node.body if test else node.orelse)
             either = {self._rows(node.body), self._rows(node.orelse)}
             return either.pop() if len(either) == 1 else None

@@ -76,8 +76,8 @@ class WrittenCall:
         if isinstance(node, ast.BoolOp):
             return self._of_all(node)
         if isinstance(node, ast.IfExp):
-            test = self.value(node.test)
-            return UNKNOWN if test is UNKNOWN else self.value(node.body if test else node.orelse)
+            test = self.true(node.test)
+            return UNKNOWN if test is None else self.value(node.body if test else node.orelse)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             return self._called(node.func.id, node.args)
         pair: tuple[Any, ...] = ()
@@ -93,12 +93,12 @@ class WrittenCall:
     def _of_all(self, node: ast.BoolOp) -> Any:
         """`and` and `or`, which one side may decide although the other is unknown."""
         decides, last, unknown = isinstance(node.op, ast.Or), UNKNOWN, False
-        for value in map(self.value, node.values):
-            if value is UNKNOWN:
-                unknown = True
-            elif bool(value) is decides:
-                return value if not unknown else decides
-            last = value
+        for operand in node.values:
+            outcome = self.true(operand)
+            last = self.value(operand)
+            if outcome is decides:
+                return decides if unknown else last
+            unknown = unknown or outcome is None
         return UNKNOWN if unknown else last
 
     def _called(self, function: str, given: Sequence[ast.expr]) -> Any:
@@ -108,15 +108,21 @@ class WrittenCall:
             return computed(isinstance, self.value(given[0]), _TYPES[given[1].id])
         return UNKNOWN
 
+    def true(self, node: ast.expr) -> bool | None:
+        """Whether an expression counts as true; `None` where that is not known."""
+        value = self.value(node)
+        outcome = UNKNOWN if value is UNKNOWN else computed(bool, value)
+        return None if outcome is UNKNOWN else bool(outcome)
+
     def reached(self, place: Place) -> bool | None:
         """Whether a statement is reached; `None` where that is not known."""
         outcomes = []
         for test, wanted in place.tests:
-            value = self.value(test)
-            if value is not UNKNOWN and bool(value) is not wanted:
+            outcome = self.true(test)
+            if outcome is (not wanted):
                 return False
-            outcomes.append(value)
-        return None if UNKNOWN in outcomes else True
+            outcomes.append(outcome)
+        return None if None in outcomes else True
 
 
 @functools.cache
@@ -165,9 +171,10 @@ def name_of(node: ast.AST) -> str:
 
 
 def computed(compute: Callable[..., Any], *given: Any) -> Any:
+    """What a function finds; unknown where one of what it is given is, or where it cannot, as of a tensor's truth."""
     if any(value is UNKNOWN for value in given):
         return UNKNOWN
     try:
         return compute(*given)
-    except TypeError:
+    except (TypeError, ValueError, RuntimeError):
         return UNKNOWN

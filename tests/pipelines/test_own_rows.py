@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from diffusers import TextToVideoZeroPipeline, UnCLIPPipeline
 from recorder import recorded
 from zoo import CASES
@@ -77,3 +78,22 @@ def test_a_prior_and_a_decoder_that_are_stepped_one_after_another_are_no_repetit
     assert OwnRows(call, ["prior", "decoder"]).says_how_often_it_steps(lambda name: False)
     assert steps_scheduler(TextToVideoZeroPipeline, "backward_loop")
     assert not steps_scheduler(TextToVideoZeroPipeline, "encode_prompt")
+
+
+class Switched:
+    """A call whose parts depend on an argument."""
+
+    def __call__(self, image: Any = None) -> Any:
+        if image:
+            self.done = 1
+        else:
+            self.undone = 2
+
+
+@pytest.mark.parametrize(
+    ("image", "reached"), [(None, [False, True]), ("a.png", [True, False]), (torch.ones(2), [None, None])]
+)
+def test_what_depends_on_the_truth_of_a_tensor_is_unknown(image: Any, reached: list[bool | None]) -> None:
+    call = WrittenCall(Switched, {"image": image}, lambda name: UNKNOWN)
+    places = [*call.assigned["self.done"], *call.assigned["self.undone"]]
+    assert [call.reached(place) for place, _ in places] == reached
