@@ -62,7 +62,7 @@ models: $(EMOJI)
 		|| exit 1; done; done
 	$(TRAIN) emoji-clip $(GPU)
 	$(TRAIN) emoji-sd $(GPU)
-	$(TRAIN) emoji-flux $(GPU)
+	$(TRAIN) emoji-flux --copies 8 $(GPU)
 	test -d $(PAIRS) || $(BIN)/python -m trimtab.pipelines.emoji.pairs $(EMOJI) $(PAIRS)
 	$(TRAIN) easycontrol --base runs/emoji-flux/model --data $(PAIRS)/train --output runs/emoji-easycontrol --rank 32 \
 		--cond-size 64 --smallest 64 --largest 64 --aspect 1 --max-sequence-length 32 --batch-size 64 --steps 6000 \
