@@ -65,11 +65,12 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
-def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, tmp_path: Path, processes: int) -> None:
     alone, many = tmp_path / "alone", tmp_path / "many"
     assert cli.main(options(model, alone)) == 0
     result = subprocess.run(
-        command(model, many, "--processes", "2"),
+        command(model, many, "--processes", str(processes)),
         check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=300,
     )  # fmt: skip
     rows = listed(many)
@@ -78,14 +79,6 @@ def test_several_processes_make_what_one_makes_and_name_it_in_order(model: str, 
     assert [row["subject"] for row in rows[:3]] == ["class Cat", "class Sea lion", "class Cat"]
     assert [Path(line).name for line in result.stdout.splitlines()] == [row["file"] for row in rows]
     assert f"{COUNT}/{COUNT}" in result.stderr  # the bar of the first process counts the images of all
-
-
-@pytest.mark.parametrize("processes", [1, 3])
-def test_any_number_of_processes_makes_what_one_makes(model: str, tmp_path: Path, processes: int) -> None:
-    alone, many = tmp_path / "alone", tmp_path / "many"
-    assert cli.main(options(model, alone)) == 0
-    assert together(processes, programs.run, tmp_path / "group", *options(model, many)) == [0] * processes
-    assert contents(many) == contents(alone) and listed(many) == listed(alone)
 
 
 def test_the_launcher_of_accelerate_starts_processes_that_share_a_batch(model: str, tmp_path: Path) -> None:
