@@ -66,12 +66,11 @@ FOUND = {
     "apples and lemons, and of the held-out captions the brown heart and a face, which frowns with half of the "
     "seeds. The frog is a green face of no certain animal; of most food and animals that it has not seen it has the "
     "colours and a rough outline only. It was trained with captions of 32 tokens and draws badly with more: give "
-    "`max_sequence_length=32`, which the command line does by itself. After the 3,500 steps "
-    "with copies the Fréchet distance of held-out captions is smaller at every scale, at 3 12.8 ± 1.7 and 14.9 ± 1.7 "
-    "before, though the intervals overlap; the scores tell a caption from another a little less well than before (50.3 "
-    "and 24.1, before 51.4 and 23.0). "
-    "10,000 steps without copies had drawn every line, but by heart, and further from these (22.5 ± 3.9). That one does "
-    "not ship.",
+    "`max_sequence_length=32`, which the command line does by itself. After the 3,500 steps with copies the Fréchet "
+    "distance of held-out captions is smaller at every scale, at 3 12.8 ± 1.7 and 14.9 ± 1.7 before, though the "
+    "intervals overlap; the scores tell a caption from another a little less well than before (50.3 and 24.1, before "
+    "51.4 and 23.0). 10,000 steps without copies had drawn every line, but by heart, and further from these (22.5 ± "
+    "3.9). That one does not ship.",
 }
 """What was seen on the sheets, to be looked at again where they are drawn anew."""
 COMPARED = {
